@@ -1,0 +1,66 @@
+"""Dimension key and the structures that cross modules.
+
+Dimension key (used in shapes everywhere):
+  N    prompts of a rollout
+  G    responses to one prompt, a group
+  B    sequences, N * G, ordered prompt by prompt
+  P    prompt tokens, padded on the left
+  T    response tokens, padded on the right
+  L    all tokens, P + T
+  V    vocabulary
+  D    model width
+  F    width of the feed-forward layer
+  H    query heads
+  K    key and value heads
+  Dh   width of one head
+  N_l  layers
+  U    optimizer updates of one step
+
+A *step* is one rollout with all its updates, an *update* one optimizer update,
+an *episode* one response. Log-ratios and log-probabilities are in nats.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+# Nested dicts of arrays: parameters, gradients, updates.
+Params = dict
+# Flat dict of arrays by stable name: scalars, or [N_l, H] for values per head.
+Metrics = dict[str, jax.Array]
+
+
+class HParams(NamedTuple):
+  """What may differ between runs of one compiled program: traced scalars."""
+  p: jax.Array  # [] order of the power mean
+  clip_eps_low: jax.Array  # [] in (0, 1)
+  clip_eps_high: jax.Array  # [] positive
+  log_ratio_max: jax.Array  # [] nats, inf = off
+  kl_weight: jax.Array  # [] weight of the KL to the reference policy
+  temperature: jax.Array  # [] divides the logits in sampler and loss
+  learning_rate: jax.Array  # [] of the hidden matrices (AdamW: of all)
+  adam_learning_rate: jax.Array  # [] of all else under MuonClip
+  weight_decay: jax.Array  # [] decoupled, per unit of learning rate
+  momentum: jax.Array  # [] Muon's heavy-ball beta
+  max_grad_norm: jax.Array  # [] global norm, inf = off
+  tau: jax.Array  # [] threshold on the attention logits
+  mask_truncated: jax.Array  # [] bool: responses without stop are not trained
+  permute_advantages: jax.Array  # [] bool: control that must not learn
+
+
+class Rollout(NamedTuple):
+  """Sampled responses, on the buffers of fixed size that `jit` wants."""
+  tokens: jax.Array  # [B, L] int32 prompt, then response, padded both sides
+  valid: jax.Array  # [B, L] bool, true on what is not padding
+  mask: jax.Array  # [B, T] bool, true on the response including its stop
+  logprobs: jax.Array  # [B, T] float32 under the sampler, 0 off the mask
+
+
+class Batch(NamedTuple):
+  """What one update learns from; leading axis B or a minibatch of it."""
+  tokens: jax.Array  # [B, L] int32
+  valid: jax.Array  # [B, L] bool
+  mask: jax.Array  # [B, T] bool, true on the trained tokens
+  old_logprobs: jax.Array  # [B, T] float32 under the policy that sampled
+  ref_logprobs: jax.Array  # [B, T] float32 under the KL anchor; 0 without KL
+  advantages: jax.Array  # [B] float32

@@ -1,0 +1,289 @@
+"""Every key of a run's configuration, its checks, and what of it is traced."""
+
+import difflib
+import math
+
+import jax.numpy as jnp
+import ml_collections
+
+from hmpo_jax import base
+
+TASKS = ('sort', 'addition')
+LOSSES = ('power_mean', 'grpo')
+KL_ESTIMATORS = ('none', 'k1', 'k2', 'k3')
+OPTIMIZERS = ('muon_clip', 'adamw')
+QK_CLIPS = ('off', 'weights')
+
+
+class ConfigError(ValueError):
+  """A configuration that can't run; the message is one line for the user."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns all keys with their defaults: HMPO with MuonClip on sorting."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # of parameters, prompts and sampling
+  config.num_steps = 200  # rollouts, each with all its updates
+
+  config.task = ml_collections.ConfigDict()
+  config.task.name = 'sort'  # sort | addition
+  config.task.num_digits = 8  # digits to sort, or of each summand
+
+  config.model = ml_collections.ConfigDict()
+  config.model.num_layers = 2  # N_l
+  config.model.embed_dim = 64  # D
+  config.model.num_heads = 4  # H, query heads
+  config.model.num_kv_heads = 2  # K, divides num_heads
+  config.model.head_dim = 16  # Dh, even (rotary embedding)
+  config.model.mlp_dim = 192  # F
+  config.model.rope_theta = 10000.  # base of the rotary frequencies
+  config.model.norm_eps = 1e-6  # added to the mean square in RMSNorm
+  config.model.qk_bias = False  # biases on the query and key projections
+  config.model.qk_norm = False  # RMSNorm on queries and keys per head
+  config.model.tie_embeddings = True  # output head is the embedding
+
+  config.rollout = ml_collections.ConfigDict()
+  config.rollout.num_prompts = 16  # N per step
+  config.rollout.group_size = 8  # G responses to each prompt
+  config.rollout.temperature = 1.  # divides the logits, sampler and loss alike
+  config.rollout.staleness = 0  # steps by which the sampler's policy lags
+  # old log-probabilities: 'recompute' by the training forward, or 'sampler'.
+  config.rollout.old_logprobs = 'recompute'
+  config.rollout.mask_truncated = False  # leave out responses without a stop
+
+  config.advantage = ml_collections.ConfigDict()
+  config.advantage.baseline = 'mean'  # mean | leave_one_out, of the group
+  config.advantage.scale = 'std'  # std | none
+  config.advantage.ddof = 1  # 0 or 1, of the standard deviation
+  config.advantage.eps = 1e-6  # added to the standard deviation, reward units
+  config.advantage.permute = False  # control: shuffled within the group
+
+  config.loss = ml_collections.ConfigDict()
+  config.loss.name = 'power_mean'  # power_mean | grpo
+  config.loss.p = -1.  # order: 1 arithmetic, 0 geometric (GSPO), -1 HMPO
+  config.loss.clip_eps_low = 0.05  # ratio's distance below 1, in (0, 1)
+  config.loss.clip_eps_high = 0.05  # ratio's distance above 1
+  config.loss.log_ratio_max = 20.  # nats per token, inf = off
+  config.loss.kl_estimator = 'none'  # none | k1 | k2 | k3, to the warm start
+  config.loss.kl_weight = 0.  # of that KL in the loss, per token
+
+  config.train = ml_collections.ConfigDict()
+  config.train.num_epochs = 2  # passes over a rollout
+  config.train.num_minibatches = 4  # updates per pass; divides the sequences
+  config.train.max_grad_norm = math.inf  # global norm; inf = off
+
+  config.optim = ml_collections.ConfigDict()
+  config.optim.name = 'muon_clip'  # muon_clip | adamw
+  config.optim.learning_rate = 2e-3  # update RMS is 0.2 times it under Muon
+  config.optim.adam_learning_rate = 1e-3  # embeddings, norms, biases, head
+  config.optim.weight_decay = 0.  # decoupled, times the learning rate
+  config.optim.momentum = 0.95  # of Muon, in [0, 1)
+  config.optim.adam_b1 = 0.9
+  config.optim.adam_b2 = 0.95
+  config.optim.qk_clip = 'weights'  # off (monitored only) | weights
+  config.optim.tau = 100.  # largest attention logit that is left alone
+
+  config.warm_start = ml_collections.ConfigDict()
+  config.warm_start.num_steps = 100  # supervised; 0 starts from scratch
+  config.warm_start.batch_size = 64  # prompts with their answers
+  config.warm_start.learning_rate = 3e-3  # AdamW, linear decay to 0
+  config.warm_start.folder = ''  # cache; '' is warm_start/ in the run folder
+
+  config.eval = ml_collections.ConfigDict()
+  config.eval.every = 20  # steps between held-out evaluations; step 0 always
+  config.eval.num_prompts = 512  # held out by a hash of the prompt, greedy
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every = 50  # steps; the last step always
+  config.checkpoint.keep = 2  # newest ones kept
+  return config
+
+
+def hparams(config) -> base.HParams:
+  """Returns the traced part of a configuration as float32 scalars."""
+  values = base.HParams(
+      p=config.loss.p,
+      clip_eps_low=config.loss.clip_eps_low,
+      clip_eps_high=config.loss.clip_eps_high,
+      log_ratio_max=config.loss.log_ratio_max,
+      kl_weight=config.loss.kl_weight,
+      temperature=config.rollout.temperature,
+      learning_rate=config.optim.learning_rate,
+      adam_learning_rate=config.optim.adam_learning_rate,
+      weight_decay=config.optim.weight_decay,
+      momentum=config.optim.momentum,
+      max_grad_norm=config.train.max_grad_norm,
+      tau=config.optim.tau,
+      mask_truncated=config.rollout.mask_truncated,
+      permute_advantages=config.advantage.permute)
+  is_flag = lambda value: isinstance(value, bool)
+  return base.HParams(
+      *(jnp.asarray(value, bool if is_flag(value) else jnp.float32)
+        for value in values))
+
+
+# Sections and keys that shape the program; all else is traced or the loop's.
+_STATIC = {
+    'task': None,
+    'model': None,
+    'rollout': ('num_prompts', 'group_size', 'staleness', 'old_logprobs'),
+    'advantage': ('baseline', 'scale', 'ddof', 'eps'),
+    'loss': ('name', 'kl_estimator'),
+    'train': ('num_epochs', 'num_minibatches'),
+    'optim': ('name', 'adam_b1', 'adam_b2', 'qk_clip'),
+    'warm_start': ('batch_size',),
+}
+
+
+def static(config) -> ml_collections.FrozenConfigDict:
+  """Returns the hashable part that decides which program is compiled.
+
+  Two configurations with equal static parts share every compiled program.
+  """
+  parts = {
+      section: {
+          key: config[section][key] for key in keys or config[section]
+      } for section, keys in _STATIC.items()
+  }
+  return ml_collections.FrozenConfigDict(parts)
+
+
+def validate(config) -> None:
+  """Raises ConfigError for the first value that can't run.
+
+  Args:
+    config: what a file in configs/ returned, with its overrides applied.
+
+  Raises:
+    ConfigError: an unknown or missing key, a wrong type, or a value outside
+      its range; the message names the key, the value and what is allowed.
+  """
+  _check_keys(config, default_config(), '')
+  for key, is_allowed, allowed in _RULES:
+    value = _lookup(config, key)
+    if not is_allowed(value):
+      raise ConfigError(f'config.{key} = {value!r}: must be {allowed}')
+  for is_allowed, message in _JOINT_RULES:
+    if not is_allowed(config):
+      raise ConfigError(message(config))
+
+
+def _lookup(config, key):
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
+def _check_keys(config, reference, prefix):
+  """Same keys and same types as the reference, section by section."""
+  for key in config:
+    if key not in reference:
+      near = difflib.get_close_matches(key, list(reference), n=1)
+      hint = f'; did you mean {prefix}{near[0]}?' if near else (
+          f'; known keys here: {", ".join(sorted(reference))}')
+      raise ConfigError(f'config.{prefix}{key}: unknown key{hint}')
+  for key, default in reference.items():
+    if key not in config:
+      raise ConfigError(f'config.{prefix}{key}: missing key; start from '
+                        'hmpo_jax.config.default_config()')
+    value = config[key]
+    if isinstance(default, ml_collections.ConfigDict):
+      if not isinstance(value, ml_collections.ConfigDict):
+        raise ConfigError(f'config.{prefix}{key} = {value!r}: must be a '
+                          'section of keys')
+      _check_keys(value, default, f'{prefix}{key}.')
+    elif not _has_type(value, type(default)):
+      raise ConfigError(f'config.{prefix}{key} = {value!r}: must be '
+                        f'{type(default).__name__}, is {type(value).__name__}')
+
+
+def _has_type(value, wanted):
+  if isinstance(value, bool) or wanted is bool:
+    return isinstance(value, bool) and wanted is bool
+  return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def _at_least(low):
+  return lambda x: low <= x, f'at least {low}'
+
+
+def _finite_at_least(low):
+  return lambda x: low <= x < math.inf, f'finite and at least {low}'
+
+
+def _one_of(*choices):
+  return lambda x: x in choices, f'one of {", ".join(map(str, choices))}'
+
+
+_POSITIVE = (lambda x: 0 < x < math.inf, 'finite and above 0')
+_POSITIVE_OR_INF = (lambda x: x > 0, 'above 0 (inf = off)')
+_OPEN_UNIT = (lambda x: 0 < x < 1, 'above 0 and below 1')
+_MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
+
+_RULES = tuple((key, *rule) for key, rule in (
+    ('seed', (lambda x: 0 <= x < 2**31, 'from 0 to 2**31 - 1')),
+    ('num_steps', _at_least(1)),
+    ('task.name', _one_of(*TASKS)),
+    ('task.num_digits', (lambda x: 2 <= x <= 1023, 'from 2 to 1023')),
+    ('model.num_layers', _at_least(1)),
+    ('model.embed_dim', _at_least(1)),
+    ('model.num_heads', _at_least(1)),
+    ('model.num_kv_heads', _at_least(1)),
+    ('model.head_dim', (lambda x: x >= 2 and x % 2 == 0, 'even, at least 2')),
+    ('model.mlp_dim', _at_least(1)),
+    ('model.rope_theta', _POSITIVE),
+    ('model.norm_eps', _POSITIVE),
+    ('rollout.num_prompts', _at_least(1)),
+    ('rollout.group_size', _at_least(2)),
+    ('rollout.temperature', _POSITIVE),
+    ('rollout.staleness', _at_least(0)),
+    ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
+    ('advantage.baseline', _one_of('mean', 'leave_one_out')),
+    ('advantage.scale', _one_of('std', 'none')),
+    ('advantage.ddof', _one_of(0, 1)),
+    ('advantage.eps', _finite_at_least(0)),
+    ('loss.name', _one_of(*LOSSES)),
+    ('loss.p', (math.isfinite, 'finite')),
+    ('loss.clip_eps_low', _OPEN_UNIT),
+    ('loss.clip_eps_high', _POSITIVE_OR_INF),
+    ('loss.log_ratio_max', _POSITIVE_OR_INF),
+    ('loss.kl_estimator', _one_of(*KL_ESTIMATORS)),
+    ('loss.kl_weight', _finite_at_least(0)),
+    ('train.num_epochs', _at_least(1)),
+    ('train.num_minibatches', _at_least(1)),
+    ('train.max_grad_norm', _POSITIVE_OR_INF),
+    ('optim.name', _one_of(*OPTIMIZERS)),
+    ('optim.learning_rate', _finite_at_least(0)),
+    ('optim.adam_learning_rate', _finite_at_least(0)),
+    ('optim.weight_decay', _finite_at_least(0)),
+    ('optim.momentum', _MOMENTUM),
+    ('optim.adam_b1', _MOMENTUM),
+    ('optim.adam_b2', _MOMENTUM),
+    ('optim.qk_clip', _one_of(*QK_CLIPS)),
+    ('optim.tau', _POSITIVE),
+    ('warm_start.num_steps', _at_least(0)),
+    ('warm_start.batch_size', _at_least(1)),
+    ('warm_start.learning_rate', _finite_at_least(0)),
+    ('eval.every', _at_least(1)),
+    ('eval.num_prompts', _at_least(1)),
+    ('checkpoint.every', _at_least(1)),
+    ('checkpoint.keep', _at_least(1)),
+))
+
+_JOINT_RULES = (
+    (lambda c: c.model.num_heads % c.model.num_kv_heads == 0, lambda c:
+     (f'config.model.num_kv_heads = {c.model.num_kv_heads}: must divide '
+      f'config.model.num_heads = {c.model.num_heads}')),
+    (lambda c: c.rollout.num_prompts * c.rollout.group_size % c.train.
+     num_minibatches == 0, lambda c:
+     (f'config.train.num_minibatches = {c.train.num_minibatches}: must '
+      'divide the sequences of a rollout, num_prompts * group_size = '
+      f'{c.rollout.num_prompts * c.rollout.group_size}')),
+    (lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0, lambda c:
+     (f'config.loss.kl_weight = {c.loss.kl_weight}: must be 0 while '
+      'config.loss.kl_estimator is none')),
+    (lambda c: c.optim.qk_clip == 'off' or not c.model.qk_norm, lambda c:
+     ('config.optim.qk_clip = weights: must be off while config.model.qk_norm '
+      'is true; the norm undoes any rescaling of the query and key weights, '
+      'so the clip would shrink them without end')),
+)

@@ -1,0 +1,1 @@
+"""Pure functions of arrays: means, losses, advantages, log-probabilities."""

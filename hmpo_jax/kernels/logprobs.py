@@ -1,0 +1,43 @@
+"""Log-probabilities of tokens, their entropy, and the KL between policies."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def token_logprobs(logits: jax.Array, tokens: jax.Array,
+                   temperature: jax.Array | float) -> jax.Array:
+  """Log-probability of each token under softmax(logits / temperature).
+
+  Args:
+    logits: [..., V] any float dtype; computed in float32 or better.
+    tokens: [...] int, the tokens that were chosen.
+    temperature: [] positive; the same that the sampler divides by.
+
+  Returns:
+    [...] log-probabilities on the full support, in nats.
+  """
+  chex.assert_equal_shape([logits[..., 0], tokens])
+  log_softmax = jax.nn.log_softmax(_scaled(logits, temperature))
+  return jnp.take_along_axis(log_softmax, tokens[..., None], axis=-1)[..., 0]
+
+
+def entropy(logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
+  """Entropy -sum_v pi_v log pi_v of softmax(logits / temperature), in nats.
+
+  Args:
+    logits: [..., V] any float dtype; -inf is a token that can't be chosen.
+    temperature: [] positive.
+
+  Returns:
+    [...] entropy, from 0 to log V.
+  """
+  log_softmax = jax.nn.log_softmax(_scaled(logits, temperature))
+  return -jnp.sum(
+      jnp.where(jnp.isneginf(log_softmax), 0,
+                jnp.exp(log_softmax) * log_softmax), -1)
+
+
+def _scaled(logits, temperature):
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return logits.astype(dtype) / jnp.asarray(temperature, dtype)

@@ -1,0 +1,232 @@
+"""Losses of clipped importance ratios; each returns (loss, metrics).
+
+Shapes are those of base.py. All start from x_t = logprobs - old_logprobs on
+the tokens of the mask, in float32 or better, and maximise an objective J; the
+loss is -J. The gradient flows through `logprobs` (and p) only.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hmpo_jax.kernels import means
+
+
+def power_mean_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    p: jax.Array | float,
+    clip_eps_low: jax.Array | float,
+    clip_eps_high: jax.Array | float,
+    log_ratio_max: jax.Array | float = 20.
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """One power mean of the ratios for each sequence, clipped as a whole.
+
+    J = mean_i min(M_p,i A_i, clip(M_p,i, 1 - eps_low, 1 + eps_high) A_i)
+
+  with M_p,i the power mean of r_t = exp(x_t) over the tokens of sequence i.
+  p = 0 is GSPO: "Group Sequence Policy Optimization" by Zheng et al.
+  (https://arxiv.org/abs/2507.18071), eq. 5 and 7; p = -1 is HMPO; any p is the
+  sequence-clipped form of HoelderPO (https://arxiv.org/abs/2605.12058). p = 1
+  is not GRPO, which clips every token before the mean. The gradient is
+
+    dJ / dx_it = A_i M_p,i softmax(p x_i)_t / B where not clipped, else 0.
+
+  Args:
+    logprobs: [B, T] under the policy that learns, in nats.
+    old_logprobs: [B, T] under the policy that sampled.
+    advantages: [B].
+    mask: [B, T] bool, true on the trained tokens.
+    p: [] or [B] order of the mean.
+    clip_eps_low: [] how far below 1 the mean may fall before it is clipped.
+    clip_eps_high: [] how far above 1 it may rise.
+    log_ratio_max: [] bound on |x_t|, in nats; no gradient beyond it.
+
+  Returns:
+    loss [], 0 if no row has a token, and metrics; rows without tokens count
+    nowhere.
+  """
+  log_ratio, clamp_metrics = _log_ratio(logprobs, old_logprobs, mask,
+                                        log_ratio_max)
+  log_mean = means.log_power_mean(log_ratio, mask, p)
+  rows = jnp.any(mask, axis=1)
+  objective, low, high = _clipped(log_mean, advantages, clip_eps_low,
+                                  clip_eps_high)
+  weight = jnp.exp(log_mean) * advantages
+  metrics = {
+      'clip/low_frac': _row_mean(low, rows),
+      'clip/high_frac': _row_mean(high, rows),
+      'loss/live_frac': jnp.mean(rows & ~low & ~high & (advantages != 0)),
+      **_ratio_metrics(jnp.exp(log_mean), rows),
+      **_effective_variance(weight, rows),
+      **_log_ratio_metrics(log_ratio, mask),
+      **clamp_metrics,
+  }
+  return -_row_mean(objective, rows), metrics
+
+
+def grpo_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_eps_low: jax.Array | float,
+    clip_eps_high: jax.Array | float,
+    log_ratio_max: jax.Array | float = 20.
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Every token's ratio clipped by itself, then the mean over the sequence.
+
+    J = mean_i 1/n_i sum_t min(r_t A_i, clip(r_t, 1 - eps_low, 1 + eps_high) A_i)
+
+  See "DeepSeekMath" by Shao et al. (https://arxiv.org/abs/2402.03300), eq. 3;
+  its KL term is kl_penalty.
+
+  Args:
+    logprobs: [B, T] under the policy that learns, in nats.
+    old_logprobs: [B, T] under the policy that sampled.
+    advantages: [B].
+    mask: [B, T] bool, true on the trained tokens.
+    clip_eps_low: [] how far below 1 a ratio may fall before it is clipped.
+    clip_eps_high: [] how far above 1 it may rise.
+    log_ratio_max: [] bound on |x_t|, in nats; no gradient beyond it.
+
+  Returns:
+    loss [], 0 if no row has a token, and metrics; rows without tokens count
+    nowhere. Ratios and clipped fractions are means over rows of token means.
+  """
+  log_ratio, clamp_metrics = _log_ratio(logprobs, old_logprobs, mask,
+                                        log_ratio_max)
+  rows = jnp.any(mask, axis=1)
+  advantage = advantages[:, None]
+  objective, low, high = _clipped(log_ratio, advantage, clip_eps_low,
+                                  clip_eps_high)
+  live = jnp.any(mask & ~low & ~high, axis=1) & (advantages != 0)
+  mean_ratio = _token_mean(jnp.exp(log_ratio), mask)
+  metrics = {
+      'clip/low_frac': _row_mean(_token_mean(low, mask), rows),
+      'clip/high_frac': _row_mean(_token_mean(high, mask), rows),
+      'loss/live_frac': jnp.mean(rows & live),
+      **_ratio_metrics(mean_ratio, rows),
+      **_effective_variance(mean_ratio * advantages, rows),
+      **_log_ratio_metrics(log_ratio, mask),
+      **clamp_metrics,
+  }
+  return -_row_mean(_token_mean(objective, mask), rows), metrics
+
+
+def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
+               estimator: str) -> jax.Array:
+  """Estimate of KL(pi || pi_ref) from the sampled tokens, mean over rows.
+
+  With d = ref_logprobs - logprobs: k1 = -d, k2 = d^2 / 2, k3 = e^d - 1 - d. As
+  a loss k1 has no expected gradient on-policy, k2 gives the gradient of
+  KL(pi || pi_ref) and k3 that of KL(pi_ref || pi). See "Approximating KL
+  Divergence" by Schulman (http://joschu.net/blog/kl-approx.html).
+
+  Args:
+    logprobs: [B, T] under the policy that learns, in nats.
+    ref_logprobs: [B, T] under the anchor.
+    mask: [B, T] bool, true on the tokens that count.
+    estimator: 'k1', 'k2' or 'k3'.
+
+  Returns:
+    [] mean over rows with tokens of the mean over their tokens, in nats; d is
+    clamped to +-20 so that k3 stays finite.
+
+  Raises:
+    ValueError: unknown estimator.
+  """
+  difference, _ = _log_ratio(ref_logprobs, logprobs, mask, 20., flow_to_old=True)
+  if estimator == 'k1':
+    penalty = -difference
+  elif estimator == 'k2':
+    penalty = difference**2 / 2
+  elif estimator == 'k3':
+    penalty = jnp.expm1(difference) - difference
+  else:
+    raise ValueError(f'{estimator=}: must be k1, k2 or k3')
+  return _row_mean(_token_mean(penalty, mask), jnp.any(mask, axis=1))
+
+
+def _log_ratio(logprobs, old_logprobs, mask, log_ratio_max, flow_to_old=False):
+  """[B, T] x within +-log_ratio_max, 0 off the mask; gradient 0 beyond."""
+  chex.assert_rank([logprobs, old_logprobs, mask], 2)
+  chex.assert_equal_shape([logprobs, old_logprobs, mask])
+  chex.assert_type(mask, bool)
+  dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
+  new = jnp.where(mask, logprobs, 0).astype(dtype)
+  old = jnp.where(mask, old_logprobs, 0).astype(dtype)
+  if flow_to_old:
+    new = jax.lax.stop_gradient(new)
+  else:
+    old = jax.lax.stop_gradient(old)
+  difference = new - old
+  clamped = jnp.abs(difference) > log_ratio_max
+  bound = jnp.sign(difference) * jnp.asarray(log_ratio_max, dtype)
+  log_ratio = jnp.where(clamped, jnp.where(clamped, bound, 0),
+                        jnp.where(clamped, 0, difference))
+  count = jnp.maximum(jnp.sum(mask), 1)
+  return log_ratio, {'ratio/clamped_frac': jnp.sum(clamped) / count}
+
+
+def _clipped(log_ratio, advantages, clip_eps_low, clip_eps_high):
+  """min(r A, clip(r) A), and which entries the low and the high side stop."""
+  low_bound = jnp.log1p(-jnp.asarray(clip_eps_low, log_ratio.dtype))
+  high_bound = jnp.log1p(jnp.asarray(clip_eps_high, log_ratio.dtype))
+  low = (advantages < 0) & (log_ratio < low_bound)
+  high = (advantages > 0) & (log_ratio > high_bound)
+  kept = jnp.where(low, low_bound, jnp.where(high, high_bound, log_ratio))
+  return jnp.exp(kept) * advantages, low, high
+
+
+def _row_mean(values, rows):
+  """[] mean over the rows that have tokens; 0 if there is none."""
+  total = jnp.sum(jnp.where(rows, values, 0))
+  return total / jnp.maximum(jnp.sum(rows), 1)
+
+
+def _token_mean(values, mask):
+  """[B] mean over the tokens of each row; 0 for a row without tokens."""
+  total = jnp.sum(jnp.where(mask, values, 0), axis=1)
+  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
+
+
+def _ratio_metrics(ratio, rows):
+  return {
+      'ratio/mean': _row_mean(ratio, rows),
+      'ratio/min': jnp.min(jnp.where(rows, ratio, jnp.inf), initial=jnp.inf),
+      'ratio/max': jnp.max(jnp.where(rows, ratio, 0), initial=0),
+  }
+
+
+def _effective_variance(weight, rows):
+  """Variance over rows of A_i M_i, what the clip and the mean make of A."""
+  mean = _row_mean(weight, rows)
+  return {'advantage/effective_variance': _row_mean((weight - mean)**2, rows)}
+
+
+def _log_ratio_metrics(log_ratio, mask):
+  """How far tokens have left the policy that sampled them, and their means."""
+  rows = jnp.any(mask, axis=1)
+  log_ratio = jax.lax.stop_gradient(log_ratio)
+  variance = _token_mean(
+      (log_ratio - _token_mean(log_ratio, mask)[:, None])**2, mask)
+  logs = {
+      order: means.log_power_mean(log_ratio, mask, order) for order in (-1, 0, 1)
+  }
+  log_a, log_h = means.arithmetic_harmonic(logs[1], logs[-1], 5)
+  distance = jnp.mean(jnp.tanh((log_a - log_h) / 2), axis=0)
+  return {
+      'log_ratio/mean': _row_mean(_token_mean(log_ratio, mask), rows),
+      'log_ratio/abs_max': jnp.max(jnp.abs(log_ratio), initial=0),
+      'log_ratio/row_variance': _row_mean(variance, rows),
+      'agm/arithmetic': _row_mean(jnp.exp(logs[1]), rows),
+      'agm/geometric': _row_mean(jnp.exp(logs[0]), rows),
+      'agm/harmonic': _row_mean(jnp.exp(logs[-1]), rows),
+      'agm/gap': _row_mean(jnp.exp(logs[1]) - jnp.exp(logs[-1]), rows),
+      'agm/convergence_rate': 1 - _row_mean(distance, rows),
+  }

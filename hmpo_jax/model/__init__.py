@@ -1,0 +1,1 @@
+"""The policy: a decoder-only transformer."""

@@ -1,0 +1,1 @@
+"""Optax transformations: MuonClip and the choice of an optimizer."""

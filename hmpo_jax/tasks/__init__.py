@@ -1,0 +1,1 @@
+"""Prompts and rewards: seeded, deterministic, verifiable."""
