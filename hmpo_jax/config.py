@@ -23,7 +23,7 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns all keys with their defaults: HMPO with MuonClip on sorting."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # of parameters, prompts and sampling
-  config.num_steps = 200  # rollouts, each with all its updates
+  config.num_steps = 300  # rollouts, each with all its updates
 
   config.task = ml_collections.ConfigDict()
   config.task.name = 'sort'  # sort | addition
@@ -74,8 +74,8 @@ def default_config() -> ml_collections.ConfigDict:
 
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'muon_clip'  # muon_clip | adamw
-  config.optim.learning_rate = 2e-3  # update RMS is 0.2 times it under Muon
-  config.optim.adam_learning_rate = 1e-3  # embeddings, norms, biases, head
+  config.optim.learning_rate = 3e-4  # update RMS is 0.2 times it under Muon
+  config.optim.adam_learning_rate = 3e-4  # embeddings, norms, biases, head
   config.optim.weight_decay = 0.  # decoupled, times the learning rate
   config.optim.momentum = 0.95  # of Muon, in [0, 1)
   config.optim.adam_b1 = 0.9
@@ -84,9 +84,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim.tau = 100.  # largest attention logit that is left alone
 
   config.warm_start = ml_collections.ConfigDict()
-  config.warm_start.num_steps = 100  # supervised; 0 starts from scratch
+  config.warm_start.num_steps = 70  # supervised; 0 starts from scratch
   config.warm_start.batch_size = 64  # prompts with their answers
-  config.warm_start.learning_rate = 3e-3  # AdamW, linear decay to 0
+  config.warm_start.learning_rate = 3e-3  # Adam, linear decay to 0
   config.warm_start.folder = ''  # cache; '' is warm_start/ in the run folder
 
   config.eval = ml_collections.ConfigDict()

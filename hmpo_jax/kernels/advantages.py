@@ -34,19 +34,21 @@ def group_advantages(
   chex.assert_rank(rewards, 2)
   size = rewards.shape[1]
   if size < 2:
-    raise ValueError(f'a group needs at least 2 responses, got {rewards.shape=}')
+    raise ValueError(
+        f'a group needs at least 2 responses, got {rewards.shape=}')
   if baseline not in ('mean', 'leave_one_out'):
     raise ValueError(f'{baseline=}: must be mean or leave_one_out')
   if scale not in ('std', 'none'):
     raise ValueError(f'{scale=}: must be std or none')
   # Equal rewards whose mean rounds would leave a residue of 1e-8, and dividing
   # by eps would blow it up: decide on the range, which is exact.
-  varies = jnp.max(rewards, 1, keepdims=True) > jnp.min(
-      rewards, 1, keepdims=True)
+  varies = jnp.max(
+      rewards, 1, keepdims=True) > jnp.min(
+          rewards, 1, keepdims=True)
   centred = jnp.where(varies, rewards - jnp.mean(rewards, 1, keepdims=True), 0)
   variance = jnp.sum(centred**2, 1, keepdims=True) / (size - ddof)
-  advantages = centred * (size / (size - 1) if baseline == 'leave_one_out' else
-                          1)
+  advantages = centred * (
+      size / (size - 1) if baseline == 'leave_one_out' else 1)
   if scale == 'std':
     std = jnp.sqrt(jnp.where(varies, variance, 1))
     advantages = jnp.where(varies, advantages / (std + eps), 0)

@@ -34,8 +34,9 @@ def entropy(logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
   """
   log_softmax = jax.nn.log_softmax(_scaled(logits, temperature))
   return -jnp.sum(
-      jnp.where(jnp.isneginf(log_softmax), 0,
-                jnp.exp(log_softmax) * log_softmax), -1)
+      jnp.where(
+          jnp.isneginf(log_softmax), 0,
+          jnp.exp(log_softmax) * log_softmax), -1)
 
 
 def _scaled(logits, temperature):

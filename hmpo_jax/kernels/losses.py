@@ -140,7 +140,8 @@ def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
   Raises:
     ValueError: unknown estimator.
   """
-  difference, _ = _log_ratio(ref_logprobs, logprobs, mask, 20., flow_to_old=True)
+  difference, _ = _log_ratio(
+      ref_logprobs, logprobs, mask, 20., flow_to_old=True)
   if estimator == 'k1':
     penalty = -difference
   elif estimator == 'k2':
@@ -166,9 +167,8 @@ def _log_ratio(logprobs, old_logprobs, mask, log_ratio_max, flow_to_old=False):
     old = jax.lax.stop_gradient(old)
   difference = new - old
   clamped = jnp.abs(difference) > log_ratio_max
-  bound = jnp.sign(difference) * jnp.asarray(log_ratio_max, dtype)
-  log_ratio = jnp.where(clamped, jnp.where(clamped, bound, 0),
-                        jnp.where(clamped, 0, difference))
+  bounded = jnp.clip(difference, -log_ratio_max, log_ratio_max)
+  log_ratio = jnp.where(clamped, jax.lax.stop_gradient(bounded), difference)
   count = jnp.maximum(jnp.sum(mask), 1)
   return log_ratio, {'ratio/clamped_frac': jnp.sum(clamped) / count}
 
@@ -198,8 +198,8 @@ def _token_mean(values, mask):
 def _ratio_metrics(ratio, rows):
   return {
       'ratio/mean': _row_mean(ratio, rows),
-      'ratio/min': jnp.min(jnp.where(rows, ratio, jnp.inf), initial=jnp.inf),
-      'ratio/max': jnp.max(jnp.where(rows, ratio, 0), initial=0),
+      'ratio/min': jnp.min(jnp.where(rows, ratio, jnp.max(ratio))),
+      'ratio/max': jnp.max(jnp.where(rows, ratio, 0)),
   }
 
 
@@ -213,8 +213,8 @@ def _log_ratio_metrics(log_ratio, mask):
   """How far tokens have left the policy that sampled them, and their means."""
   rows = jnp.any(mask, axis=1)
   log_ratio = jax.lax.stop_gradient(log_ratio)
-  variance = _token_mean(
-      (log_ratio - _token_mean(log_ratio, mask)[:, None])**2, mask)
+  variance = _token_mean((log_ratio - _token_mean(log_ratio, mask)[:, None])**2,
+                         mask)
   logs = {
       order: means.log_power_mean(log_ratio, mask, order) for order in (-1, 0, 1)
   }

@@ -84,7 +84,8 @@ def _log_cosh(x):
   """log cosh x = 1/2 log1p(sinh(x)^2) for small x, |x| - log 2 + ... else."""
   x = jnp.abs(x)
   small = jnp.minimum(x, 1)
-  return jnp.where(x < 1, jnp.log1p(jnp.sinh(small)**2) / 2,
+  return jnp.where(x < 1,
+                   jnp.log1p(jnp.sinh(small)**2) / 2,
                    x + jnp.log1p(jnp.exp(-2 * x)) - jnp.log(2.))
 
 
@@ -144,8 +145,7 @@ def _cumulants(deviation, mask):
   """Second to fourth cumulants of deviations that are 0 off the mask."""
   square = deviation**2
   k2 = _mean(square, mask)
-  return k2, _mean(deviation * square, mask), _mean(square**2,
-                                                    mask) - 3 * k2**2
+  return k2, _mean(deviation * square, mask), _mean(square**2, mask) - 3 * k2**2
 
 
 def _log_mean_exp(x, mask):

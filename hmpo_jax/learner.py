@@ -1,0 +1,274 @@
+"""The pure part of training: state in, state and metrics out, under one `jit`.
+
+A step samples one rollout, turns rewards into group advantages, and makes
+several epochs of minibatch updates against the policy that sampled. `static`
+is `config.static(config)`, the hashable part; all else is traced.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hmpo_jax import base
+from hmpo_jax import mechanism
+from hmpo_jax import policy
+from hmpo_jax import rollout as rollout_lib
+from hmpo_jax import update
+from hmpo_jax.kernels import advantages as advantages_lib
+from hmpo_jax.model import transformer
+from hmpo_jax.tasks import task as task_lib
+
+
+class TrainState(NamedTuple):
+  """All that a run carries from step to step, and that a checkpoint holds."""
+  step: jax.Array  # [] int32 finished steps
+  params: base.Params
+  opt_state: optax.OptState
+  key: jax.Array  # [] typed key of the run, folded with the step, never spent
+  past_params: base.Params | tuple  # leaves [staleness, ...], oldest first
+  reference: base.Params | tuple  # KL anchor, () without KL
+  compared: base.Metrics  # last comparison of means, see mechanism.py
+
+
+def init(static, hparams: base.HParams, params: base.Params,
+         key: jax.Array) -> TrainState:
+  """State before the first step, from the parameters of the warm start."""
+  lag = static.rollout.staleness
+  repeat = lambda x: jnp.repeat(x[None], lag, axis=0)
+  has_kl = static.loss.kl_estimator != 'none'
+  return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=update.optimizer(static, hparams).init(params),
+      key=key,
+      past_params=jax.tree.map(repeat, params) if lag else (),
+      reference=jax.tree.map(jnp.copy, params) if has_kl else (),
+      compared={name: jnp.float32(0) for name in mechanism.KEYS})
+
+
+def train_step(static, state: TrainState, hparams: base.HParams,
+               measure: jax.Array) -> tuple[TrainState, base.Metrics]:
+  """One rollout with all its updates.
+
+  Args:
+    static: hashable part of the configuration.
+    state: from `init` or the step before; may be donated.
+    hparams: traced part of the configuration.
+    measure: [] bool, whether to compare the gradients of different means on
+      the last update (three more backward passes); else the last comparison
+      stays.
+
+  Returns:
+    The next state and the step's metrics, whose keys depend on `static` alone.
+  """
+  keys = jax.random.split(jax.random.fold_in(state.key, state.step), 5)
+  sampler = state.params
+  if static.rollout.staleness:
+    sampler = jax.tree.map(lambda x: x[0], state.past_params)
+  rollout, scores = _collect(static, sampler, hparams, keys[0], keys[1])
+  advantages, metrics = _advantages(static, hparams, scores.reward, keys[2])
+  batch, batch_metrics = _make_batch(static, state, sampler, hparams, rollout,
+                                     advantages, keys[3])
+  updated, update_metrics = _update_epochs(static, state, hparams, batch,
+                                           measure, keys[4])
+  metrics |= _rollout_metrics(static, rollout, scores)
+  metrics |= batch_metrics | update_metrics
+  past = ()
+  if static.rollout.staleness:
+    push = lambda past, new: jnp.concatenate([past[1:], new[None]])
+    past = jax.tree.map(push, state.past_params, state.params)
+  return updated._replace(step=state.step + 1, past_params=past), metrics
+
+
+def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
+  """Greedy responses to prompts [M, P]: mean reward, exact match, length."""
+  task = policy.make_task(static)
+  rollout = rollout_lib.sample(
+      policy.make_model(static),
+      params,
+      prompts,
+      jax.random.split(jax.random.key(0), (len(prompts), 1)),
+      response_len=task.response_len,
+      stop=task.stop,
+      pad=task.pad,
+      temperature=1.,
+      greedy=True)
+  responses = rollout.tokens[:, task.prompt_len:]
+  scores = task_lib.score(task, prompts, responses, rollout.mask)
+  return {
+      'eval/reward': jnp.mean(scores.reward),
+      'eval/reward_stderr': _standard_error(scores.reward),
+      'eval/exact': jnp.mean(scores.exact),
+      'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
+  }
+
+
+def warm_start(static, num_steps: jax.Array, learning_rate: jax.Array,
+               key: jax.Array) -> base.Params:
+  """Parameters after supervised steps on right answers; the key is consumed.
+
+  Adam, its learning rate falling linearly to 0.
+
+  Args:
+    static: hashable part of the configuration.
+    num_steps: [] int32, 0 gives the fresh initialisation.
+    learning_rate: [] of the first step.
+    key: [] typed.
+  """
+  init_key, data_key = jax.random.split(key)
+  params = transformer.init(policy.make_model(static), init_key)
+  tx = lambda i: optax.adam(learning_rate * (1 - i / num_steps), b2=0.95)
+  loss = functools.partial(_supervised_loss, static)
+
+  def body(i, carry):
+    params, opt_state = carry
+    grads = jax.grad(loss)(params, jax.random.fold_in(data_key, i))
+    updates, opt_state = tx(i).update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  start = (params, tx(0).init(params))
+  return jax.lax.fori_loop(0, num_steps, body, start)[0]
+
+
+def _supervised_loss(static, params, key):
+  """Mean negative log-probability of the answers' tokens, nats."""
+  task = policy.make_task(static)
+  prompts = jax.vmap(functools.partial(task_lib.draw_training, task))(
+      jax.random.split(key, static.warm_start.batch_size))
+  answers = jax.vmap(task.answer)(prompts)
+  mask = answers != task.pad
+  logprobs, _, _ = policy.response_logprobs(
+      static, params, jnp.concatenate([prompts, answers], 1),
+      jnp.concatenate([prompts != task.pad, mask], 1), mask, 1.)
+  return -jnp.sum(jnp.where(mask, logprobs, 0)) / jnp.sum(mask)
+
+
+def _collect(static, params, hparams, prompt_key, sample_key):
+  """Samples G responses to each of N new prompts and scores them."""
+  task, shape = policy.make_task(static), static.rollout
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  draw = functools.partial(task_lib.draw_training, task)
+  prompts = jax.vmap(draw)(fold(prompt_key, jnp.arange(shape.num_prompts)))
+  keys = jax.vmap(fold, (0, None))(fold(sample_key,
+                                        jnp.arange(shape.num_prompts)),
+                                   jnp.arange(shape.group_size))
+  rollout = rollout_lib.sample(
+      policy.make_model(static),
+      params,
+      prompts,
+      keys,
+      response_len=task.response_len,
+      stop=task.stop,
+      pad=task.pad,
+      temperature=hparams.temperature)
+  responses = rollout.tokens[:, task.prompt_len:]
+  return rollout, task_lib.score(task, jnp.repeat(prompts, shape.group_size, 0),
+                                 responses, rollout.mask)
+
+
+def _advantages(static, hparams, rewards, key):
+  """[B] advantages; permuted within their groups where the control asks."""
+  grouped = rewards.reshape(static.rollout.num_prompts, -1)
+  advantages, metrics = advantages_lib.group_advantages(grouped,
+                                                        **static.advantage)
+  permuted = advantages_lib.permute_within_groups(key, advantages)
+  chosen = jnp.where(hparams.permute_advantages, permuted, advantages)
+  return chosen.reshape(-1), metrics
+
+
+def _make_batch(static, state, sampler, hparams, rollout, advantages, key):
+  """The rollout in a random order, with log-probabilities to compare with.
+
+  They are computed on minibatches of the size that the updates use, so that
+  the ratio of the first update is 1 to the last bit.
+  """
+  order = jax.random.permutation(key, advantages.shape[0])
+  rollout, advantages = jax.tree.map(lambda x: x[order], (rollout, advantages))
+  trained = rollout.mask & ~(hparams.mask_truncated
+                             & _truncated(static, rollout))[:, None]
+  again = functools.partial(_rollout_logprobs, static, hparams, rollout)
+  recomputed = again(sampler)
+  from_sampler = static.rollout.old_logprobs == 'sampler'
+  old_logprobs = rollout.logprobs if from_sampler else recomputed
+  ref_logprobs = jnp.zeros_like(old_logprobs)
+  if static.loss.kl_estimator != 'none':
+    ref_logprobs = again(state.reference)
+  gap = jnp.where(rollout.mask, jnp.abs(recomputed - rollout.logprobs), 0)
+  batch = base.Batch(rollout.tokens, rollout.valid, trained, old_logprobs,
+                     ref_logprobs, advantages)
+  return batch, {'rollout/sampler_gap_max': jnp.max(gap)}
+
+
+def _rollout_logprobs(static, hparams, rollout, params):
+  """[B, T] log-probabilities of the responses by the training forward."""
+  count = static.train.num_minibatches
+  split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]),
+                       (rollout.tokens, rollout.valid, rollout.mask))
+
+  def compute(part):
+    tokens, valid, mask = part
+    return policy.response_logprobs(static, params, tokens, valid, mask,
+                                    hparams.temperature)[0]
+
+  return jax.lax.map(compute, split).reshape(rollout.mask.shape)
+
+
+def _update_epochs(static, state, hparams, batch, measure, key):
+  """All updates of a step, one scan over epochs x minibatches."""
+  orders = _minibatch_rows(static, len(batch.advantages), key)
+  last = jnp.arange(len(orders)) == len(orders) - 1
+
+  def body(carry, inputs):
+    params, opt_state, compared = carry
+    rows, is_last = inputs
+    minibatch = jax.tree.map(lambda x: x[rows], batch)
+    compared = jax.lax.cond(
+        measure & is_last,
+        lambda: mechanism.compare_means(static, params, hparams, minibatch),
+        lambda: compared)
+    params, opt_state, reports = update.update(static, params, opt_state,
+                                               hparams, minibatch)
+    return (params, opt_state, compared), reports
+
+  carry, reports = jax.lax.scan(body,
+                                (state.params, state.opt_state, state.compared),
+                                (orders, last))
+  params, opt_state, compared = carry
+  state = state._replace(params=params, opt_state=opt_state, compared=compared)
+  return state, update.summarise(reports) | compared
+
+
+def _minibatch_rows(static, size, key):
+  """[U, B / M] int32 rows of each update, every row once an epoch."""
+  # The batch is in random order already: the first epoch takes it as it is.
+  orders = [jnp.arange(size)] + [
+      jax.random.permutation(jax.random.fold_in(key, epoch), size)
+      for epoch in range(1, static.train.num_epochs)
+  ]
+  count = static.train.num_epochs * static.train.num_minibatches
+  return jnp.stack(orders).reshape(count, -1)
+
+
+def _truncated(static, rollout):
+  """[B] bool, responses that were cut before a stop token."""
+  return rollout.mask[:, -1] & (
+      rollout.tokens[:, -1] != policy.make_task(static).stop)
+
+
+def _rollout_metrics(static, rollout, scores):
+  length = jnp.sum(rollout.mask, 1)
+  return {
+      'reward/mean': jnp.mean(scores.reward),
+      'reward/std': jnp.std(scores.reward),
+      'reward/exact': jnp.mean(scores.exact),
+      'rollout/length_mean': jnp.mean(length),
+      'rollout/truncated_frac': jnp.mean(_truncated(static, rollout)),
+      'rollout/tokens': jnp.sum(length),
+  }
+
+
+def _standard_error(x):
+  return jnp.std(x, ddof=1) / jnp.sqrt(x.shape[0])

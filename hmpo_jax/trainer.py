@@ -1,0 +1,352 @@
+"""The loop around the learner: folders, checkpoints, evaluation, progress."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import pathlib
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmpo_jax import checkpoint
+from hmpo_jax import config as config_lib
+from hmpo_jax import learner
+from hmpo_jax import metrics as metrics_lib
+from hmpo_jax import policy
+from hmpo_jax import progress as progress_lib
+from hmpo_jax import update
+from hmpo_jax.tasks import task as task_lib
+
+# One compiled program for each static part, whatever the variant.
+_train_step = jax.jit(learner.train_step, static_argnums=0, donate_argnums=1)
+_evaluate = jax.jit(learner.evaluate, static_argnums=0)
+_warm_start = jax.jit(learner.warm_start, static_argnums=0)
+_init = jax.jit(learner.init, static_argnums=0)
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# Ratios this close to 1 in a whole rollout are rounding, not learning.
+_SAME_POLICY = 1e-6
+_PATIENCE = 5  # steps without a moving ratio before the run says so
+
+
+def train(config, workdir: str | pathlib.Path) -> dict:
+  """Runs a configuration to its end in a folder, or resumes it there.
+
+  Args:
+    config: ConfigDict with the keys of `config.default_config()`.
+    workdir: run folder, made if missing; the layout stands in the README.
+
+  Returns:
+    The summary that summary.json holds.
+
+  Raises:
+    ConfigError: a value that can't run, or a folder of another configuration.
+  """
+  config_lib.validate(config)
+  workdir = pathlib.Path(workdir).absolute()
+  _claim(config, workdir)
+  summary_file = workdir / 'summary.json'
+  if not summary_file.exists():
+    summary = _run(config, workdir)
+    _write_json(summary_file, summary)
+  summary = json.loads(summary_file.read_text(encoding='utf-8'))
+  progress_lib.summary_table(_summary_rows(summary, workdir))
+  return summary
+
+
+def _run(config, workdir):
+  """Trains from the newest checkpoint, or from the warm start."""
+  static, hparams = config_lib.static(config), config_lib.hparams(config)
+  prompts, baselines = _held_out(config, static)
+  warm_key, run_key = jax.random.split(jax.random.key(config.seed))
+  params = _warm_params(config, static, warm_key, workdir)
+  state = checkpoint.place(_init(static, hparams, params, run_key))
+  saver = checkpoint.Checkpointer(workdir / 'checkpoints',
+                                  config.checkpoint.keep)
+  with saver:
+    start = saver.latest_step() or 0
+    if start:
+      state, extra = saver.restore(start, state)
+    else:
+      extra = {'tokens': 0, 'eval': _evaluation(static, params, prompts, 0)}
+      extra['first_eval'] = extra['eval']
+    del params
+    with metrics_lib.Writer(workdir, start) as writer:
+      with progress_lib.Progress(config.num_steps, start) as progress:
+        loop = _Loop(config, static, hparams, prompts, progress)
+        for step in range(start + 1, config.num_steps + 1):
+          state, extra, record, timing = loop.step(state, extra, step)
+          writer.write(step, record, timing)
+          if _is_due(step, config.checkpoint.every, config.num_steps):
+            saver.save(step, state, extra)
+  return _summarise(metrics_lib.read(workdir), extra, baselines, config)
+
+
+class _Loop:
+  """One step at a time: train, evaluate when due, show, warn."""
+
+  def __init__(self, config, static, hparams, prompts, progress):
+    self._config = config
+    self._static = static
+    self._hparams = hparams
+    self._prompts = prompts
+    self._progress = progress
+    self._still = 0  # steps in a row in which no ratio left 1
+
+  def step(self, state, extra, step):
+    """Returns the next state, what a checkpoint adds to it, record, timing."""
+    config = self._config
+    is_due = _is_due(step, config.eval.every, config.num_steps)
+    start = time.perf_counter()
+    state, metrics = _train_step(self._static, state, self._hparams,
+                                 jnp.asarray(is_due))
+    metrics = jax.device_get(metrics)
+    timing = {'step_s': time.perf_counter() - start}
+    tokens = int(metrics['rollout/tokens'])
+    timing['tokens_per_s'] = tokens / timing['step_s']
+    extra = extra | {'tokens': extra['tokens'] + tokens}
+    if is_due:
+      start = time.perf_counter()
+      extra['eval'] = _evaluation(self._static, state.params, self._prompts,
+                                  step)
+      timing['eval_s'] = time.perf_counter() - start
+    record = metrics | extra['eval'] | {
+        'total/episodes':
+            step * config.rollout.num_prompts * config.rollout.group_size,
+        'total/tokens':
+            extra['tokens'],
+        'mean/p':
+            float(self._hparams.p),
+    }
+    self._show(step, record, timing)
+    return state, extra, record, timing
+
+  def _show(self, step, record, timing):
+    self._progress.update(
+        step, {
+            'reward': float(record['reward/mean']),
+            'held-out': float(record['eval/reward']),
+            'clip low': float(record['clip/low_frac']),
+            'clip high': float(record['clip/high_frac']),
+            'max logit': float(record['qk/max_logit']),
+            'tokens/s': timing['tokens_per_s'],
+        })
+    moved = record['log_ratio/abs_max'] > _SAME_POLICY
+    self._still = 0 if moved else self._still + 1
+    if self._still == _PATIENCE:
+      self._progress.note(
+          f'warning: no importance ratio left 1 in {_PATIENCE} steps, so every '
+          'mean is the same algorithm here; reuse rollouts (config.train.'
+          'num_epochs, num_minibatches) or raise the learning rate')
+
+
+def _evaluation(static, params, prompts, step):
+  """Held-out metrics as floats, with the step they were made at."""
+  values = jax.device_get(_evaluate(static, params, prompts))
+  return {
+      name: float(value) for name, value in values.items()
+  } | {
+      'eval/step': step
+  }
+
+
+def _is_due(step, every, last):
+  return step % every == 0 or step == last
+
+
+def _held_out(config, static):
+  """Held-out prompts [M, P] and the rewards that need no skill on them."""
+  task = policy.make_task(static)
+  try:
+    prompts = jnp.asarray(
+        task_lib.held_out_prompts(task, config.eval.num_prompts))
+  except ValueError as error:
+    raise config_lib.ConfigError(str(error)) from error
+  return prompts, task_lib.baselines(task, prompts)
+
+
+def _warm_params(config, static, key, workdir):
+  """Parameters of the warm start, from the cache where it holds them."""
+  warm = config.warm_start
+  folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
+  identity = {
+      'model': static.model.to_dict(),
+      'task': static.task.to_dict(),
+      'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
+      'seed': config.seed,
+      'versions': _versions(),
+      'backend': jax.default_backend(),
+  }
+  digest = hashlib.sha256(json.dumps(identity,
+                                     sort_keys=True).encode()).hexdigest()[:16]
+  compute = lambda: _warm_start(static, warm.num_steps, warm.learning_rate, key)
+  target = jax.eval_shape(compute)
+  params = checkpoint.restore_tree(folder / digest, target)
+  if params is None:
+    params = compute()
+    checkpoint.save_tree(folder / digest, params)
+  return params
+
+
+def _claim(config, workdir):
+  """Writes config.json, or refuses a folder of another configuration."""
+  file = workdir / 'config.json'
+  ours = _plain(config.to_dict())
+  if file.exists():
+    theirs = json.loads(file.read_text(encoding='utf-8'))['config']
+    differing = _differences(_flat(theirs), _flat(ours))
+    if differing:
+      raise config_lib.ConfigError(
+          f'{workdir} holds a run of another configuration '
+          f'({"; ".join(differing)}): choose another --workdir')
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  _write_json(
+      file, {
+          'config': ours,
+          'commit': _commit(),
+          'versions': _versions(),
+          'device': str(jax.devices()[0].device_kind),
+      })
+
+
+def _differences(theirs, ours):
+  return [
+      f'config.{key}: {theirs.get(key, "absent")} there, '
+      f'{ours.get(key, "absent")} here'
+      for key in sorted(theirs | ours)
+      if theirs.get(key) != ours.get(key)
+  ]
+
+
+def _flat(tree, prefix=''):
+  """Nested dicts to one dict with dotted keys."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _plain(tree):
+  """JSON knows no infinity: writes it as a string."""
+  if isinstance(tree, dict):
+    return {key: _plain(value) for key, value in tree.items()}
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return str(tree)
+  return tree
+
+
+def _write_json(file, content):
+  """Replaces a file as a whole, so that a kill leaves the old one or this."""
+  temporary = file.with_suffix('.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+  temporary.replace(file)
+
+
+def _versions():
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _commit():
+  """Commit of the source tree, or 'unknown' for an installed package."""
+  root = pathlib.Path(__file__).parent.parent
+  result = subprocess.run(
+      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
+      capture_output=True,
+      text=True,
+      check=False)
+  return result.stdout.strip() or 'unknown'
+
+
+def _summarise(records, extra, baselines, config):
+  """What a run came to, from its records; no wall-clock times."""
+  first, last = extra['first_eval'], extra['eval']
+  column = lambda name: np.array([record[name] for record in records])
+  missing = 1 - first['eval/reward']
+  gain = last['eval/reward'] - first['eval/reward']
+  return {
+      'steps':
+          len(records),
+      'updates':
+          len(records) * config.train.num_epochs * config.train.num_minibatches,
+      'episodes':
+          records[-1]['total/episodes'],
+      'tokens':
+          records[-1]['total/tokens'],
+      'heldout_reward_first':
+          first['eval/reward'],
+      'heldout_reward_last':
+          last['eval/reward'],
+      'heldout_reward_stderr':
+          last['eval/reward_stderr'],
+      'heldout_exact_first':
+          first['eval/exact'],
+      'heldout_exact_last':
+          last['eval/exact'],
+      'gap_closed':
+          gain / missing if missing > 0 else 0.,
+      **baselines,
+      'reward_last_10':
+          float(column('reward/mean')[-10:].mean()),
+      'ratio_mean':
+          float(column('ratio/mean').mean()),
+      'clip_low_frac':
+          float(column('clip/low_frac').mean()),
+      'clip_high_frac':
+          float(column('clip/high_frac').mean()),
+      'sigma_last_10':
+          float(column('log_ratio/last_update_sigma')[-10:].mean()),
+      'cosine_last':
+          records[-1]['mechanism/cosine'],
+      'cosine_unclipped_last':
+          records[-1]['mechanism/cosine_unclipped'],
+      'max_logit':
+          float(column('qk/max_logit').max()),
+      'updates_qk_clipped_frac':
+          float(column('qk/clipped_frac').mean()),
+      'skipped': {
+          cause: int(column(f'skipped/{cause}').sum())
+          for cause in update.SKIP_CAUSES
+      },
+  }
+
+
+def _summary_rows(summary, workdir):
+  """The closing table."""
+  skipped = ', '.join(f'{count} {cause}'
+                      for cause, count in summary['skipped'].items()
+                      if count) or 'none'
+  pair = lambda name: (f'{summary[f"{name}_first"]:.3f} -> '
+                       f'{summary[f"{name}_last"]:.3f}')
+  return [
+      ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
+      ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
+      ('held-out reward',
+       f'{pair("heldout_reward")} +- {summary["heldout_reward_stderr"]:.3f}'),
+      ('share of the gap to 1 closed', f'{summary["gap_closed"]:.0%}'),
+      ('held-out exact match', pair('heldout_exact')),
+      ('majority answer (reward, exact)', f'{summary["majority_reward"]:.3f}, '
+       f'{summary["majority_exact"]:.3f}'),
+      ('random tokens (reward, exact)', f'{summary["random_reward"]:.3f}, '
+       f'{summary["random_exact"]:.3f}'),
+      ('mean ratio', f'{summary["ratio_mean"]:.4f}'),
+      ('clipped low, high', f'{summary["clip_low_frac"]:.1%}, '
+       f'{summary["clip_high_frac"]:.1%}'),
+      ('sigma of the log-ratios, last update',
+       f'{summary["sigma_last_10"]:.3f}'),
+      ('cosine of gradients p = 0, -1 (unclipped)',
+       f'{summary["cosine_last"]:.3f} '
+       f'({summary["cosine_unclipped_last"]:.3f})'),
+      ('largest attention logit', f'{summary["max_logit"]:.1f}'),
+      ('updates that QK-clip changed',
+       f'{summary["updates_qk_clipped_frac"]:.1%}'),
+      ('updates skipped', skipped),
+      ('folder', str(workdir)),
+  ]

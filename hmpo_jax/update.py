@@ -1,0 +1,194 @@
+"""One optimizer update, the reasons to skip it, and what it reports."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hmpo_jax import base
+from hmpo_jax import policy
+from hmpo_jax.kernels import losses
+from hmpo_jax.model import transformer
+from hmpo_jax.optim import factory
+
+# Why an update is skipped, in the order in which a cause hides the later ones.
+SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient',
+               'no_signal')
+_NO_SIGNAL = SKIP_CAUSES.index('no_signal')
+
+# Metrics whose value for a step is not the mean over its updates.
+_REDUCE = {
+    'ratio/min': jnp.min,
+    'ratio/max': jnp.max,
+    'ratio/clamped_frac': jnp.max,
+    'log_ratio/abs_max': jnp.max,
+}
+
+
+class Reports(NamedTuple):
+  """What an update reports; a scan stacks each leaf to [U, ...]."""
+  metrics: base.Metrics  # scalars
+  max_logits: jax.Array  # [N_l, H]
+  cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
+
+
+class _Forward(NamedTuple):
+  """What the loss computed on its way."""
+  logprobs: jax.Array  # [B, T]
+  max_logits: jax.Array  # [N_l, H]
+  metrics: base.Metrics
+
+
+def optimizer(static,
+              hparams: base.HParams) -> optax.GradientTransformationExtraArgs:
+  """The transformation of a configuration; its numbers may be traced."""
+  return factory.make(
+      static.optim,
+      hparams,
+      dimension_numbers=transformer.muon_dimension_numbers,
+      attention=transformer.ATTENTION_PATH)
+
+
+def update(static, params: base.Params, opt_state: optax.OptState,
+           hparams: base.HParams,
+           batch: base.Batch) -> tuple[base.Params, optax.OptState, Reports]:
+  """One update, or none where there is a cause to skip it.
+
+  A numerical cause is a value that is not finite among the advantages
+  ('reward'), the log-probabilities, the attention statistics, the loss or the
+  gradients. 'no_signal' is a minibatch in which every row is clipped, masked
+  or of zero advantage: Muon and Adam would walk on in a stale direction there.
+  A skipped update leaves parameters and optimizer state bit-equal.
+
+  Args:
+    static: hashable part of the configuration.
+    params: before the update.
+    opt_state: of `optimizer`.
+    hparams: traced part of the configuration.
+    batch: one minibatch.
+
+  Returns:
+    parameters, optimizer state and reports.
+  """
+  (loss, forward), grads = jax.value_and_grad(
+      functools.partial(_loss, static), has_aux=True)(params, hparams, batch)
+  updates, new_state = optimizer(static, hparams).update(
+      grads, opt_state, params, max_logits=forward.max_logits)
+  cause = _skip_cause(batch, forward, loss, grads)
+  skip = cause < len(SKIP_CAUSES)
+  keep = lambda new, old: jnp.where(skip, old, new)
+  new_params, new_state = jax.tree.map(
+      keep, (optax.apply_updates(params, updates), new_state),
+      (params, opt_state))
+  metrics = forward.metrics | {'loss/total': loss}
+  metrics |= _size_metrics(grads, updates, skip)
+  metrics |= _clip_metrics(static, hparams, forward.max_logits, skip, new_state)
+  return new_params, new_state, Reports(metrics, forward.max_logits, cause)
+
+
+def summarise(reports: Reports) -> base.Metrics:
+  """From the reports of a step's updates [U, ...] to the step's metrics.
+
+  Updates that were skipped for a numerical cause count in no mean.
+  """
+  sound = reports.cause >= _NO_SIGNAL
+  metrics = {}
+  for name, values in reports.metrics.items():
+    # Without a sound update the metric has no value: NaN says so.
+    values = jnp.where(sound, values, values[jnp.argmax(sound)])
+    values = jnp.where(jnp.any(sound), values, jnp.nan)
+    if name in _REDUCE:
+      metrics[name] = _REDUCE[name](values)
+    else:
+      total = jnp.sum(jnp.where(sound, values, 0))
+      metrics[name] = total / jnp.sum(sound)
+  for index, name in enumerate(SKIP_CAUSES):
+    metrics[f'skipped/{name}'] = jnp.sum(reports.cause == index)
+  metrics['qk/max_logit'] = jnp.max(reports.max_logits)
+  metrics['qk/max_logit_per_head'] = jnp.max(reports.max_logits, axis=0)
+  metrics['ratio/first_update_abs_log'] = reports.metrics['log_ratio/abs_max'][
+      0]
+  metrics['log_ratio/last_update_sigma'] = jnp.sqrt(
+      reports.metrics['log_ratio/row_variance'][-1])
+  return metrics
+
+
+def _loss(static, params, hparams, batch):
+  """Loss [] of one minibatch and what it computed on its way."""
+  logprobs, logits, output = policy.response_logprobs(static, params,
+                                                      batch.tokens, batch.valid,
+                                                      batch.mask,
+                                                      hparams.temperature)
+  loss, metrics = _policy_loss(static, hparams)(logprobs, batch.old_logprobs,
+                                                batch.advantages, batch.mask)
+  if static.loss.kl_estimator != 'none':
+    kl = losses.kl_penalty(
+        logprobs,
+        batch.ref_logprobs,
+        batch.mask,
+        estimator=static.loss.kl_estimator)
+    loss += hparams.kl_weight * kl
+    metrics['kl/reference'] = kl
+    # The KL pulls even where no row has an advantage.
+    metrics['loss/live_frac'] = jnp.where(hparams.kl_weight > 0, 1.,
+                                          metrics['loss/live_frac'])
+  metrics['policy/entropy'] = policy.mean_entropy(logits, batch.mask,
+                                                  hparams.temperature)
+  return loss, _Forward(logprobs, output.max_logits, metrics)
+
+
+def _policy_loss(static, hparams):
+  """The loss of the configuration with its traced settings."""
+  clip = {
+      'clip_eps_low': hparams.clip_eps_low,
+      'clip_eps_high': hparams.clip_eps_high,
+      'log_ratio_max': hparams.log_ratio_max
+  }
+  if static.loss.name == 'grpo':
+    return functools.partial(losses.grpo_loss, **clip)
+  return functools.partial(losses.power_mean_loss, p=hparams.p, **clip)
+
+
+def _skip_cause(batch, forward, loss, grads):
+  """[] int32 index of the first cause to skip, len(SKIP_CAUSES) if none."""
+  bad = lambda x: ~jnp.all(jnp.isfinite(x))
+  # The sum is finite if and only if both terms are.
+  seen = jnp.where(batch.mask, forward.logprobs + batch.old_logprobs, 0)
+  return jnp.argmax(
+      jnp.stack([
+          bad(batch.advantages),
+          bad(seen),
+          jnp.any(
+              jnp.isnan(forward.max_logits) | jnp.isposinf(forward.max_logits)),
+          bad(loss),
+          bad(optax.tree.norm(grads)),
+          forward.metrics['loss/live_frac'] == 0,
+          jnp.bool_(True),
+      ]))
+
+
+def _size_metrics(grads, updates, skip):
+  """Norms of gradient and update, and the cosine of update and -gradient."""
+  grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+  product = grad_norm * update_norm
+  cosine = -optax.tree.vdot(grads, updates) / jnp.where(product > 0, product, 1)
+  return {
+      'grad/norm': grad_norm,
+      'update/norm': jnp.where(skip, 0, update_norm),
+      'update/cosine': jnp.where(skip, 0, cosine),
+  }
+
+
+def _clip_metrics(static, hparams, max_logits, skip, opt_state):
+  """How often QK-clip acts; over_tau counts also while it is off."""
+  over = jnp.any(max_logits > hparams.tau)
+  clip_state = factory.clip_state(opt_state)
+  ever = jnp.zeros(1) if clip_state is None else clip_state.ever_clipped
+  acts = over & ~skip & (static.optim.qk_clip != 'off')
+  return {
+      'qk/over_tau_frac': over.astype(jnp.float32),
+      'qk/clipped_frac': acts.astype(jnp.float32),
+      'qk/heads_ever_clipped_frac': jnp.mean(ever, dtype=jnp.float32),
+  }
