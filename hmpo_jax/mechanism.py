@@ -11,8 +11,8 @@ from hmpo_jax.kernels import losses
 KEYS = ('mechanism/cosine', 'mechanism/cosine_unclipped',
         'mechanism/norm_ratio', 'mechanism/sigma')
 
-# As wide as a clip range can be: the lower end must stay below 1.
-_NO_CLIP = {'clip_eps_low': 1 - 2.**-20, 'clip_eps_high': jnp.inf}
+# As low as the lower end of a clip range can be: it must stay below 1.
+_NO_CLIP_LOW = 1 - 2.**-20
 
 
 def compare_means(static, params: base.Params, hparams: base.HParams,
@@ -32,35 +32,41 @@ def compare_means(static, params: base.Params, hparams: base.HParams,
     sigma: root mean within-row variance of the log-ratios, nats.
   """
 
-  def gradient(p, clip):
+  def forward(params):
+    return policy.response_logprobs(static, params, batch.tokens, batch.valid,
+                                    batch.mask, hparams.temperature)[0]
 
-    def loss(params):
-      logprobs, _, _ = policy.response_logprobs(static, params, batch.tokens,
-                                                batch.valid, batch.mask,
-                                                hparams.temperature)
-      return losses.power_mean_loss(
-          logprobs,
-          batch.old_logprobs,
-          batch.advantages,
-          batch.mask,
-          p=p,
-          log_ratio_max=hparams.log_ratio_max,
-          **clip)
+  logprobs, pull_back = jax.vjp(forward, params)
+  loss = lambda logprobs, p, low, high: losses.power_mean_loss(
+      logprobs,
+      batch.old_logprobs,
+      batch.advantages,
+      batch.mask,
+      p=p,
+      clip_eps_low=low,
+      clip_eps_high=high,
+      log_ratio_max=hparams.log_ratio_max)
 
-    return jax.grad(loss, has_aux=True)(params)
+  def gradient(setting):
+    slope, metrics = jax.grad(loss, has_aux=True)(logprobs, *setting)
+    return pull_back(slope)[0], metrics['log_ratio/row_variance']
 
-  clip = {
-      'clip_eps_low': hparams.clip_eps_low,
-      'clip_eps_high': hparams.clip_eps_high
-  }
-  geometric, metrics = gradient(0, _NO_CLIP)
-  harmonic, _ = gradient(-1, _NO_CLIP)
+  low, high = hparams.clip_eps_low, hparams.clip_eps_high
+  settings = jnp.array([
+      (0, low, high),
+      (-1, low, high),
+      (0, _NO_CLIP_LOW, jnp.inf),
+      (-1, _NO_CLIP_LOW, jnp.inf),
+  ])
+  # One program for the four backward passes, which share a forward pass.
+  grads, variances = jax.lax.map(gradient, settings)
+  geometric_clipped, harmonic_clipped, geometric, harmonic = (
+      jax.tree.map(lambda x, i=i: x[i], grads) for i in range(4))
   values = (
-      _cosine(gradient(0, clip)[0],
-              gradient(-1, clip)[0]),
+      _cosine(geometric_clipped, harmonic_clipped),
       _cosine(geometric, harmonic),
       _ratio(optax.tree.norm(harmonic), optax.tree.norm(geometric)),
-      jnp.sqrt(metrics['log_ratio/row_variance']),
+      jnp.sqrt(variances[0]),
   )
   return dict(zip(KEYS, values))
 

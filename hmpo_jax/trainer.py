@@ -301,12 +301,9 @@ def _summarise(records, extra, baselines, config):
           float(column('clip/low_frac').mean()),
       'clip_high_frac':
           float(column('clip/high_frac').mean()),
-      'sigma_last_10':
-          float(column('log_ratio/last_update_sigma')[-10:].mean()),
-      'cosine_last':
-          records[-1]['mechanism/cosine'],
-      'cosine_unclipped_last':
-          records[-1]['mechanism/cosine_unclipped'],
+      'sigma': float(column('log_ratio/last_update_sigma').mean()),
+      'cosine': _mean_compared(records, 'mechanism/cosine'),
+      'cosine_unclipped': _mean_compared(records, 'mechanism/cosine_unclipped'),
       'max_logit':
           float(column('qk/max_logit').max()),
       'updates_qk_clipped_frac':
@@ -316,6 +313,15 @@ def _summarise(records, extra, baselines, config):
           for cause in update.SKIP_CAUSES
       },
   }
+
+
+def _mean_compared(records, name):
+  """Mean over the steps at which means were compared, those evaluated."""
+  return float(
+      np.mean([
+          record[name] for record in records
+          if record['eval/step'] == record['step']
+      ]))
 
 
 def _summary_rows(summary, workdir):
@@ -329,7 +335,7 @@ def _summary_rows(summary, workdir):
       ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
       ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
       ('held-out reward',
-       f'{pair("heldout_reward")} +- {summary["heldout_reward_stderr"]:.3f}'),
+       f'{pair("heldout_reward")} +- {summary["heldout_reward_last_stderr"]:.3f}'),
       ('share of the gap to 1 closed', f'{summary["gap_closed"]:.0%}'),
       ('held-out exact match', pair('heldout_exact')),
       ('majority answer (reward, exact)', f'{summary["majority_reward"]:.3f}, '
@@ -339,11 +345,9 @@ def _summary_rows(summary, workdir):
       ('mean ratio', f'{summary["ratio_mean"]:.4f}'),
       ('clipped low, high', f'{summary["clip_low_frac"]:.1%}, '
        f'{summary["clip_high_frac"]:.1%}'),
-      ('sigma of the log-ratios, last update',
-       f'{summary["sigma_last_10"]:.3f}'),
+      ('sigma of the log-ratios, last update', f'{summary["sigma"]:.3f}'),
       ('cosine of gradients p = 0, -1 (unclipped)',
-       f'{summary["cosine_last"]:.3f} '
-       f'({summary["cosine_unclipped_last"]:.3f})'),
+       f'{summary["cosine"]:.3f} ({summary["cosine_unclipped"]:.3f})'),
       ('largest attention logit', f'{summary["max_logit"]:.1f}'),
       ('updates that QK-clip changed',
        f'{summary["updates_qk_clipped_frac"]:.1%}'),

@@ -1,0 +1,113 @@
+"""Does a run learn, and do its controls not? Five seeds, three arms each.
+
+  python experiments/learning_table.py --workdir=runs/learning
+
+runs hmpo.py and gspo.py as they are, with learning rate 0, and with advantages
+permuted within their groups; writes learning.csv there and prints the table of
+the README. Repeated, it continues. About 25 minutes on two cores.
+"""
+
+import csv
+import importlib.util
+import pathlib
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from hmpo_jax import trainer
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/learning',
+                               'Folder of the run folders and the table.')
+_SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of each arm, from 0.',
+                              lower_bound=2)
+
+_CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+_NAMES = ('hmpo', 'gspo')
+_ARMS = {
+    'as configured': {},
+    'learning rate 0': {
+        'optim.learning_rate': 0.,
+        'optim.adam_learning_rate': 0.
+    },
+    'advantages permuted': {
+        'advantage.permute': True
+    },
+}
+_COLUMNS = ('heldout_reward_first', 'heldout_reward_first_stderr',
+            'heldout_reward_last', 'heldout_reward_last_stderr', 'gap_closed',
+            'heldout_exact_first', 'heldout_exact_last', 'clip_low_frac',
+            'clip_high_frac', 'sigma', 'cosine', 'cosine_unclipped',
+            'max_logit')
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is missing, then writes and prints the table."""
+  del argv
+  workdir = pathlib.Path(_WORKDIR.value)
+  rows = [
+      _run(workdir, name, arm, seed) for name in _NAMES for arm in _ARMS
+      for seed in range(_SEEDS.value)
+  ]
+  with open(workdir / 'learning.csv', 'w', newline='',
+            encoding='utf-8') as file:
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+  print(_table(rows))
+
+
+def _run(workdir, name, arm, seed):
+  """One run, or the summary of its folder, as a row of the table."""
+  config = _load(name)
+  config.seed = seed
+  config.warm_start.folder = str(workdir.absolute() / 'warm_start')
+  config.update_from_flattened_dict(_ARMS[arm])
+  folder = workdir / f'{name}-{arm.replace(" ", "_")}-{seed}'
+  summary = trainer.train(config, folder)
+  return {
+      'config': name,
+      'arm': arm,
+      'seed': seed
+  } | {column: round(summary[column], 5) for column in _COLUMNS}
+
+
+def _load(name):
+  spec = importlib.util.spec_from_file_location(name, _CONFIGS / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def _table(rows):
+  """Markdown: mean over seeds, and the range of what must hold for each."""
+  lines = [
+      '| config | arm | held-out reward | gap to 1 closed (each seed) | '
+      'smallest gain / its standard error | exact match | sigma | cosine, '
+      'p = 0 and -1 |', '|---|---|---|---|---|---|---|---|'
+  ]
+  for name in _NAMES:
+    for arm in _ARMS:
+      chosen = [row for row in rows if (row['config'], row['arm']) == (name,
+                                                                      arm)]
+      lines.append(_table_row(name, arm, chosen))
+  return '\n'.join(lines)
+
+
+def _table_row(name, arm, rows):
+  column = lambda key: np.array([row[key] for row in rows])
+  first, last = column('heldout_reward_first'), column('heldout_reward_last')
+  error = np.hypot(column('heldout_reward_first_stderr'),
+                   column('heldout_reward_last_stderr'))
+  gaps = ', '.join(f'{gap:.2f}' for gap in column('gap_closed'))
+  return (f'| {name} | {arm} | {first.mean():.3f} to {last.mean():.3f} | '
+          f'{column("gap_closed").mean():.2f} ({gaps}) | '
+          f'{((last - first) / error).min():.1f} | '
+          f'{column("heldout_exact_first").mean():.3f} to '
+          f'{column("heldout_exact_last").mean():.3f} | '
+          f'{column("sigma").mean():.2f} | {column("cosine").mean():.2f} '
+          f'({column("cosine_unclipped").mean():.2f} unclipped) |')
+
+
+if __name__ == '__main__':
+  app.run(main)

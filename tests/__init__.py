@@ -1,0 +1,1 @@
+"""Tests; `small` and `reference` hold what several of them share."""

@@ -1,0 +1,105 @@
+"""Bad configurations end in one clear line."""
+
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import ml_collections
+
+from hmpo_jax import base
+from hmpo_jax import config as config_lib
+
+
+class ConfigTest(parameterized.TestCase):
+
+  def test_defaults_are_valid(self):
+    config_lib.validate(config_lib.default_config())
+
+  @parameterized.parameters(
+      ('seed', -1),
+      ('num_steps', 0),
+      ('task.name', 'poetry'),
+      ('task.num_digits', 1),
+      ('model.head_dim', 5),
+      ('model.num_kv_heads', 3),
+      ('model.rope_theta', math.inf),
+      ('rollout.group_size', 1),
+      ('rollout.temperature', 0.),
+      ('rollout.temperature', math.nan),
+      ('rollout.staleness', -1),
+      ('advantage.ddof', 2),
+      ('loss.p', math.inf),
+      ('loss.p', math.nan),
+      ('loss.clip_eps_low', 1.),
+      ('loss.clip_eps_high', 0.),
+      ('loss.log_ratio_max', math.nan),
+      ('loss.kl_weight', 0.1),
+      ('train.num_minibatches', 3),
+      ('optim.learning_rate', -1.),
+      ('optim.momentum', 1.),
+      ('optim.tau', 0.),
+      ('model.qk_norm', True),
+  )
+  def test_value_is_named(self, key, value):
+    config = config_lib.default_config()
+    *sections, last = key.split('.')
+    node = config
+    for section in sections:
+      node = node[section]
+    node[last] = value
+    with self.assertRaisesRegex(config_lib.ConfigError, key) as caught:
+      config_lib.validate(config)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_unknown_key_names_the_nearest(self):
+    config = config_lib.default_config()
+    config.loss.clip_eps_hi = 0.1
+    with self.assertRaisesRegex(
+        config_lib.ConfigError,
+        r'config\.loss\.clip_eps_hi: .*did you mean loss\.clip_eps_high'):
+      config_lib.validate(config)
+
+  def test_missing_key_and_missing_section(self):
+    config = config_lib.default_config()
+    del config.loss.p
+    with self.assertRaisesRegex(config_lib.ConfigError, r'config\.loss\.p'):
+      config_lib.validate(config)
+    config = config_lib.default_config()
+    del config.loss
+    config.loss = 3
+    with self.assertRaisesRegex(config_lib.ConfigError, 'section'):
+      config_lib.validate(config)
+
+  @parameterized.parameters(('model', 'qk_bias', 1),
+                            ('model', 'num_layers', True),
+                            ('task', 'name', 3.5))
+  def test_types_are_not_bent(self, section, key, value):
+    config = config_lib.default_config()
+    with config[section].ignore_type():
+      config[section][key] = value
+    with self.assertRaisesRegex(config_lib.ConfigError, f'{section}.{key}'):
+      config_lib.validate(config)
+
+  def test_every_key_is_either_traced_or_static_or_the_loops(self):
+    config = config_lib.default_config()
+    changed = config_lib.static(config)
+    config.loss.p = 0.25
+    config.num_steps = 7
+    config.seed = 5
+    self.assertEqual(hash(config_lib.static(config)), hash(changed))
+    config.model.num_layers = 3
+    self.assertNotEqual(config_lib.static(config), changed)
+
+  def test_hparams_are_strong_scalars(self):
+    hparams = config_lib.hparams(config_lib.default_config())
+    for name in base.HParams._fields:
+      value = getattr(hparams, name)
+      self.assertEqual(value.shape, ())
+      self.assertFalse(value.weak_type, name)
+    self.assertIsInstance(
+        config_lib.static(config_lib.default_config()),
+        ml_collections.FrozenConfigDict)
+
+
+if __name__ == '__main__':
+  absltest.main()

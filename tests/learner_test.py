@@ -1,0 +1,183 @@
+"""Properties of a whole step: rollout, advantages, updates, metrics."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import learner
+from hmpo_jax import policy
+from tests import small
+
+_step = jax.jit(learner.train_step, static_argnums=0)
+_NO = jnp.asarray(False)
+
+
+def _steps(config, num=1, seed=0):
+  """States before and after each of `num` steps, and their metrics."""
+  static, hparams, state = small.start(config, seed)
+  states, records = [state], []
+  for _ in range(num):
+    state, metrics = _step(static, state, hparams, _NO)
+    states.append(state)
+    records.append(jax.device_get(metrics))
+  return states, records
+
+
+class TrainStepTest(parameterized.TestCase):
+
+  @parameterized.parameters('power_mean', 'grpo')
+  def test_ratio_of_the_first_update_is_exactly_one(self, loss):
+    _, records = _steps(small.config(loss__name=loss), num=3)
+    for record in records:
+      self.assertEqual(record['ratio/first_update_abs_log'], 0)
+      self.assertGreater(record['log_ratio/abs_max'], 0)
+      self.assertLess(record['rollout/sampler_gap_max'], 1e-5)
+
+  def test_lagging_sampler_moves_the_first_ratio(self):
+    _, records = _steps(small.config(rollout__staleness=1), num=2)
+    self.assertEqual(records[0]['ratio/first_update_abs_log'], 0)
+    self.assertGreater(records[1]['ratio/first_update_abs_log'], 1e-3)
+
+  def test_sampler_lags_by_staleness_steps(self):
+    states, _ = _steps(small.config(rollout__staleness=2), num=4)
+    for i in (2, 3, 4):
+      oldest = jax.tree.map(lambda x: x[0], states[i].past_params)
+      chex.assert_trees_all_equal(oldest, states[i - 2].params)
+
+  def test_sampler_logprobs_as_old_logprobs(self):
+    _, (record,) = _steps(small.config(rollout__old_logprobs='sampler'))
+    self.assertGreater(record['ratio/first_update_abs_log'], 0)
+    self.assertAlmostEqual(
+        record['ratio/first_update_abs_log'],
+        record['rollout/sampler_gap_max'],
+        delta=1e-5)
+
+  def test_one_program_for_all_variants(self):
+    traces = []
+
+    def counted(static, *args):
+      traces.append(1)
+      return learner.train_step(static, *args)
+
+    step = jax.jit(counted, static_argnums=0)
+    variants = ({}, {
+        'loss__p': 0.5
+    }, {
+        'loss__clip_eps_low': 0.2,
+        'loss__clip_eps_high': 0.3
+    }, {
+        'optim__tau': 5.
+    }, {
+        'optim__learning_rate': 0.,
+        'optim__weight_decay': 0.1,
+        'optim__momentum': 0.5
+    }, {
+        'advantage__permute': True,
+        'rollout__temperature': 0.7
+    })
+    for seed, variant in enumerate(variants):
+      static, hparams, state = small.start(small.config(**variant), seed)
+      state, _ = step(static, state, hparams, _NO)
+      step(static, state, hparams, jnp.asarray(True))
+    self.assertLen(traces, 1)
+    self.assertEqual(step._cache_size(), 1)  # pylint: disable=protected-access
+
+  def test_all_means_are_equal_after_one_update(self):
+    one = functools.partial(
+        small.config, train__num_epochs=1, train__num_minibatches=1)
+    states = [_steps(one(loss__p=p), num=3)[0][-1] for p in (1., 0., -1.)]
+    for state in states[1:]:
+      chex.assert_trees_all_equal(state.params, states[0].params)
+
+  def test_means_differ_once_rollouts_are_reused(self):
+    first, second = (
+        _steps(small.config(loss__p=p))[0][-1].params['embed']
+        for p in (0., -1.))
+    self.assertGreater(np.abs(first - second).max(), 1e-6)
+
+  def test_seed_decides_everything(self):
+    _, (first,) = _steps(small.config())
+    _, (again,) = _steps(small.config())
+    _, (other,) = _steps(small.config(), seed=1)
+    for key, value in first.items():
+      np.testing.assert_array_equal(value, again[key], key)
+    self.assertNotEqual(first['policy/entropy'], other['policy/entropy'])
+
+  def test_learning_rate_zero_moves_nothing(self):
+    states, (record,) = _steps(
+        small.config(optim__learning_rate=0., optim__adam_learning_rate=0.))
+    chex.assert_trees_all_equal(states[0].params, states[1].params)
+    self.assertEqual(record['update/norm'], 0)
+    self.assertGreater(record['grad/norm'], 0)
+
+  def test_permuted_advantages_keep_their_variance(self):
+    _, (plain,) = _steps(small.config())
+    _, (permuted,) = _steps(small.config(advantage__permute=True))
+    key = 'advantage/abs_mean'
+    self.assertEqual(plain[key], permuted[key])
+    self.assertNotEqual(plain['grad/norm'], permuted['grad/norm'])
+
+  def test_masked_truncated_responses_are_not_trained(self):
+    _, (plain,) = _steps(small.config())
+    _, (masked,) = _steps(small.config(rollout__mask_truncated=True))
+    self.assertGreater(plain['rollout/truncated_frac'], 0.2)
+    self.assertLess(masked['loss/live_frac'], plain['loss/live_frac'])
+
+  @parameterized.parameters('k1', 'k2', 'k3')
+  def test_kl_to_the_reference_grows_from_zero(self, estimator):
+    states, records = _steps(
+        small.config(loss__kl_estimator=estimator, loss__kl_weight=0.1), num=3)
+    chex.assert_trees_all_equal(states[-1].reference, states[0].params)
+    self.assertNotEqual(records[-1]['kl/reference'], 0)
+    if estimator != 'k1':
+      self.assertGreater(records[-1]['kl/reference'],
+                         records[0]['kl/reference'])
+
+  def test_comparison_of_means_stays_until_the_next(self):
+    static, hparams, state = small.start(small.config())
+    state, measured = _step(static, state, hparams, jnp.asarray(True))
+    state, held = _step(static, state, hparams, _NO)
+    self.assertBetween(measured['mechanism/cosine_unclipped'], 0.2, 0.9999)
+    self.assertGreater(measured['mechanism/sigma'], 0.01)
+    self.assertEqual(held['mechanism/sigma'], measured['mechanism/sigma'])
+
+  def test_lowers_for_every_platform(self):
+    config = small.config(optim__name='muon_clip', optim__qk_clip='weights')
+    static, hparams, state = small.start(config)
+
+    def step(key_data, state, hparams, measure):
+      state = state._replace(key=jax.random.wrap_key_data(key_data))
+      state, metrics = learner.train_step(static, state, hparams, measure)
+      return state._replace(key=jax.random.key_data(state.key)), metrics
+
+    export = jax.export.export(jax.jit(step), platforms=('cpu', 'cuda', 'tpu'))
+    exported = export(
+        jax.random.key_data(state.key), state._replace(key=()), hparams, _NO)
+    self.assertEqual(exported.platforms, ('cpu', 'cuda', 'tpu'))
+
+
+class WarmStartTest(absltest.TestCase):
+
+  def test_warm_start_learns_and_zero_steps_is_the_initialisation(self):
+    config = small.config()
+    static = config_lib.static(config)
+    warm = jax.jit(learner.warm_start, static_argnums=0)
+    task = policy.make_task(static)
+    prompts = jax.vmap(task.draw)(jax.random.split(jax.random.key(3), 64))
+    evaluate = jax.jit(learner.evaluate, static_argnums=0)
+    rewards = []
+    for num_steps in (0, 200):
+      params = warm(static, num_steps, 1e-2, jax.random.key(0))
+      rewards.append(evaluate(static, params, prompts)['eval/reward'])
+    self.assertLess(rewards[0], 0.4)
+    self.assertGreater(rewards[1], rewards[0] + 0.2)
+
+
+if __name__ == '__main__':
+  absltest.main()

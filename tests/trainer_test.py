@@ -1,0 +1,108 @@
+"""Runs in folders: what they hold, that they resume, what they refuse."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import metrics
+from hmpo_jax import trainer
+from tests import small
+
+
+class _Killed(Exception):
+  """Stands for a process that ends in the middle of a step."""
+
+
+def _config(**overrides):
+  return small.config(**({
+      'num_steps': 5,
+      'eval__every': 2,
+      'checkpoint__every': 2,
+      'warm_start__num_steps': 3,
+  } | overrides))
+
+
+class TrainerTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    self.folder = pathlib.Path(folder.name)
+
+  def _killed_at(self, step, workdir):
+    """Runs until the record of a step should be written."""
+    write = metrics.Writer.write
+
+    def write_or_die(writer, at, *args):
+      if at == step:
+        raise _Killed
+      write(writer, at, *args)
+
+    with mock.patch.object(metrics.Writer, 'write', write_or_die):
+      with self.assertRaises(_Killed):
+        trainer.train(_config(), workdir)
+
+  def test_resumed_run_equals_undisturbed_run(self):
+    summary = trainer.train(_config(), self.folder / 'whole')
+    for step in (1, 4):
+      workdir = self.folder / f'killed_{step}'
+      self._killed_at(step, workdir)
+      self.assertEqual(trainer.train(_config(), workdir), summary)
+      for name in ('metrics.jsonl', 'metrics.csv'):
+        self.assertEqual((workdir / name).read_bytes(),
+                         (self.folder / 'whole' / name).read_bytes())
+
+  def test_held_out_values_stay_until_the_next_evaluation(self):
+    trainer.train(_config(), self.folder)
+    steps = [record['eval/step'] for record in metrics.read(self.folder)]
+    self.assertEqual(steps, [0, 2, 2, 4, 5])
+
+  def test_seeds_share_a_warm_start_folder_without_sharing_parameters(self):
+    cache = self.folder / 'cache'
+    first, again, other = (trainer.train(
+        _config(seed=seed, num_steps=1, warm_start__folder=str(cache)),
+        self.folder / name) for name, seed in (('first', 0), ('again', 0),
+                                               ('other', 1)))
+    self.assertLen(list(cache.iterdir()), 2)
+    self.assertEqual(first, again)
+    self.assertNotEqual(first['reward_last_10'], other['reward_last_10'])
+
+  def test_folder_of_another_configuration_is_refused(self):
+    trainer.train(_config(num_steps=1), self.folder)
+    before = (self.folder / 'config.json').read_bytes()
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                r'config\.loss\.p: -1\.0 there, 0\.5 here'):
+      trainer.train(_config(num_steps=1, loss__p=0.5), self.folder)
+    self.assertEqual((self.folder / 'config.json').read_bytes(), before)
+
+  def test_warns_when_every_mean_is_the_same(self):
+    notes = []
+    still = _config(
+        num_steps=6, optim__learning_rate=0., optim__adam_learning_rate=0.)
+    with mock.patch.object(trainer.progress_lib.Progress, 'note',
+                           lambda _, text: notes.append(text)):
+      trainer.train(still, self.folder)
+    self.assertLen(notes, 1)
+    self.assertIn('every mean is the same algorithm', notes[0])
+
+  def test_config_file_is_plain_json(self):
+    trainer.train(_config(num_steps=1), self.folder)
+    refuse = lambda constant: self.fail(f'{constant} is not JSON')
+    saved = json.loads(
+        (self.folder / 'config.json').read_text('utf-8'), parse_constant=refuse)
+    self.assertEqual(saved['config']['train']['max_grad_norm'], 'inf')
+    self.assertContainsSubset({'commit', 'versions', 'device'}, saved)
+
+  def test_too_few_held_out_prompts_is_bad_input(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'eval.num_prompts'):
+      trainer.train(
+          _config(task__num_digits=2, eval__num_prompts=512), self.folder)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,129 @@
+"""When an update is skipped, and that nothing moves then."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmpo_jax import update
+from tests import small
+
+_update = jax.jit(update.update, static_argnums=0)
+
+
+def _cause(reports):
+  return (*update.SKIP_CAUSES, 'none')[int(reports.cause)]
+
+
+class SkipTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.static, self.hparams, self.state = small.start(small.config())
+    self.batch = small.batch(self.static, self.state, self.hparams)
+    # One sound update, so that the momentum is not zero.
+    self.params, self.opt_state, reports = _update(self.static,
+                                                   self.state.params,
+                                                   self.state.opt_state,
+                                                   self.hparams, self.batch)
+    self.assertEqual(_cause(reports), 'none')
+
+  def _assert_skipped(self, batch, cause, times=1, params=None):
+    params = self.params if params is None else params
+    new_params, new_state = params, self.opt_state
+    for _ in range(times):
+      new_params, new_state, reports = _update(self.static, new_params,
+                                               new_state, self.hparams, batch)
+      self.assertEqual(_cause(reports), cause)
+      self.assertEqual(reports.metrics['update/norm'], 0)
+    chex.assert_trees_all_equal(new_params, params)
+    chex.assert_trees_all_equal(new_state, self.opt_state)
+
+  def test_fifty_batches_without_signal_move_nothing(self):
+    silent = self.batch._replace(
+        advantages=jnp.zeros_like(self.batch.advantages))
+    self._assert_skipped(silent, 'no_signal', times=50)
+
+  def test_all_rows_clipped_is_no_signal(self):
+    # A < 0 and a ratio of e^-1 stop every row at the low side.
+    clipped = self.batch._replace(
+        advantages=-jnp.ones_like(self.batch.advantages),
+        old_logprobs=self.batch.old_logprobs + 1)
+    self._assert_skipped(clipped, 'no_signal')
+
+  def test_all_rows_masked_is_no_signal(self):
+    masked = self.batch._replace(mask=jnp.zeros_like(self.batch.mask))
+    self._assert_skipped(masked, 'no_signal')
+
+  def test_one_live_row_is_a_signal(self):
+    advantages = jnp.zeros_like(self.batch.advantages).at[3].set(1)
+    params, _, reports = _update(self.static, self.params, self.opt_state,
+                                 self.hparams,
+                                 self.batch._replace(advantages=advantages))
+    self.assertEqual(_cause(reports), 'none')
+    self.assertGreater(np.abs(params['embed'] - self.params['embed']).max(), 0)
+
+  def test_no_signal_does_not_hide_the_pull_of_the_kl(self):
+    config = small.config(loss__kl_estimator='k3', loss__kl_weight=0.5)
+    static, hparams, state = small.start(config)
+    batch = small.batch(static, state, hparams)
+    silent = batch._replace(
+        advantages=jnp.zeros_like(batch.advantages),
+        ref_logprobs=batch.old_logprobs - 0.3)
+    _, _, reports = _update(static, state.params, state.opt_state, hparams,
+                            silent)
+    self.assertEqual(_cause(reports), 'none')
+
+  @parameterized.parameters(jnp.nan, jnp.inf)
+  def test_reward_that_is_not_finite(self, value):
+    bad = self.batch._replace(advantages=self.batch.advantages.at[0].set(value))
+    self._assert_skipped(bad, 'reward')
+
+  @parameterized.parameters(jnp.nan, -jnp.inf)
+  def test_logprob_that_is_not_finite(self, value):
+    bad = self.batch._replace(
+        old_logprobs=self.batch.old_logprobs.at[0, 0].set(value))
+    self._assert_skipped(bad, 'logprob')
+
+  def test_masked_values_that_are_not_finite_do_no_harm(self):
+    mask = self.batch.mask.at[0].set(False)
+    old = jnp.where(mask, self.batch.old_logprobs, jnp.nan)
+    clean = self.batch._replace(mask=mask)
+    results = [
+        _update(self.static, self.params, self.opt_state, self.hparams, batch)
+        for batch in (clean, clean._replace(old_logprobs=old))
+    ]
+    chex.assert_trees_all_equal(results[0][0], results[1][0])
+
+  def test_parameters_that_are_not_finite_name_the_first_symptom(self):
+    params = jax.tree.map(lambda x: x, self.params)
+    params['layers']['attention']['query']['kernel'] *= jnp.nan
+    self._assert_skipped(self.batch, 'logprob', params=params)
+
+
+class SummariseTest(absltest.TestCase):
+
+  def test_numerical_skips_count_in_no_mean(self):
+    none = len(update.SKIP_CAUSES)
+    values = jnp.array([1., jnp.nan, 3.])
+    metrics = update.summarise(
+        update.Reports(
+            metrics={
+                'loss/total': values,
+                'ratio/max': values,
+                'log_ratio/abs_max': values,
+                'log_ratio/row_variance': values
+            },
+            max_logits=jnp.ones((3, 2, 4)),
+            cause=jnp.array([none, 3, none])))
+    self.assertEqual(metrics['loss/total'], 2)
+    self.assertEqual(metrics['ratio/max'], 3)
+    self.assertEqual(metrics['skipped/loss'], 1)
+    self.assertEqual(metrics['skipped/no_signal'], 0)
+    self.assertEqual(metrics['qk/max_logit_per_head'].shape, (2, 4))
+
+
+if __name__ == '__main__':
+  absltest.main()
