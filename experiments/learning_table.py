@@ -8,8 +8,8 @@ the README. Repeated, it continues. About 25 minutes on two cores.
 """
 
 import csv
-import importlib.util
 import pathlib
+import runpy
 
 from absl import app
 from absl import flags
@@ -19,8 +19,8 @@ from hmpo_jax import trainer
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/learning',
                                'Folder of the run folders and the table.')
-_SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of each arm, from 0.',
-                              lower_bound=2)
+_SEEDS = flags.DEFINE_integer(
+    'seeds', 5, 'Seeds of each arm, from 0.', lower_bound=2)
 
 _CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 _NAMES = ('hmpo', 'gspo')
@@ -46,11 +46,13 @@ def main(argv: list[str]) -> None:
   del argv
   workdir = pathlib.Path(_WORKDIR.value)
   rows = [
-      _run(workdir, name, arm, seed) for name in _NAMES for arm in _ARMS
+      _run(workdir, name, arm, seed)
+      for name in _NAMES
+      for arm in _ARMS
       for seed in range(_SEEDS.value)
   ]
-  with open(workdir / 'learning.csv', 'w', newline='',
-            encoding='utf-8') as file:
+  with open(
+      workdir / 'learning.csv', 'w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
@@ -69,14 +71,14 @@ def _run(workdir, name, arm, seed):
       'config': name,
       'arm': arm,
       'seed': seed
-  } | {column: round(summary[column], 5) for column in _COLUMNS}
+  } | {
+      column: round(summary[column], 5) for column in _COLUMNS
+  }
 
 
 def _load(name):
-  spec = importlib.util.spec_from_file_location(name, _CONFIGS / f'{name}.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  """The configuration that a file in configs/ returns."""
+  return runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config']()
 
 
 def _table(rows):
@@ -88,8 +90,9 @@ def _table(rows):
   ]
   for name in _NAMES:
     for arm in _ARMS:
-      chosen = [row for row in rows if (row['config'], row['arm']) == (name,
-                                                                      arm)]
+      chosen = [
+          row for row in rows if (row['config'], row['arm']) == (name, arm)
+      ]
       lines.append(_table_row(name, arm, chosen))
   return '\n'.join(lines)
 
@@ -97,8 +100,9 @@ def _table(rows):
 def _table_row(name, arm, rows):
   column = lambda key: np.array([row[key] for row in rows])
   first, last = column('heldout_reward_first'), column('heldout_reward_last')
-  error = np.hypot(column('heldout_reward_first_stderr'),
-                   column('heldout_reward_last_stderr'))
+  error = np.hypot(
+      column('heldout_reward_first_stderr'),
+      column('heldout_reward_last_stderr'))
   gaps = ', '.join(f'{gap:.2f}' for gap in column('gap_closed'))
   return (f'| {name} | {arm} | {first.mean():.3f} to {last.mean():.3f} | '
           f'{column("gap_closed").mean():.2f} ({gaps}) | '

@@ -42,8 +42,9 @@ def response_logprobs(
     log-probabilities [B, T] of the responses' tokens, the logits [B, T, V]
     that chose them, and the model's whole output.
   """
-  output = make_model(static).apply({'params': params}, tokens, valid,
-                                    transformer.positions_of(valid))
+  output = transformer.apply(
+      make_model(static), params, tokens, valid,
+      transformer.positions_of(valid))
   length = mask.shape[1]
   # The logits before a token are those that chose it.
   logits = output.logits[:, -length - 1:-1]

@@ -69,8 +69,8 @@ def sample(model: transformer.Transformer,
     chosen = jnp.where(alive, choose(state.logits, state.step), pad)
     chosen_logprobs = logprobs_lib.token_logprobs(state.logits, chosen,
                                                   temperature)
-    output = model.apply({'params': params}, chosen[:, None], alive[:, None],
-                         (prompt_lens + state.step)[:, None], state.cache)
+    output = transformer.apply(model, params, chosen[:, None], alive[:, None],
+                               (prompt_lens + state.step)[:, None], state.cache)
     put = lambda buffer, column: jax.lax.dynamic_update_slice_in_dim(
         buffer, column[:, None], state.step, axis=1)
     return _State(
@@ -96,8 +96,8 @@ def sample(model: transformer.Transformer,
 
 def _prefill(model, params, prompts, valid, group, response_len):
   """Runs each prompt once and shares its cache among its G responses."""
-  output = model.apply({'params': params}, prompts, valid,
-                       transformer.positions_of(valid))
+  output = transformer.apply(model, params, prompts, valid,
+                             transformer.positions_of(valid))
   room = lambda x: jnp.pad(
       jnp.repeat(x, group, 1), ((0, 0), (0, 0), (0, response_len), (0, 0),
                                 (0, 0)))

@@ -225,7 +225,7 @@ def _differences(theirs, ours):
 
 def _flat(tree, prefix=''):
   """Nested dicts to one dict with dotted keys."""
-  flat = {}
+  flat: dict = {}
   for key, value in tree.items():
     if isinstance(value, dict):
       flat |= _flat(value, f'{prefix}{key}.')
@@ -301,9 +301,12 @@ def _summarise(records, extra, baselines, config):
           float(column('clip/low_frac').mean()),
       'clip_high_frac':
           float(column('clip/high_frac').mean()),
-      'sigma': float(column('log_ratio/last_update_sigma').mean()),
-      'cosine': _mean_compared(records, 'mechanism/cosine'),
-      'cosine_unclipped': _mean_compared(records, 'mechanism/cosine_unclipped'),
+      'sigma':
+          float(column('log_ratio/last_update_sigma').mean()),
+      'cosine':
+          _mean_compared(records, 'mechanism/cosine'),
+      'cosine_unclipped':
+          _mean_compared(records, 'mechanism/cosine_unclipped'),
       'max_logit':
           float(column('qk/max_logit').max()),
       'updates_qk_clipped_frac':
@@ -317,11 +320,8 @@ def _summarise(records, extra, baselines, config):
 
 def _mean_compared(records, name):
   """Mean over the steps at which means were compared, those evaluated."""
-  return float(
-      np.mean([
-          record[name] for record in records
-          if record['eval/step'] == record['step']
-      ]))
+  measured = [r[name] for r in records if r['eval/step'] == r['step']]
+  return float(np.mean(measured))
 
 
 def _summary_rows(summary, workdir):
@@ -334,8 +334,8 @@ def _summary_rows(summary, workdir):
   return [
       ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
       ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
-      ('held-out reward',
-       f'{pair("heldout_reward")} +- {summary["heldout_reward_last_stderr"]:.3f}'),
+      ('held-out reward', pair('heldout_reward')),
+      ('its standard error', f'{summary["heldout_reward_last_stderr"]:.3f}'),
       ('share of the gap to 1 closed', f'{summary["gap_closed"]:.0%}'),
       ('held-out exact match', pair('heldout_exact')),
       ('majority answer (reward, exact)', f'{summary["majority_reward"]:.3f}, '

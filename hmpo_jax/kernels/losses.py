@@ -80,7 +80,7 @@ def grpo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Every token's ratio clipped by itself, then the mean over the sequence.
 
-    J = mean_i 1/n_i sum_t min(r_t A_i, clip(r_t, 1 - eps_low, 1 + eps_high) A_i)
+    J = mean_i mean_t min(r_t A_i, clip(r_t, 1 - eps_low, 1 + eps_high) A_i)
 
   See "DeepSeekMath" by Shao et al. (https://arxiv.org/abs/2402.03300), eq. 3;
   its KL term is kl_penalty.
@@ -215,18 +215,17 @@ def _log_ratio_metrics(log_ratio, mask):
   log_ratio = jax.lax.stop_gradient(log_ratio)
   variance = _token_mean((log_ratio - _token_mean(log_ratio, mask)[:, None])**2,
                          mask)
-  logs = {
-      order: means.log_power_mean(log_ratio, mask, order) for order in (-1, 0, 1)
-  }
-  log_a, log_h = means.arithmetic_harmonic(logs[1], logs[-1], 5)
+  harmonic, geometric, arithmetic = (
+      means.log_power_mean(log_ratio, mask, p) for p in (-1, 0, 1))
+  log_a, log_h = means.arithmetic_harmonic(arithmetic, harmonic, 5)
   distance = jnp.mean(jnp.tanh((log_a - log_h) / 2), axis=0)
   return {
       'log_ratio/mean': _row_mean(_token_mean(log_ratio, mask), rows),
       'log_ratio/abs_max': jnp.max(jnp.abs(log_ratio), initial=0),
       'log_ratio/row_variance': _row_mean(variance, rows),
-      'agm/arithmetic': _row_mean(jnp.exp(logs[1]), rows),
-      'agm/geometric': _row_mean(jnp.exp(logs[0]), rows),
-      'agm/harmonic': _row_mean(jnp.exp(logs[-1]), rows),
-      'agm/gap': _row_mean(jnp.exp(logs[1]) - jnp.exp(logs[-1]), rows),
+      'agm/arithmetic': _row_mean(jnp.exp(arithmetic), rows),
+      'agm/geometric': _row_mean(jnp.exp(geometric), rows),
+      'agm/harmonic': _row_mean(jnp.exp(harmonic), rows),
+      'agm/gap': _row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
       'agm/convergence_rate': 1 - _row_mean(distance, rows),
   }

@@ -17,7 +17,7 @@ from hmpo_jax import base
 # Where the blocks of attention lie in the parameters, for the QK-clip.
 ATTENTION_PATH = ('layers', 'attention')
 
-_INIT = nn.initializers.normal(0.02)
+_kernel_init = nn.initializers.normal(0.02)
 
 
 class Cache(NamedTuple):
@@ -69,7 +69,7 @@ class Transformer(nn.Module):
       largest attention logit of a valid query on a key that it sees, -inf if
       there is none, and the keys and values of these tokens.
     """
-    embed = self.param('embed', _INIT, (self.vocab_size, self.embed_dim))
+    embed = self.param('embed', _kernel_init, (self.vocab_size, self.embed_dim))
     x = embed[tokens]
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     visible = causal & valid[:, None, :]
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
                                            rotation)
     x = RMSNorm(self.norm_eps, name='norm')(x)
     head = embed.T if self.tie_embeddings else self.param(
-        'head', _INIT, (self.embed_dim, self.vocab_size))
+        'head', _kernel_init, (self.embed_dim, self.vocab_size))
     logits = jnp.einsum('bsd,dv->bsv', x, head).astype(jnp.float32)
     return Output(logits, max_logits, keys, values)
 
@@ -132,7 +132,7 @@ class Attention(nn.Module):
   def __call__(self, x, past, past_valid, visible, valid, rotation):
     c = self.config
     project = lambda heads, bias, name: nn.DenseGeneral(
-        (heads, c.head_dim), use_bias=bias, kernel_init=_INIT, name=name)(
+        (heads, c.head_dim), use_bias=bias, kernel_init=_kernel_init, name=name)(
             x)
     query = project(c.num_heads, c.qk_bias, 'query')  # [B, S, H, Dh]
     key = project(c.num_kv_heads, c.qk_bias, 'key')  # [B, S, K, Dh]
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         x.shape[-1],
         axis=(-2, -1),
         use_bias=False,
-        kernel_init=_INIT,
+        kernel_init=_kernel_init,
         name='out')(
             mixed)
     return out, (max_logits, key, value)
@@ -162,7 +162,7 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x):
     dense = lambda width, name: nn.Dense(
-        width, use_bias=False, kernel_init=_INIT, name=name)
+        width, use_bias=False, kernel_init=_kernel_init, name=name)
     hidden = jax.nn.silu(dense(self.mlp_dim, 'gate')(x)) * dense(
         self.mlp_dim, 'up')(
             x)
@@ -201,7 +201,7 @@ def _attend(query, blocks, valid):
   # A query that sees nothing is padding: any finite weights will do.
   blind = jnp.all(jnp.isneginf(joined), axis=-1, keepdims=True)
   weights = jax.nn.softmax(jnp.where(blind, 0, joined), axis=-1)
-  mixed, start = 0, 0
+  mixed, start = jnp.zeros_like(grouped), 0
   for keys, values, _ in blocks:
     part = weights[..., start:start + keys.shape[1]]
     mixed += jnp.einsum('bkgsr,brkh->bskgh', part, values)
@@ -232,6 +232,18 @@ def _rotate(x, rotation):
 def positions_of(valid: jax.Array) -> jax.Array:
   """[B, S] int32 place of each token among the valid ones of its row."""
   return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def apply(model: Transformer,
+          params: base.Params,
+          tokens: jax.Array,
+          valid: jax.Array,
+          positions: jax.Array,
+          cache: Cache | None = None) -> Output:
+  """Runs the model on its parameters; see Transformer.__call__."""
+  output = model.apply({'params': params}, tokens, valid, positions, cache)
+  assert isinstance(output, Output)  # No collection is mutable.
+  return output
 
 
 def init(model: Transformer, key: jax.Array) -> base.Params:

@@ -30,7 +30,6 @@ def make(optim, hparams: base.HParams, *,
   Raises:
     ValueError: unknown name or qk_clip.
   """
-  shared = {'tau': hparams.tau, 'attention': attention}
   if optim.name == 'muon_clip':
     optimizer = muon_clip.muon_clip(
         hparams.learning_rate,
@@ -40,16 +39,18 @@ def make(optim, hparams: base.HParams, *,
         adam_b1=optim.adam_b1,
         adam_b2=optim.adam_b2,
         dimension_numbers=dimension_numbers,
-        qk_clip=optim.qk_clip,
-        **shared)
+        attention=attention,
+        tau=hparams.tau,
+        qk_clip=optim.qk_clip)
   elif optim.name == 'adamw':
+    adamw = optax.adamw(
+        hparams.learning_rate,
+        b1=optim.adam_b1,
+        b2=optim.adam_b2,
+        weight_decay=hparams.weight_decay,
+        mask=_decayed(dimension_numbers))
     optimizer = muon_clip.followed_by_clip(
-        optax.adamw(
-            hparams.learning_rate,
-            b1=optim.adam_b1,
-            b2=optim.adam_b2,
-            weight_decay=hparams.weight_decay,
-            mask=_decayed(dimension_numbers)), optim.qk_clip, **shared)
+        adamw, optim.qk_clip, tau=hparams.tau, attention=attention)
   else:
     raise ValueError(f'{optim.name=}: must be muon_clip or adamw')
   clip = _clip_by_global_norm(hparams.max_grad_norm)
@@ -58,21 +59,26 @@ def make(optim, hparams: base.HParams, *,
 
 def clip_state(opt_state: optax.OptState) -> muon_clip.QKClipState | None:
   """The QK-clip's part of an optimizer state, None if nothing is clipped."""
-  is_clip = lambda node: isinstance(node, muon_clip.QKClipState)
-  nodes = jax.tree.leaves(opt_state, is_leaf=is_clip)
-  return next(filter(is_clip, nodes), None)
+  nodes = jax.tree.leaves(opt_state, is_leaf=_is_clip_state)
+  return next(filter(_is_clip_state, nodes), None)
+
+
+def _is_clip_state(node):
+  return isinstance(node, muon_clip.QKClipState)
+
+
+def _is_spec(node):
+  return node is None or isinstance(node, optax.contrib.MuonDimensionNumbers)
 
 
 def _decayed(dimension_numbers):
   """Function from params to a tree of bool, true on hidden matrices."""
-  is_spec = lambda x: x is None or isinstance(
-      x, optax.contrib.MuonDimensionNumbers)
 
   def mask(params):
     specs = dimension_numbers
     if callable(specs):
       specs = specs(params)
-    return jax.tree.map(lambda spec: spec is not None, specs, is_leaf=is_spec)
+    return jax.tree.map(lambda spec: spec is not None, specs, is_leaf=_is_spec)
 
   return mask
 
@@ -88,7 +94,9 @@ def _clip_by_global_norm(max_norm):
     del params
     norm = optax.tree.norm(updates)
     over = norm > max_norm
-    factor = jnp.where(over, max_norm / jnp.where(over, norm, 1), 1)
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+    factor = max_norm / jnp.where(over, norm, 1)
+    return jax.tree.map(
+        lambda g: jnp.where(over, g * factor.astype(g.dtype), g),
+        updates), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)

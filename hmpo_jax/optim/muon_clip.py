@@ -24,7 +24,7 @@ DimensionNumbers = Any | Callable[[base.Params], Any]
 
 class QKClipState(NamedTuple):
   """What the QK-clip saw and did; per layer and query head, [N_l, H]."""
-  count: jax.Array  # [] int32 updates
+  update_count: jax.Array  # [] int32 updates
   nonfinite_count: jax.Array  # [] int32 updates with a NaN or +inf logit
   last_max: jax.Array  # [N_l, H] float32 max_logits of the last update
   last_factor: jax.Array  # [N_l, H] float32 gamma of the last update, (0, 1]
@@ -96,14 +96,9 @@ def qk_clip(
     max_logits = _checked_logits(max_logits, block)
     gamma = _gamma(max_logits, tau)
     factors = _split(gamma, block['key']['kernel'].shape[2], head_order)
-    changes = _block(updates, attention)
-    changes = changes | {
-        name:
-            jax.tree.map(
-                lambda u, p, f=factor: _rescaled(u, p, f),
-                changes[name],
-                block[name]) for name, factor in factors.items()
-    }
+    changes = dict(_block(updates, attention))
+    for name, factor in factors.items():
+      changes[name] = _rescaled(changes[name], block[name], factor)
     updates = _with_block(updates, attention, changes)
     return updates, _next_state(state, max_logits, gamma)
 
@@ -193,7 +188,7 @@ def followed_by_clip(
 
 def _initial_state(shape):
   return QKClipState(
-      count=jnp.int32(0),
+      update_count=jnp.int32(0),
       nonfinite_count=jnp.int32(0),
       last_max=jnp.full(shape, -jnp.inf, jnp.float32),
       last_factor=jnp.ones(shape, jnp.float32),
@@ -205,7 +200,7 @@ def _next_state(state, max_logits, gamma):
   bad = jnp.isnan(max_logits) | jnp.isposinf(max_logits)
   seen = jnp.where(bad, -jnp.inf, max_logits)
   return QKClipState(
-      count=optax.safe_increment(state.count),
+      update_count=optax.safe_increment(state.update_count),
       nonfinite_count=state.nonfinite_count + jnp.any(bad),
       last_max=max_logits,
       last_factor=gamma,
@@ -236,14 +231,18 @@ def _split(gamma, num_kv_heads, head_order):
   return {'query': query, 'key': key.reshape(layers, num_kv_heads)}
 
 
-def _rescaled(update, param, factor):
-  """Update that leads to factor * (param + update), its bits kept at 1."""
-  axes = (*range(1, param.ndim - 2), param.ndim - 1)
-  factor = jnp.expand_dims(factor, axes)
-  # Rounded to bfloat16 the difference would lose most of the factor's digits.
-  dtype = jnp.promote_types(param.dtype, jnp.float32)
-  update, param = update.astype(dtype), param.astype(dtype)
-  return jnp.where(factor < 1, factor * (param + update) - param, update)
+def _rescaled(updates, params, factor):
+  """Updates that lead to factor * (param + update), their bits kept at 1."""
+
+  def of_leaf(update, param):
+    axes = (*range(1, param.ndim - 2), param.ndim - 1)
+    scale = jnp.expand_dims(factor, axes)
+    # Rounded to bfloat16 the difference would lose most of the scale's digits.
+    dtype = jnp.promote_types(param.dtype, jnp.float32)
+    update, param = update.astype(dtype), param.astype(dtype)
+    return jnp.where(scale < 1, scale * (param + update) - param, update)
+
+  return jax.tree.map(of_leaf, updates, params)
 
 
 def _block(tree, attention):

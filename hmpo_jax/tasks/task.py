@@ -1,4 +1,4 @@
-"""What a task is, and what holds for all: rewards, held-out split, baselines."""
+"""What a task is, and what all share: score, held-out split, baselines."""
 
 from typing import Callable, NamedTuple
 
