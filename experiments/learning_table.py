@@ -13,6 +13,7 @@ import runpy
 
 from absl import app
 from absl import flags
+from absl import logging
 import numpy as np
 
 from hmpo_jax import trainer
@@ -44,6 +45,7 @@ _COLUMNS = ('heldout_reward_first', 'heldout_reward_first_stderr',
 def main(argv: list[str]) -> None:
   """Runs what is missing, then writes and prints the table."""
   del argv
+  logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(_WORKDIR.value)
   rows = [
       _run(workdir, name, arm, seed)

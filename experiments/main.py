@@ -9,6 +9,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 from ml_collections import config_flags
 
@@ -36,6 +37,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line and validates the configuration it names."""
   try:
     rest = flags.FLAGS(argv)
+    if flags.FLAGS['verbosity'].using_default_value:
+      # The libraries' reports of their own work would bury the run's.
+      logging.set_verbosity(logging.WARNING)
     if len(rest) > 1:
       raise config_lib.ConfigError(
           f'stray argument {rest[1]!r}: every option is written --name=value')

@@ -48,7 +48,7 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir).absolute()
-  _claim(config, workdir)
+  _refuse_other_run(config, workdir)
   summary_file = workdir / 'summary.json'
   if not summary_file.exists():
     summary = _run(config, workdir)
@@ -62,6 +62,7 @@ def _run(config, workdir):
   """Trains from the newest checkpoint, or from the warm start."""
   static, hparams = config_lib.static(config), config_lib.hparams(config)
   prompts, baselines = _held_out(config, static)
+  _describe(config, workdir)
   warm_key, run_key = jax.random.split(jax.random.key(config.seed))
   params = _warm_params(config, static, warm_key, workdir)
   state = checkpoint.place(_init(static, hparams, params, run_key))
@@ -192,25 +193,31 @@ def _warm_params(config, static, key, workdir):
   return params
 
 
-def _claim(config, workdir):
-  """Writes config.json, or refuses a folder of another configuration."""
+def _refuse_other_run(config, workdir):
+  """Raises ConfigError for a folder that another configuration wrote."""
   file = workdir / 'config.json'
-  ours = _plain(config.to_dict())
+  if not file.exists():
+    return
+  theirs = json.loads(file.read_text(encoding='utf-8'))['config']
+  differing = _differences(_flat(theirs), _flat(_plain(config.to_dict())))
+  if differing:
+    raise config_lib.ConfigError(
+        f'{workdir} holds a run of another configuration '
+        f'({"; ".join(differing)}): choose another --workdir')
+
+
+def _describe(config, workdir):
+  """Makes the run folder with its config.json, if it is new."""
+  file = workdir / 'config.json'
   if file.exists():
-    theirs = json.loads(file.read_text(encoding='utf-8'))['config']
-    differing = _differences(_flat(theirs), _flat(ours))
-    if differing:
-      raise config_lib.ConfigError(
-          f'{workdir} holds a run of another configuration '
-          f'({"; ".join(differing)}): choose another --workdir')
     return
   workdir.mkdir(parents=True, exist_ok=True)
   _write_json(
       file, {
-          'config': ours,
+          'config': _plain(config.to_dict()),
           'commit': _commit(),
           'versions': _versions(),
-          'device': str(jax.devices()[0].device_kind),
+          'device': jax.devices()[0].device_kind,
       })
 
 
@@ -282,9 +289,11 @@ def _summarise(records, extra, baselines, config):
           records[-1]['total/tokens'],
       'heldout_reward_first':
           first['eval/reward'],
+      'heldout_reward_first_stderr':
+          first['eval/reward_stderr'],
       'heldout_reward_last':
           last['eval/reward'],
-      'heldout_reward_stderr':
+      'heldout_reward_last_stderr':
           last['eval/reward_stderr'],
       'heldout_exact_first':
           first['eval/exact'],

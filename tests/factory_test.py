@@ -132,7 +132,8 @@ class ContractTest(parameterized.TestCase):
     expected = _second(name, mode, start)
     count = len(_TRACES)
     for field in start._fields:
-      halved = start._replace(**{field: getattr(start, field) / 2})
+      value = getattr(start, field)
+      halved = start._replace(**{field: (value / 2).astype(value.dtype)})
       equal = jax.tree.map(np.array_equal, _second(name, mode, halved),
                            expected)
       self.assertEqual(all(jax.tree.leaves(equal)), field not in fields, field)

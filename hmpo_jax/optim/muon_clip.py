@@ -145,7 +145,7 @@ def muon_clip(
 
   Returns:
     A transformation; its `update` takes max_logits, and needs them to clip.
-    All but the types str, tuple and float above may be traced.
+    Every number but adam_b1 and adam_b2 may be traced.
 
   Raises:
     ValueError: unknown qk_clip.

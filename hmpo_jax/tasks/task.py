@@ -8,7 +8,8 @@ import numpy as np
 
 # One prompt in this many is held out of training and warm start.
 _HELD_OUT_SHARE = 16
-_MAX_ROUNDS = 1000
+# The search for held-out prompts ends when so many rounds find no new one.
+_IDLE_ROUNDS = 10
 
 
 class Task(NamedTuple):
@@ -92,15 +93,24 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
   Raises:
     ValueError: if the task has too few different prompts.
   """
-  draw = jax.jit(lambda key: jax.vmap(task.draw)(jax.random.split(key, 4096)))
+
+  @jax.jit
+  def draw(round_):
+    key = jax.random.fold_in(jax.random.key(0), round_)
+    prompts = jax.vmap(task.draw)(jax.random.split(key, 4096))
+    return prompts, jax.vmap(is_held_out)(prompts)
+
   kept: dict[bytes, np.ndarray] = {}
-  for round_ in range(_MAX_ROUNDS):
-    prompts = draw(jax.random.fold_in(jax.random.key(0), round_))
-    for prompt in np.asarray(prompts)[np.asarray(
-        jax.vmap(is_held_out)(prompts))]:
+  round_, idle = 0, 0
+  while len(kept) < num and idle < _IDLE_ROUNDS:
+    prompts, held_out = jax.device_get(draw(round_))
+    before = len(kept)
+    for prompt in prompts[held_out]:
       kept.setdefault(prompt.tobytes(), prompt)
-    if len(kept) >= num:
-      return np.stack(list(kept.values())[:num])
+    idle = 0 if len(kept) > before else idle + 1
+    round_ += 1
+  if len(kept) >= num:
+    return np.stack(list(kept.values())[:num])
   raise ValueError(
       f'task {task.name} has only {len(kept)} different held-out prompts, '
       f'config.eval.num_prompts = {num}: ask for fewer or for longer prompts')

@@ -1,0 +1,166 @@
+"""What a run writes while it goes: JSONL, CSV, TensorBoard, and the times.
+
+metrics.jsonl and metrics.csv hold no wall-clock value, so that equal runs give
+equal bytes; those stand in timing.jsonl.
+"""
+
+from collections.abc import Mapping
+import csv
+import io
+import json
+import math
+import pathlib
+
+import numpy as np
+import tensorboardX
+
+METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
+# Counts the values of a record that were not finite.
+NONFINITE = 'nonfinite_values'
+
+Value = bool | int | float | list
+
+
+class Writer:
+  """Appends one record for each step; a kill loses a part of one at most."""
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    """Opens the files of a run folder, made if missing.
+
+    Args:
+      workdir: run folder.
+      step: finished steps; what the files hold of later ones is dropped, and
+        so is a last line that is not whole.
+    """
+    records = _keep_until(workdir / METRICS, step)
+    _keep_until(workdir / TIMING, step)
+    self._last: dict[str, Value] = records[-1] if records else {}
+    _replace(workdir / TABLE, _table(records))
+    self._columns = _columns(records[0]) if records else []
+    self._files = {
+        name:
+            open(workdir / name, 'a',
+                 encoding='utf-8')  # pylint: disable=consider-using-with
+        for name in (METRICS, TABLE, TIMING)
+    }
+    self._board = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=step + 1)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def write(self, step: int, values: Mapping, timing: Mapping) -> None:
+    """Appends the record of a step and its wall-clock values.
+
+    Args:
+      step: finished steps, this one included.
+      values: numbers, booleans or arrays by name, the same names each time. A
+        value that is not finite is written as the last finite one of its name,
+        0 if there was none, and counted under `nonfinite_values`.
+      timing: seconds and rates.
+    """
+    record, bad = {'step': step}, 0
+    for name, value in values.items():
+      record[name], is_bad = _finite(_plain(value), self._last.get(name))
+      bad += is_bad
+    record[NONFINITE] = bad
+    self._last = record
+    self._append(METRICS, _line(record))
+    if not self._columns:
+      self._columns = _columns(record)
+      self._append(TABLE, _row(self._columns))
+    self._append(TABLE, _row([record[name] for name in self._columns]))
+    self._append(TIMING, _line({'step': step} | dict(timing)))
+    self._show(step, record | dict(timing))
+
+  def close(self) -> None:
+    """Flushes and closes everything."""
+    for file in self._files.values():
+      file.close()
+    self._board.close()
+
+  def _append(self, name, text):
+    self._files[name].write(text)
+    self._files[name].flush()
+
+  def _show(self, step, record):
+    """TensorBoard: scalars, and the largest of each list."""
+    for name, value in record.items():
+      if isinstance(value, list):
+        self._board.add_scalar(f'{name}_max', max(value), step)
+      elif name != 'step':
+        self._board.add_scalar(name, float(value), step)
+
+
+def read(workdir: pathlib.Path) -> list[dict]:
+  """The records of a run folder, in the order of their steps."""
+  return _whole_lines(workdir / METRICS)
+
+
+def _plain(value):
+  """Python number, boolean or flat list, with no more digits than measured."""
+  array = np.asarray(value)
+  if array.ndim:
+    return [_plain(item) for item in array.reshape(-1)]
+  if array.dtype == np.float32:
+    return float(str(array))
+  return array.item()
+
+
+def _finite(value, last):
+  """The value or, where it is not finite, the last one; and whether it was."""
+  if isinstance(value, list):
+    last = last if isinstance(last, list) else [None] * len(value)
+    pairs = [_finite(item, old) for item, old in zip(value, last)]
+    return [item for item, _ in pairs], any(bad for _, bad in pairs)
+  if math.isfinite(value):
+    return value, False
+  return 0. if last is None else last, True
+
+
+def _columns(record):
+  return [name for name, value in record.items() if not isinstance(value, list)]
+
+
+def _table(records):
+  """The CSV text of records, with its header."""
+  if not records:
+    return ''
+  columns = _columns(records[0])
+  rows = [[record[name] for name in columns] for record in records]
+  return ''.join(map(_row, [columns, *rows]))
+
+
+def _row(cells):
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerow(cells)
+  return text.getvalue()
+
+
+def _line(record):
+  return json.dumps(record, allow_nan=False) + '\n'
+
+
+def _keep_until(file, step):
+  """Drops the records after a step from a JSONL file; returns the others."""
+  records = [record for record in _whole_lines(file) if record['step'] <= step]
+  _replace(file, ''.join(map(_line, records)))
+  return records
+
+
+def _whole_lines(file):
+  """Records of a JSONL file, without a last line that a kill cut."""
+  if not file.exists():
+    return []
+  *lines, _ = file.read_text(encoding='utf-8').split('\n')
+  return [json.loads(line) for line in lines]
+
+
+def _replace(file, text):
+  """Writes a file as a whole: a kill leaves the old one or the new one."""
+  temporary = file.with_suffix('.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  temporary.replace(file)

@@ -1,0 +1,87 @@
+"""The files of a run: whole lines, finite values, no step twice."""
+
+import csv
+import json
+import math
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+import jax.numpy as jnp
+import numpy as np
+
+from hmpo_jax import metrics
+
+
+class WriterTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    self.folder = pathlib.Path(folder.name)
+
+  def _write(self, steps, start=0):
+    with metrics.Writer(self.folder, start) as writer:
+      for step in steps:
+        writer.write(
+            step, {
+                'loss': jnp.float32(0.1 * step),
+                'count': np.int32(step),
+                'active': np.bool_(True),
+                'heads': jnp.arange(4.).reshape(2, 2)
+            }, {'step_s': 0.5})
+
+  def _bytes(self):
+    return [(self.folder / name).read_bytes()
+            for name in (metrics.METRICS, metrics.TABLE)]
+
+  def test_values_keep_their_type_and_digits(self):
+    self._write([1])
+    line = (self.folder / 'metrics.jsonl').read_text('utf-8')
+    self.assertEqual(
+        line, '{"step": 1, "loss": 0.1, "count": 1, "active": true, '
+        '"heads": [0.0, 1.0, 2.0, 3.0], "nonfinite_values": 0}\n')
+    timing = json.loads((self.folder / 'timing.jsonl').read_text('utf-8'))
+    self.assertEqual(timing, {'step': 1, 'step_s': 0.5})
+
+  def test_table_has_the_scalars(self):
+    self._write([1, 2])
+    with open(self.folder / 'metrics.csv', encoding='utf-8') as file:
+      rows = list(csv.reader(file))
+    self.assertEqual(rows[0],
+                     ['step', 'loss', 'count', 'active', 'nonfinite_values'])
+    self.assertEqual(rows[2], ['2', '0.2', '2', 'True', '0'])
+
+  def test_resumed_files_equal_undisturbed_ones(self):
+    self._write([1, 2, 3])
+    whole = self._bytes()
+    # Killed within step 3, resumed from the checkpoint of step 1.
+    with open(self.folder / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+      file.write('{"step": 4, "lo')
+    self._write([2, 3], start=1)
+    self.assertEqual(self._bytes(), whole)
+    steps = [record['step'] for record in metrics.read(self.folder)]
+    self.assertEqual(steps, [1, 2, 3])
+
+  def test_value_that_is_not_finite_is_the_last_one_and_counted(self):
+    with metrics.Writer(self.folder, 0) as writer:
+      writer.write(1, {'a': math.nan, 'b': 2., 'heads': [1., 2.]}, {})
+      writer.write(2, {'a': 5., 'b': math.inf, 'heads': [3., -math.inf]}, {})
+    with metrics.Writer(self.folder, 2) as writer:
+      writer.write(3, {'a': math.nan, 'b': 3., 'heads': [math.nan, 4.]}, {})
+    first, second, third = metrics.read(self.folder)
+    self.assertEqual((first['a'], first['nonfinite_values']), (0., 1))
+    self.assertEqual((second['b'], second['heads']), (2., [3., 2.]))
+    self.assertEqual((third['a'], third['heads']), (5., [3., 4.]))
+    self.assertEqual(third['nonfinite_values'], 2)
+
+  def test_writes_events(self):
+    self._write([1])
+    events = list((self.folder / 'tensorboard').iterdir())
+    self.assertLen(events, 1)
+    self.assertIn(b'heads_max', events[0].read_bytes())
+
+
+if __name__ == '__main__':
+  absltest.main()
