@@ -37,12 +37,8 @@ class Writer:
     self._last: dict[str, Value] = records[-1] if records else {}
     _replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
-    self._files = {
-        name:
-            open(workdir / name, 'a',
-                 encoding='utf-8')  # pylint: disable=consider-using-with
-        for name in (METRICS, TABLE, TIMING)
-    }
+    append = lambda name: (workdir / name).open('a', encoding='utf-8')
+    self._files = {name: append(name) for name in (METRICS, TABLE, TIMING)}
     self._board = tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=step + 1)
 
@@ -62,7 +58,8 @@ class Writer:
         0 if there was none, and counted under `nonfinite_values`.
       timing: seconds and rates.
     """
-    record, bad = {'step': step}, 0
+    record: dict[str, Value] = {'step': step}
+    bad = 0
     for name, value in values.items():
       record[name], is_bad = _finite(_plain(value), self._last.get(name))
       bad += is_bad

@@ -131,8 +131,11 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x, past, past_valid, visible, valid, rotation):
     c = self.config
-    project = lambda heads, bias, name: nn.DenseGeneral(
-        (heads, c.head_dim), use_bias=bias, kernel_init=_kernel_init, name=name)(
+    project = lambda heads, use_bias, name: nn.DenseGeneral(
+        (heads, c.head_dim),
+        use_bias=use_bias,
+        kernel_init=_kernel_init,
+        name=name)(
             x)
     query = project(c.num_heads, c.qk_bias, 'query')  # [B, S, H, Dh]
     key = project(c.num_kv_heads, c.qk_bias, 'key')  # [B, S, K, Dh]
