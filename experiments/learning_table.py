@@ -3,11 +3,13 @@
   python experiments/learning_table.py --workdir=runs/learning
 
 runs hmpo.py and gspo.py as they are, with learning rate 0, and with advantages
-permuted within their groups; writes learning.csv there and prints the table of
-the README. Repeated, it continues. About 25 minutes on two cores.
+permuted within their groups; writes learning.csv and the figure learning.png
+there (with the `plot` extra) and prints the table of the README. Repeated, it
+continues. About 20 minutes on two cores.
 """
 
 import csv
+import importlib.util
 import pathlib
 import runpy
 
@@ -16,6 +18,7 @@ from absl import flags
 from absl import logging
 import numpy as np
 
+from hmpo_jax import metrics
 from hmpo_jax import trainer
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/learning',
@@ -59,6 +62,10 @@ def main(argv: list[str]) -> None:
     writer.writeheader()
     writer.writerows(rows)
   print(_table(rows))
+  if importlib.util.find_spec('matplotlib'):
+    _draw(workdir)
+  else:
+    print("no figure: pip install -e '.[plot]' first")
 
 
 def _run(workdir, name, arm, seed):
@@ -67,8 +74,7 @@ def _run(workdir, name, arm, seed):
   config.seed = seed
   config.warm_start.folder = str(workdir.absolute() / 'warm_start')
   config.update_from_flattened_dict(_ARMS[arm])
-  folder = workdir / f'{name}-{arm.replace(" ", "_")}-{seed}'
-  summary = trainer.train(config, folder)
+  summary = trainer.train(config, _folder(workdir, name, arm, seed))
   return {
       'config': name,
       'arm': arm,
@@ -76,6 +82,10 @@ def _run(workdir, name, arm, seed):
   } | {
       column: round(summary[column], 5) for column in _COLUMNS
   }
+
+
+def _folder(workdir, name, arm, seed):
+  return workdir / f'{name}-{arm.replace(" ", "_")}-{seed}'
 
 
 def _load(name):
@@ -113,6 +123,40 @@ def _table_row(name, arm, rows):
           f'{column("heldout_exact_last").mean():.3f} | '
           f'{column("sigma").mean():.2f} | {column("cosine").mean():.2f} '
           f'({column("cosine_unclipped").mean():.2f} unclipped) |')
+
+
+def _draw(workdir):
+  """Held-out reward against episodes: every seed, and the mean of the arm."""
+  from matplotlib import figure  # pylint: disable=import-outside-toplevel
+  styles = {
+      ('hmpo', 'as configured'): ('tab:blue', 'HMPO, p = -1'),
+      ('gspo', 'as configured'): ('tab:orange', 'GSPO, p = 0'),
+      ('hmpo', 'advantages permuted'):
+          ('tab:gray', 'HMPO, permuted advantages'),
+  }
+  picture = figure.Figure(figsize=(6, 3.2), layout='constrained')
+  axes = picture.add_subplot()
+  for (name, arm), (color, label) in styles.items():
+    curves = [
+        _curve(_folder(workdir, name, arm, seed))
+        for seed in range(_SEEDS.value)
+    ]
+    for episodes, rewards in curves:
+      axes.plot(episodes, rewards, color=color, linewidth=0.5, alpha=0.6)
+    mean = np.mean([rewards for _, rewards in curves], axis=0)
+    axes.plot(curves[0][0], mean, color=color, linewidth=2, label=label)
+  axes.set_xlabel('episodes (responses sampled)')
+  axes.set_ylabel('held-out reward, greedy')
+  axes.legend(frameon=False)
+  picture.savefig(workdir / 'learning.png', dpi=150)
+
+
+def _curve(folder):
+  """Episodes and held-out reward of each evaluation of a run."""
+  records = metrics.read(folder)
+  size = records[0]['total/episodes']
+  found = {r['eval/step']: r['eval/reward'] for r in records}
+  return np.array(list(found)) * size, np.array(list(found.values()))
 
 
 if __name__ == '__main__':
