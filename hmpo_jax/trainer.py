@@ -1,11 +1,8 @@
 """The loop around the learner: folders, checkpoints, evaluation, progress."""
 
 import hashlib
-import importlib.metadata
 import json
-import math
 import pathlib
-import subprocess
 import time
 
 import jax
@@ -18,6 +15,7 @@ from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import policy
 from hmpo_jax import progress as progress_lib
+from hmpo_jax import run_folder
 from hmpo_jax import update
 from hmpo_jax.tasks import task as task_lib
 
@@ -27,7 +25,6 @@ _evaluate = jax.jit(learner.evaluate, static_argnums=0)
 _warm_start = jax.jit(learner.warm_start, static_argnums=0)
 _init = jax.jit(learner.init, static_argnums=0)
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Ratios this close to 1 in a whole rollout are rounding, not learning.
 _SAME_POLICY = 1e-6
 _PATIENCE = 5  # steps without a moving ratio before the run says so
@@ -48,21 +45,22 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir).absolute()
-  _refuse_other_run(config, workdir)
+  description = run_folder.describe(config)
+  run_folder.refuse_other_run(workdir, description)
   summary_file = workdir / 'summary.json'
   if not summary_file.exists():
-    summary = _run(config, workdir)
-    _write_json(summary_file, summary)
+    held_out = _held_out(config)
+    with run_folder.claimed(workdir, description):
+      summary = _run(config, workdir, *held_out)
+      run_folder.write_json(summary_file, summary)
   summary = json.loads(summary_file.read_text(encoding='utf-8'))
   progress_lib.summary_table(_summary_rows(summary, workdir))
   return summary
 
 
-def _run(config, workdir):
+def _run(config, workdir, prompts, baselines):
   """Trains from the newest checkpoint, or from the warm start."""
   static, hparams = config_lib.static(config), config_lib.hparams(config)
-  prompts, baselines = _held_out(config, static)
-  _describe(config, workdir)
   warm_key, run_key = jax.random.split(jax.random.key(config.seed))
   params = _warm_params(config, static, warm_key, workdir)
   state = checkpoint.place(_init(static, hparams, params, run_key))
@@ -159,9 +157,9 @@ def _is_due(step, every, last):
   return step % every == 0 or step == last
 
 
-def _held_out(config, static):
+def _held_out(config):
   """Held-out prompts [M, P] and the rewards that need no skill on them."""
-  task = policy.make_task(static)
+  task = policy.make_task(config_lib.static(config))
   try:
     prompts = jnp.asarray(
         task_lib.held_out_prompts(task, config.eval.num_prompts))
@@ -179,7 +177,7 @@ def _warm_params(config, static, key, workdir):
       'task': static.task.to_dict(),
       'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
       'seed': config.seed,
-      'versions': _versions(),
+      'versions': run_folder.versions(),
       'backend': jax.default_backend(),
   }
   digest = hashlib.sha256(json.dumps(identity,
@@ -191,85 +189,6 @@ def _warm_params(config, static, key, workdir):
     params = compute()
     checkpoint.save_tree(folder / digest, params)
   return params
-
-
-def _refuse_other_run(config, workdir):
-  """Raises ConfigError for a folder that another configuration wrote."""
-  file = workdir / 'config.json'
-  if not file.exists():
-    return
-  theirs = json.loads(file.read_text(encoding='utf-8'))['config']
-  differing = _differences(_flat(theirs), _flat(_plain(config.to_dict())))
-  if differing:
-    raise config_lib.ConfigError(
-        f'{workdir} holds a run of another configuration '
-        f'({"; ".join(differing)}): choose another --workdir')
-
-
-def _describe(config, workdir):
-  """Makes the run folder with its config.json, if it is new."""
-  file = workdir / 'config.json'
-  if file.exists():
-    return
-  workdir.mkdir(parents=True, exist_ok=True)
-  _write_json(
-      file, {
-          'config': _plain(config.to_dict()),
-          'commit': _commit(),
-          'versions': _versions(),
-          'device': jax.devices()[0].device_kind,
-      })
-
-
-def _differences(theirs, ours):
-  return [
-      f'config.{key}: {theirs.get(key, "absent")} there, '
-      f'{ours.get(key, "absent")} here'
-      for key in sorted(theirs | ours)
-      if theirs.get(key) != ours.get(key)
-  ]
-
-
-def _flat(tree, prefix=''):
-  """Nested dicts to one dict with dotted keys."""
-  flat: dict = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def _plain(tree):
-  """JSON knows no infinity: writes it as a string."""
-  if isinstance(tree, dict):
-    return {key: _plain(value) for key, value in tree.items()}
-  if isinstance(tree, float) and not math.isfinite(tree):
-    return str(tree)
-  return tree
-
-
-def _write_json(file, content):
-  """Replaces a file as a whole, so that a kill leaves the old one or this."""
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-  temporary.replace(file)
-
-
-def _versions():
-  return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _commit():
-  """Commit of the source tree, or 'unknown' for an installed package."""
-  root = pathlib.Path(__file__).parent.parent
-  result = subprocess.run(
-      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
-      capture_output=True,
-      text=True,
-      check=False)
-  return result.stdout.strip() or 'unknown'
 
 
 def _summarise(records, extra, baselines, config):

@@ -1,0 +1,134 @@
+"""The run folder: whose it is, and that one process at a time writes it."""
+
+import contextlib
+from collections.abc import Iterator
+import fcntl
+import importlib.metadata
+import json
+import math
+import pathlib
+import subprocess
+
+import jax
+
+from hmpo_jax import config as config_lib
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_CONFIG, _LOCK = 'config.json', '.lock'
+
+
+def describe(config) -> dict:
+  """What config.json says of a run: all that is needed to do it again."""
+  return {
+      'config': _plain(config.to_dict()),
+      'commit': _commit(),
+      'versions': versions(),
+      'device': jax.devices()[0].device_kind,
+  }
+
+
+def versions() -> dict[str, str]:
+  """Versions of the packages that decide a run's bits."""
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
+  """Checks that a folder is new or holds the run that is described.
+
+  Raises:
+    ConfigError: the path is no folder, its config.json is not readable, or
+      another configuration or version wrote it; names the keys that differ.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise config_lib.ConfigError(f'--workdir={workdir} is not a folder')
+  file = workdir / _CONFIG
+  if not file.exists():
+    return
+  theirs = _read_description(file)
+  differing = [
+      f'{key}: {there} there, {here} here' for part in ('config', 'versions')
+      for key, there, here in _differences(
+          _flat(theirs[part], part), _flat(description[part], part))
+  ]
+  if differing:
+    raise config_lib.ConfigError(
+        f'{workdir} holds a run of another configuration or version '
+        f'({"; ".join(differing)}): choose another --workdir')
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
+  """Makes the folder with its config.json and locks it against others.
+
+  The lock is the operating system's: it goes with the process, however that
+  ends.
+
+  Raises:
+    ConfigError: another process holds the folder, or see `refuse_other_run`.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / _LOCK, 'w', encoding='utf-8') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise config_lib.ConfigError(
+          f'another process is writing {workdir}: wait for it, or choose '
+          'another --workdir') from error
+    refuse_other_run(workdir, description)
+    if not (workdir / _CONFIG).exists():
+      write_json(workdir / _CONFIG, description)
+    yield
+
+
+def write_json(file: pathlib.Path, content: dict) -> None:
+  """Replaces a file as a whole: a kill leaves the old one or this."""
+  temporary = file.with_name(f'{file.name}.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+  temporary.replace(file)
+
+
+def _read_description(file):
+  try:
+    description = json.loads(file.read_text(encoding='utf-8'))
+    return {part: dict(description[part]) for part in ('config', 'versions')}
+  except (ValueError, KeyError, TypeError) as error:
+    raise config_lib.ConfigError(
+        f'{file} is not the description of a run ({error!r}): move it away, or '
+        'choose another --workdir') from error
+
+
+def _differences(theirs, ours):
+  """Keys with their values there and here, where these differ."""
+  for key in sorted(theirs | ours):
+    there, here = (side.get(key, 'absent') for side in (theirs, ours))
+    if there != here:
+      yield key, there, here
+
+
+def _flat(tree, prefix):
+  """Nested dicts to one dict with dotted keys."""
+  flat: dict = {}
+  for key, value in tree.items():
+    name = f'{prefix}.{key}'
+    flat |= _flat(value, name) if isinstance(value, dict) else {name: value}
+  return flat
+
+
+def _plain(tree):
+  """JSON knows no infinity: writes it as a string."""
+  if isinstance(tree, dict):
+    return {key: _plain(value) for key, value in tree.items()}
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return str(tree)
+  return tree
+
+
+def _commit():
+  """Commit of the source tree, or 'unknown' for an installed package."""
+  root = pathlib.Path(__file__).parent.parent
+  result = subprocess.run(
+      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
+      capture_output=True,
+      text=True,
+      check=False)
+  return result.stdout.strip() or 'unknown'
