@@ -14,6 +14,7 @@ import jax
 from ml_collections import config_flags
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import interruption
 from hmpo_jax import trainer
 
 _BAD_INPUT = 2  # exit code
@@ -31,6 +32,15 @@ def main(argv: list[str]) -> None:
     trainer.train(_CONFIG.value, _workdir())
   except config_lib.ConfigError as error:
     _refuse(error)
+  except trainer.Stopped as stop:
+    print(f'stopped: {stop}', file=sys.stderr)
+    sys.exit(stop.exit_code)
+  except OSError as error:
+    print(
+        f'error: {error}; the run folder is whole: make room, then the same '
+        'command resumes',
+        file=sys.stderr)
+    sys.exit(interruption.EXIT_CODE)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

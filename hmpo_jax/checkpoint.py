@@ -1,62 +1,138 @@
-"""Checkpoints of a run by orbax, and single trees that are kept on disk."""
+"""Checkpoints of a run by orbax, sealed by digests, and single trees on disk.
 
+Orbax restores array bytes that were flipped on disk without a word. So each
+checkpoint has a file of SHA-256 digests beside it, written last: a checkpoint
+without a seal was not finished, one that differs from its seal is damaged.
+"""
+
+from collections.abc import Callable
+from concurrent import futures
+import contextlib
+import hashlib
+import json
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+_SEAL = '.sha256.json'
+_ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written; those before it are as they were."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held."""
+  step: int
+  state: Any
+  extra: dict
 
 
 class Checkpointer:
   """Writes the states of a run in the background, and restores the newest.
 
-  A context manager; leaving it waits for the last save.
+  A context manager; leaving it waits for the last save and its seal.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int):
-    """Opens a folder, made if missing; `keep` newest checkpoints stay."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    self._manager = ocp.CheckpointManager(folder, options=options)
+  def __init__(self, folder: pathlib.Path, keep: int, note: Callable[[str],
+                                                                     None]):
+    """Opens a folder, made if missing.
+
+    What is damaged or unfinished, newest first, is moved into damaged/.
+
+    Args:
+      folder: absolute.
+      keep: how many of the newest checkpoints stay, beside the best one.
+      note: takes a line for the user.
+    """
+    self._folder = folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _set_aside_unusable(folder, note)
+    newest = checkpoint_managers.LatestN(keep)
+    best = checkpoint_managers.BestN(get_metric_fn=lambda m: m['score'], n=1)
+    policy = checkpoint_managers.AnyPreservationPolicy([newest, best])
+    self._manager = ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(preservation_policy=policy))
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._sealing: futures.Future | None = None
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self._manager.wait_until_finished()
-    self._manager.close()
+    try:
+      self._wait()
+    finally:
+      self._pool.shutdown()
+      self._manager.close()
 
-  def latest_step(self) -> int | None:
-    """Step of the newest whole checkpoint, None if there is none."""
-    return self._manager.latest_step()
-
-  def save(self, step: int, state: Any, extra: dict) -> None:
+  def save(self, step: int, state: Any, extra: dict, score: float) -> None:
     """Saves a pytree of arrays and a JSON-able dict; returns before the end.
 
     The arrays are copied to the host first: the caller may donate them.
-    """
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_without_keys(state)),
-            extra=ocp.args.JsonSave(extra)))
-
-  def restore(self, step: int, like: Any) -> tuple[Any, dict]:
-    """Returns what was saved, bit for bit.
 
     Args:
-      step: of a checkpoint that exists.
-      like: pytree of arrays with the structure, shapes and dtypes to restore.
+      step: finished steps.
+      state: to restore bit for bit.
+      extra: what else a run carries.
+      score: the checkpoint of the highest one is kept.
 
-    Returns:
-      the state, on the devices of `like`, and the extra dict.
+    Raises:
+      SaveError: this or the save before failed, on a full disk for one.
     """
-    restored = self._manager.restore(
+    self._wait()
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(_without_keys(state)),
+        extra=ocp.args.JsonSave(extra))
+    with _translated_errors():
+      self._manager.save(step, args=args, metrics={'score': score})
+    self._sealing = self._pool.submit(self._seal, step)
+
+  def restore(self, like: Any, step: int | None = None) -> Restored | None:
+    """Returns what was saved, bit for bit; None if there is no checkpoint.
+
+    Args:
+      like: pytree of arrays with the structure, shapes and dtypes to restore;
+        the state comes back on their devices.
+      step: of a checkpoint in `steps()`; the newest if None.
+    """
+    step = self._manager.latest_step() if step is None else step
+    if step is None:
+      return None
+    found = self._manager.restore(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardRestore(_without_keys(like)),
             extra=ocp.args.JsonRestore()))
-    return _with_keys(restored['state'], like), restored['extra']
+    return Restored(step, _with_keys(found['state'], like), found['extra'])
+
+  def steps(self) -> list[int]:
+    """Steps of the whole checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def _wait(self):
+    """Waits for the seal of the save before, and raises what it raised."""
+    sealing, self._sealing = self._sealing, None
+    if sealing is not None:
+      with _translated_errors():
+        sealing.result()
+
+  def _seal(self, step):
+    self._manager.wait_until_finished()
+    seal = self._folder / f'{step}{_SEAL}'
+    temporary = seal.with_name(f'{seal.name}.tmp')
+    temporary.write_text(
+        json.dumps(_digests(self._folder / str(step))), encoding='utf-8')
+    temporary.replace(seal)
+    for other in self._folder.glob(f'*{_SEAL}'):
+      if not (self._folder / other.name.removesuffix(_SEAL)).exists():
+        other.unlink()
 
 
 def place(tree: Any) -> Any:
@@ -71,37 +147,116 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
   """Keeps one pytree in a folder that appears whole or not at all."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as scratch:
+    made = pathlib.Path(scratch) / 'tree'
     with ocp.StandardCheckpointer() as saver:
-      saver.save(pathlib.Path(scratch) / 'tree', tree)
+      saver.save(made, tree)
+    (made / _SEAL).write_text(json.dumps(_digests(made)), encoding='utf-8')
     try:
-      (pathlib.Path(scratch) / 'tree').rename(folder)
+      made.rename(folder)
     except OSError:
       if not folder.exists():  # else another process was first with the same
         raise
 
 
-def restore_tree(folder: pathlib.Path, like: Any) -> Any | None:
-  """The pytree of a folder, None if there is no such folder.
+def restore_tree(folder: pathlib.Path, like: Any,
+                 note: Callable[[str], None]) -> Any | None:
+  """The pytree of a folder, None if there is none or it is damaged.
 
   Args:
-    folder: from `save_tree`.
+    folder: from `save_tree`; moved into damaged/ beside it where it differs
+      from its seal.
     like: pytree of arrays or of jax.ShapeDtypeStruct.
+    note: takes a line for the user.
   """
   if not folder.exists():
+    return None
+  fault = _fault(folder, folder / _SEAL)
+  if fault:
+    _move_aside(folder, fault, note)
     return None
   with ocp.StandardCheckpointer() as saver:
     return saver.restore(folder, like)
 
 
+@contextlib.contextmanager
+def _translated_errors():
+  """Orbax and tensorstore raise many types for a disk that takes no more."""
+  try:
+    yield
+  except Exception as error:
+    raise SaveError(f'checkpoint not written: {error}') from error
+
+
+def _set_aside_unusable(folder, note):
+  """Moves away what no run can resume from, until the newest is whole."""
+  folders = [
+      path for path in folder.iterdir() if path.is_dir() and path.name != _ASIDE
+  ]
+  steps = [path for path in folders if path.name.isdigit()]
+  rest = [path for path in folders if not path.name.isdigit()]
+  for path in rest:
+    _move_aside(path, 'was not finished', note)
+  for path in sorted(steps, key=lambda path: int(path.name), reverse=True):
+    seal = folder / f'{path.name}{_SEAL}'
+    fault = _fault(path, seal)
+    if not fault:
+      return
+    _move_aside(path, fault, note)
+    if seal.exists():
+      _move_aside(seal, None, note)
+
+
+def _fault(folder, seal):
+  """What is wrong with a folder, None if it is as its seal says."""
+  if not seal.exists():
+    return 'was not finished'
+  try:
+    expected = json.loads(seal.read_text(encoding='utf-8'))
+  except ValueError:
+    return f'has an unreadable seal, {seal.name}'
+  found = _digests(folder)
+  for name in sorted(expected | found):
+    if expected.get(name) != found.get(name):
+      return f'is damaged in {name}'
+  return None
+
+
+def _digests(folder):
+  """SHA-256 of every file below a folder but its own seal, by its path."""
+  digests = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file() and path.name != _SEAL:
+      with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      digests[str(path.relative_to(folder))] = digest
+  return digests
+
+
+def _move_aside(path, fault, note):
+  """Moves a file or folder into damaged/, under a name that is free there."""
+  aside = path.parent / _ASIDE
+  aside.mkdir(exist_ok=True)
+  target, count = aside / path.name, 1
+  while target.exists():
+    target, count = aside / f'{path.name}-{count}', count + 1
+  path.rename(target)
+  if fault:
+    note(f'warning: checkpoint {path} {fault}: moved to {target}')
+
+
 def _without_keys(tree):
   """Typed keys as their data: not every orbax saves them."""
-  return jax.tree.map(lambda x: jax.random.key_data(x)
-                      if _is_key(x) else x, tree)
+  data = lambda x: jax.random.key_data(x) if _is_key(x) else x
+  return jax.tree.map(data, tree)
 
 
 def _with_keys(tree, like):
-  wrap = lambda old, x: jax.random.wrap_key_data(
-      x, impl=jax.random.key_impl(old)) if _is_key(old) else x
+
+  def wrap(old, x):
+    if not _is_key(old):
+      return x
+    return jax.random.wrap_key_data(x, impl=jax.random.key_impl(old))
+
   return jax.tree.map(wrap, like, tree)
 
 

@@ -71,6 +71,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.train.num_epochs = 2  # passes over a rollout
   config.train.num_minibatches = 4  # updates per pass; divides the sequences
   config.train.max_grad_norm = math.inf  # global norm; inf = off
+  # Updates skipped in a row for a numerical cause before the run stops.
+  config.train.max_skips = 50
 
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'muon_clip'  # muon_clip | adamw
@@ -252,6 +254,7 @@ _RULES = tuple((key, *rule) for key, rule in (
     ('train.num_epochs', _at_least(1)),
     ('train.num_minibatches', _at_least(1)),
     ('train.max_grad_norm', _POSITIVE_OR_INF),
+    ('train.max_skips', _at_least(1)),
     ('optim.name', _one_of(*OPTIMIZERS)),
     ('optim.learning_rate', _finite_at_least(0)),
     ('optim.adam_learning_rate', _finite_at_least(0)),

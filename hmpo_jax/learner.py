@@ -31,6 +31,7 @@ class TrainState(NamedTuple):
   past_params: base.Params | tuple  # leaves [staleness, ...], oldest first
   reference: base.Params | tuple  # KL anchor, () without KL
   compared: base.Metrics  # last comparison of means, see mechanism.py
+  skips: jax.Array  # [] int32 updates in a row skipped for a numerical cause
 
 
 def init(static, hparams: base.HParams, params: base.Params,
@@ -46,7 +47,8 @@ def init(static, hparams: base.HParams, params: base.Params,
       key=key,
       past_params=jax.tree.map(repeat, params) if lag else (),
       reference=jax.tree.map(jnp.copy, params) if has_kl else (),
-      compared={name: jnp.float32(0) for name in mechanism.KEYS})
+      compared={name: jnp.float32(0) for name in mechanism.KEYS},
+      skips=jnp.int32(0))
 
 
 def train_step(static, state: TrainState, hparams: base.HParams,
@@ -222,7 +224,7 @@ def _update_epochs(static, state, hparams, batch, measure, key):
   last = jnp.arange(len(orders)) == len(orders) - 1
 
   def body(carry, inputs):
-    params, opt_state, compared = carry
+    params, opt_state, compared, skips = carry
     rows, is_last = inputs
     minibatch = jax.tree.map(lambda x: x[rows], batch)
     compared = jax.lax.cond(
@@ -231,14 +233,16 @@ def _update_epochs(static, state, hparams, batch, measure, key):
         lambda: compared)
     params, opt_state, reports = update.update(static, params, opt_state,
                                                hparams, minibatch)
-    return (params, opt_state, compared), reports
+    skips = jnp.where(update.is_sound(reports.cause), 0, skips + 1)
+    return (params, opt_state, compared, skips), reports
 
-  carry, reports = jax.lax.scan(body,
-                                (state.params, state.opt_state, state.compared),
-                                (orders, last))
-  params, opt_state, compared = carry
-  state = state._replace(params=params, opt_state=opt_state, compared=compared)
-  return state, update.summarise(reports) | compared
+  start = (state.params, state.opt_state, state.compared, state.skips)
+  carry, reports = jax.lax.scan(body, start, (orders, last))
+  params, opt_state, compared, skips = carry
+  state = state._replace(
+      params=params, opt_state=opt_state, compared=compared, skips=skips)
+  metrics = update.summarise(reports) | compared | {'skipped/in_a_row': skips}
+  return state, metrics
 
 
 def _minibatch_rows(static, size, key):

@@ -17,11 +17,11 @@ class Progress:
   On a terminal this is a live bar on stderr, elsewhere about 20 plain lines.
   """
 
-  def __init__(self, total_steps: int, start_step: int):
+  def __init__(self, total_steps: int):
     self._total = total_steps
-    self._start = start_step
+    self._start: int | None = None  # finished steps at the first update
     self._every = max(1, total_steps // _LINES)
-    self._began = time.monotonic()
+    self._began = 0.
     self._console = rich_console.Console(stderr=True, highlight=False)
     self._bar = rich_progress.Progress(
         rich_progress.TextColumn('step {task.completed:.0f}/{task.total:.0f}'),
@@ -30,8 +30,7 @@ class Progress:
         rich_progress.TimeRemainingColumn(),
         console=self._console,
         disable=not self._console.is_terminal)
-    self._task = self._bar.add_task(
-        '', total=total_steps, completed=start_step, text='compiling')
+    self._task = self._bar.add_task('', total=total_steps, text='compiling')
 
   def __enter__(self):
     self._bar.start()
@@ -42,6 +41,9 @@ class Progress:
 
   def update(self, step: int, fields: dict[str, float]) -> None:
     """Shows the numbers of a finished step."""
+    if self._start is None:
+      # The first step compiles: it says nothing of the others' time.
+      self._start, self._began = step, time.monotonic()
     text = '  '.join(f'{name} {value:.4g}' for name, value in fields.items())
     self._bar.update(self._task, completed=step, text=text)
     if self._console.is_terminal:
@@ -58,8 +60,9 @@ class Progress:
       self._print(text)
 
   def _seconds_left(self, step):
-    rate = (time.monotonic() - self._began) / max(step - self._start, 1)
-    return rate * (self._total - step)
+    done = step - (self._start or 0)
+    seconds = (time.monotonic() - self._began) / max(done, 1)
+    return seconds * (self._total - step)
 
   def _print(self, text):
     # Rich would wrap at 80 columns where there are none.

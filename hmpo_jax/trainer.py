@@ -1,5 +1,6 @@
 """The loop around the learner: folders, checkpoints, evaluation, progress."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
+from hmpo_jax import interruption as interruption_lib
 from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import policy
@@ -30,6 +32,21 @@ _SAME_POLICY = 1e-6
 _PATIENCE = 5  # steps without a moving ratio before the run says so
 
 
+class Stopped(Exception):
+  """A run that ended early; its folder is sound, and says how far it came."""
+  exit_code: int
+
+
+class Interrupted(Stopped):
+  """A signal asked for the end; the same command goes on from there."""
+  exit_code = interruption_lib.EXIT_CODE
+
+
+class NumericalStop(Stopped):
+  """Update after update was skipped for a numerical cause."""
+  exit_code = 3
+
+
 def train(config, workdir: str | pathlib.Path) -> dict:
   """Runs a configuration to its end in a folder, or resumes it there.
 
@@ -42,6 +59,9 @@ def train(config, workdir: str | pathlib.Path) -> dict:
 
   Raises:
     ConfigError: a value that can't run, or a folder of another configuration.
+    Interrupted: a signal came; the step was finished and is in a checkpoint.
+    NumericalStop: see config.train.max_skips.
+    OSError: the disk takes no more; what was written is whole.
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir).absolute()
@@ -60,41 +80,72 @@ def train(config, workdir: str | pathlib.Path) -> dict:
 
 def _run(config, workdir, prompts, baselines):
   """Trains from the newest checkpoint, or from the warm start."""
-  static, hparams = config_lib.static(config), config_lib.hparams(config)
-  warm_key, run_key = jax.random.split(jax.random.key(config.seed))
-  params = _warm_params(config, static, warm_key, workdir)
-  state = checkpoint.place(_init(static, hparams, params, run_key))
-  saver = checkpoint.Checkpointer(workdir / 'checkpoints',
-                                  config.checkpoint.keep)
-  with saver:
-    start = saver.latest_step() or 0
-    if start:
-      state, extra = saver.restore(start, state)
-    else:
-      extra = {'tokens': 0, 'eval': _evaluation(static, params, prompts, 0)}
-      extra['first_eval'] = extra['eval']
-    del params
-    with metrics_lib.Writer(workdir, start) as writer:
-      with progress_lib.Progress(config.num_steps, start) as progress:
-        loop = _Loop(config, static, hparams, prompts, progress)
-        for step in range(start + 1, config.num_steps + 1):
-          state, extra, record, timing = loop.step(state, extra, step)
-          writer.write(step, record, timing)
-          if _is_due(step, config.checkpoint.every, config.num_steps):
-            saver.save(step, state, extra)
+  with contextlib.ExitStack() as stack:
+    interruption = stack.enter_context(interruption_lib.Interruption())
+    progress = stack.enter_context(progress_lib.Progress(config.num_steps))
+    saver = stack.enter_context(
+        checkpoint.Checkpointer(workdir / 'checkpoints', config.checkpoint.keep,
+                                progress.note))
+    loop = _Loop(config, prompts, progress)
+    start, state, extra = _start(config, workdir, loop, saver, progress.note)
+    writer = stack.enter_context(metrics_lib.Writer(workdir, start))
+    asked = interruption.is_asked()
+    for step in range(start + 1, config.num_steps + 1):
+      if asked:
+        raise Interrupted(f'interrupted after step {step - 1}: the same '
+                          'command goes on from there')
+      state, extra, record, timing = loop.step(state, extra, step)
+      writer.write(step, record, timing)
+      _stop_if_numerical(config, step, record)
+      asked = interruption.is_asked()
+      if asked or _is_due(step, config.checkpoint.every, config.num_steps):
+        saver.save(step, state, extra, extra['eval']['eval/reward'])
   return _summarise(metrics_lib.read(workdir), extra, baselines, config)
+
+
+def _start(config, workdir, loop, saver, note):
+  """Finished steps, and what a checkpoint or the warm start gives for them."""
+  warm_key, run_key = jax.random.split(jax.random.key(config.seed))
+  params = _warm_params(config, warm_key, workdir, note)
+  state = checkpoint.place(
+      _init(
+          config_lib.static(config), config_lib.hparams(config), params,
+          run_key))
+  restored = saver.restore(state)
+  if restored is not None:
+    return restored
+  first = loop.evaluate(params, 0)
+  return 0, state, {'tokens': 0, 'eval': first, 'first_eval': first}
+
+
+def _stop_if_numerical(config, step, record):
+  skips = int(record['skipped/in_a_row'])
+  if skips >= config.train.max_skips:
+    raise NumericalStop(
+        f'step {step}: {skips} updates in a row were skipped for a numerical '
+        'cause, see skipped/* in metrics.jsonl; the checkpoints are from before '
+        'and sound')
 
 
 class _Loop:
   """One step at a time: train, evaluate when due, show, warn."""
 
-  def __init__(self, config, static, hparams, prompts, progress):
+  def __init__(self, config, prompts, progress):
     self._config = config
-    self._static = static
-    self._hparams = hparams
+    self._static = config_lib.static(config)
+    self._hparams = config_lib.hparams(config)
     self._prompts = prompts
     self._progress = progress
     self._still = 0  # steps in a row in which no ratio left 1
+
+  def evaluate(self, params, step):
+    """Held-out metrics as floats, with the step they were made at."""
+    values = jax.device_get(_evaluate(self._static, params, self._prompts))
+    return {
+        name: float(value) for name, value in values.items()
+    } | {
+        'eval/step': step
+    }
 
   def step(self, state, extra, step):
     """Returns the next state, what a checkpoint adds to it, record, timing."""
@@ -110,8 +161,7 @@ class _Loop:
     extra = extra | {'tokens': extra['tokens'] + tokens}
     if is_due:
       start = time.perf_counter()
-      extra['eval'] = _evaluation(self._static, state.params, self._prompts,
-                                  step)
+      extra['eval'] = self.evaluate(state.params, step)
       timing['eval_s'] = time.perf_counter() - start
     record = metrics | extra['eval'] | {
         'total/episodes':
@@ -143,16 +193,6 @@ class _Loop:
           'num_epochs, num_minibatches) or raise the learning rate')
 
 
-def _evaluation(static, params, prompts, step):
-  """Held-out metrics as floats, with the step they were made at."""
-  values = jax.device_get(_evaluate(static, params, prompts))
-  return {
-      name: float(value) for name, value in values.items()
-  } | {
-      'eval/step': step
-  }
-
-
 def _is_due(step, every, last):
   return step % every == 0 or step == last
 
@@ -168,9 +208,9 @@ def _held_out(config):
   return prompts, task_lib.baselines(task, prompts)
 
 
-def _warm_params(config, static, key, workdir):
+def _warm_params(config, key, workdir, note):
   """Parameters of the warm start, from the cache where it holds them."""
-  warm = config.warm_start
+  warm, static = config.warm_start, config_lib.static(config)
   folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
   identity = {
       'model': static.model.to_dict(),
@@ -184,7 +224,7 @@ def _warm_params(config, static, key, workdir):
                                      sort_keys=True).encode()).hexdigest()[:16]
   compute = lambda: _warm_start(static, warm.num_steps, warm.learning_rate, key)
   target = jax.eval_shape(compute)
-  params = checkpoint.restore_tree(folder / digest, target)
+  params = checkpoint.restore_tree(folder / digest, target, note)
   if params is None:
     params = compute()
     checkpoint.save_tree(folder / digest, params)

@@ -88,12 +88,17 @@ def update(static, params: base.Params, opt_state: optax.OptState,
   return new_params, new_state, Reports(metrics, forward.max_logits, cause)
 
 
+def is_sound(cause: jax.Array) -> jax.Array:
+  """Whether an update had no numerical cause to be skipped."""
+  return cause >= _NO_SIGNAL
+
+
 def summarise(reports: Reports) -> base.Metrics:
   """From the reports of a step's updates [U, ...] to the step's metrics.
 
   Updates that were skipped for a numerical cause count in no mean.
   """
-  sound = reports.cause >= _NO_SIGNAL
+  sound = is_sound(reports.cause)
   metrics = {}
   for name, values in reports.metrics.items():
     # Without a sound update the metric has no value: NaN says so.

@@ -1,6 +1,7 @@
 """What is restored is what was saved, bit for bit."""
 
 import pathlib
+import shutil
 import tempfile
 from typing import NamedTuple
 
@@ -38,23 +39,39 @@ class CheckpointTest(absltest.TestCase):
     folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
+    self.notes = []
 
   def _assert_equal(self, first, second):
     self.assertEqual(jax.tree.structure(first), jax.tree.structure(second))
     data = lambda state: state._replace(key=jax.random.key_data(state.key))
     chex.assert_trees_all_equal(data(first), data(second), strict=True)
 
+  def _checkpoints(self, keep=2):
+    return checkpoint.Checkpointer(self.folder, keep, self.notes.append)
+
+  def _save(self, *steps, scores=None):
+    with self._checkpoints() as saver:
+      for step in steps:
+        score = scores[step] if scores else step
+        saver.save(step, _state(step), {'tokens': 10 * step}, score)
+
   def test_restores_the_newest_of_those_kept(self):
-    with checkpoint.Checkpointer(self.folder, keep=2) as saver:
-      self.assertIsNone(saver.latest_step())
-      for step in (1, 2, 3):
-        saver.save(step, _state(step), {'tokens': 10 * step})
-    with checkpoint.Checkpointer(self.folder, keep=2) as saver:
-      self.assertEqual(saver.latest_step(), 3)
-      state, extra = saver.restore(3, _state(0))
+    with self._checkpoints() as saver:
+      self.assertIsNone(saver.restore(_state(0)))
+    self._save(1, 2, 3)
+    with self._checkpoints() as saver:
+      step, state, extra = saver.restore(_state(0))
+      self.assertEqual((step, extra), (3, {'tokens': 30}))
       self._assert_equal(state, _state(3))
-      self.assertEqual(extra, {'tokens': 30})
-    self.assertFalse((self.folder / '1').exists())
+      self.assertEqual(saver.steps(), [2, 3])
+    self.assertEmpty(self.notes)
+    self.assertCountEqual((file.name for file in self.folder.iterdir()),
+                          ['2', '3', '2.sha256.json', '3.sha256.json'])
+
+  def test_keeps_the_best_beside_the_newest(self):
+    self._save(1, 2, 3, 4, scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
+    with self._checkpoints() as saver:
+      self.assertEqual(saver.steps(), [2, 3, 4])
 
   def test_donated_state_is_saved_whole(self):
     advance = jax.jit(
@@ -62,35 +79,89 @@ class CheckpointTest(absltest.TestCase):
             params=jax.tree.map(lambda x: x + 1, state.params)),
         donate_argnums=0)
     state = checkpoint.place(_state(1))
-    with checkpoint.Checkpointer(self.folder, keep=1) as saver:
-      saver.save(1, state, {})
+    with self._checkpoints() as saver:
+      saver.save(1, state, {}, 0.)
       advance(state)
-    with checkpoint.Checkpointer(self.folder, keep=1) as saver:
-      self._assert_equal(saver.restore(1, _state(0))[0], _state(1))
+    with self._checkpoints() as saver:
+      self._assert_equal(saver.restore(_state(0)).state, _state(1))
 
   def test_restored_state_compiles_nothing_again(self):
     double = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state.params))
     state = checkpoint.place(_state(1))
     double(state)
-    with checkpoint.Checkpointer(self.folder, keep=1) as saver:
-      saver.save(1, state, {})
-    with checkpoint.Checkpointer(self.folder, keep=1) as saver:
-      double(saver.restore(1, state)[0])
+    self._save(1)
+    with self._checkpoints() as saver:
+      double(saver.restore(state).state)
     self.assertEqual(double._cache_size(), 1)  # pylint: disable=protected-access
+
+  def test_every_damage_is_named_and_the_checkpoint_before_is_used(self):
+    self._save(1, 2)
+    pristine = {
+        path.relative_to(self.folder): path.read_bytes()
+        for path in self.folder.rglob('*')
+        if path.is_file()
+    }
+    damages = {
+        'flipped': lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        'truncated': lambda data: data[:len(data) // 2],
+    }
+    of_newest = [path for path in pristine if path.parts[0][0] == '2']
+    self.assertGreater(len(of_newest), 8)
+    for path in of_newest:
+      for damage in damages.values():
+        if not pristine[path]:
+          continue
+        (self.folder / path).write_bytes(damage(pristine[path]))
+        with self._checkpoints() as saver:
+          self.assertEqual(saver.restore(_state(0)).step, 1, path)
+        self.assertRegex(
+            self.notes.pop(), r'checkpoint .*/2 (is damaged in|has '
+            'an unreadable seal)')
+        self.assertTrue((self.folder / 'damaged').is_dir())
+        self._reset(pristine)
+
+  def test_checkpoint_without_seal_was_not_finished(self):
+    self._save(1, 2)
+    (self.folder / '2.sha256.json').unlink()
+    (self.folder / '3.orbax-checkpoint-tmp').mkdir()
+    with self._checkpoints() as saver:
+      self.assertEqual(saver.restore(_state(0)).step, 1)
+    self.assertLen(self.notes, 2)
+    self.assertCountEqual(
+        (file.name for file in (self.folder / 'damaged').iterdir()),
+        ['2', '3.orbax-checkpoint-tmp'])
+
+  def test_damaged_checkpoints_are_never_overwritten(self):
+    for _ in range(3):
+      self._save(7)
+      (self.folder / '7.sha256.json').unlink()
+    with self._checkpoints() as saver:
+      self.assertIsNone(saver.restore(_state(0)))
+    self.assertCountEqual(
+        (file.name for file in (self.folder / 'damaged').iterdir()),
+        ['7', '7-1', '7-2'])
+
+  def _reset(self, content):
+    shutil.rmtree(self.folder)
+    for path, data in content.items():
+      (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+      (self.folder / path).write_bytes(data)
 
   def test_tree_is_whole_or_absent(self):
     tree, like = _state(1).params, jax.eval_shape(lambda: _state(1).params)
     folder = self.folder / 'cache' / 'digest'
-    self.assertIsNone(checkpoint.restore_tree(folder, like))
+    restore = lambda: checkpoint.restore_tree(folder, like, self.notes.append)
+    self.assertIsNone(restore())
     checkpoint.save_tree(folder, tree)
-    chex.assert_trees_all_equal(
-        checkpoint.restore_tree(folder, like), tree, strict=True)
+    chex.assert_trees_all_equal(restore(), tree, strict=True)
     # A second writer of the same tree leaves the first one's in place.
     checkpoint.save_tree(folder, tree)
     self.assertEqual([file.name for file in folder.parent.iterdir()],
                      ['digest'])
     self.assertFalse((folder / 'tree').exists())
-    chex.assert_trees_all_equal(checkpoint.restore_tree(folder, like), tree)
+    (folder / '_METADATA').write_text('{}')
+    self.assertIsNone(restore())
+    self.assertIn('is damaged in _METADATA', self.notes[0])
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from absl.testing import absltest
 _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('base', 'config', 'kernels', 'optim', 'model', 'rollout', 'tasks',
           'policy', 'mechanism', 'update', 'learner', 'checkpoint', 'metrics',
-          'progress', 'run_folder', 'trainer')
+          'progress', 'interruption', 'run_folder', 'trainer')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'}
 
 
@@ -53,7 +53,10 @@ class LayeringTest(absltest.TestCase):
         self.assertStartsWith(imported, 'hmpo_jax')
 
   def test_only_the_shell_touches_the_disk(self):
-    shell = {'checkpoint.py', 'metrics.py', 'run_folder.py', 'trainer.py'}
+    shell = {
+        'checkpoint.py', 'interruption.py', 'metrics.py', 'run_folder.py',
+        'trainer.py'
+    }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:
         modules = {name.split('.')[0] for name in _imports(file)}

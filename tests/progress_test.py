@@ -13,7 +13,7 @@ class ProgressTest(absltest.TestCase):
   def test_about_twenty_plain_lines(self):
     stream = io.StringIO()
     with contextlib.redirect_stderr(stream):
-      with progress.Progress(200, 0) as shown:
+      with progress.Progress(200) as shown:
         for step in range(1, 201):
           shown.update(step, {'reward': step / 200, 'clip low': 0.25})
         shown.note('warning: something')

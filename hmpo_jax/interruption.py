@@ -1,0 +1,57 @@
+"""SIGTERM and SIGINT: the first asks, the second ends the process."""
+
+import os
+import signal
+import socket
+import threading
+
+EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on later
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+  """Knows whether a signal asked the run to end; a context manager.
+
+  Python runs a signal's handler only between bytecodes, so a second signal
+  would wait for the end of a compilation. The C handler writes each signal to
+  a socket at once, and a thread reads it there. Outside the main thread, where
+  Python allows no handlers, signals keep their meaning.
+  """
+
+  def __init__(self):
+    self._asked = threading.Event()
+    self._reader, self._writer = socket.socketpair()
+    self._former: dict = {}
+    self._former_wakeup = -1
+
+  def __enter__(self):
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    self._writer.setblocking(False)
+    self._former_wakeup = signal.set_wakeup_fd(
+        self._writer.fileno(), warn_on_full_buffer=False)
+    self._former = {
+        number: signal.signal(number, lambda *_: None) for number in _SIGNALS
+    }
+    threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(self, *_):
+    if self._former:
+      for number, handler in self._former.items():
+        signal.signal(number, handler)
+      signal.set_wakeup_fd(self._former_wakeup)
+    self._writer.close()
+
+  def is_asked(self) -> bool:
+    """Whether a signal has come."""
+    return self._asked.is_set()
+
+  def _watch(self):
+    with self._reader:
+      while received := self._reader.recv(1):
+        if received[0] not in _SIGNALS:
+          continue
+        if self._asked.is_set():
+          os._exit(EXIT_CODE)  # pylint: disable=protected-access
+        self._asked.set()
