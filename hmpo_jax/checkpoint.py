@@ -10,16 +10,27 @@ from concurrent import futures
 import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import tempfile
 from typing import Any, NamedTuple
 
+from absl import logging as absl_logging
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 _SEAL = '.sha256.json'
 _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
+
+
+def _is_for_user(record):
+  """Not orbax's warnings, of seals in its folder for one, unless asked for."""
+  return (record.levelno >= logging.ERROR or '/orbax/' not in record.pathname or
+          absl_logging.get_verbosity() > absl_logging.WARNING)
+
+
+absl_logging.get_absl_logger().addFilter(_is_for_user)
 
 
 class SaveError(OSError):
@@ -66,6 +77,14 @@ class Checkpointer:
     return self
 
   def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
+    """Waits for the last save and its seal.
+
+    Raises:
+      SaveError: that save failed.
+    """
     try:
       self._wait()
     finally:
@@ -102,7 +121,7 @@ class Checkpointer:
         the state comes back on their devices.
       step: of a checkpoint in `steps()`; the newest if None.
     """
-    step = self._manager.latest_step() if step is None else step
+    step = self.latest_step() if step is None else step
     if step is None:
       return None
     found = self._manager.restore(
@@ -115,6 +134,10 @@ class Checkpointer:
   def steps(self) -> list[int]:
     """Steps of the whole checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
+
+  def latest_step(self) -> int | None:
+    """Step of the newest checkpoint, None if there is none."""
+    return self._manager.latest_step()
 
   def _wait(self):
     """Waits for the seal of the save before, and raises what it raised."""
@@ -165,7 +188,8 @@ def restore_tree(folder: pathlib.Path, like: Any,
   Args:
     folder: from `save_tree`; moved into damaged/ beside it where it differs
       from its seal.
-    like: pytree of arrays or of jax.ShapeDtypeStruct.
+    like: pytree of arrays or of jax.ShapeDtypeStruct; all comes back on the
+      default device, wherever it was saved from.
     note: takes a line for the user.
   """
   if not folder.exists():
@@ -175,7 +199,7 @@ def restore_tree(folder: pathlib.Path, like: Any,
     _move_aside(folder, fault, note)
     return None
   with ocp.StandardCheckpointer() as saver:
-    return saver.restore(folder, like)
+    return saver.restore(folder, _on_default_device(like))
 
 
 @contextlib.contextmanager
@@ -242,6 +266,13 @@ def _move_aside(path, fault, note):
   path.rename(target)
   if fault:
     note(f'warning: checkpoint {path} {fault}: moved to {target}')
+
+
+def _on_default_device(like):
+  """Shapes with a sharding: without one, orbax takes the one it saved."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
 
 
 def _without_keys(tree):

@@ -2,6 +2,8 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 from typing import NamedTuple
 
@@ -11,6 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import checkpoint
+
+_SAVE_AND_RESTORE = """
+import pathlib, sys
+import jax.numpy as jnp
+from hmpo_jax import checkpoint
+folder, tree = pathlib.Path(sys.argv[1]), checkpoint.place({'w': jnp.ones(3)})
+with checkpoint.Checkpointer(folder / 'checkpoints', 1, print) as saver:
+  saver.save(1, tree, {}, 0.)
+  saver.save(2, tree, {}, 0.)
+with checkpoint.Checkpointer(folder / 'checkpoints', 1, print) as saver:
+  assert saver.restore(tree).step == 2
+checkpoint.save_tree(folder / 'tree', tree)
+assert checkpoint.restore_tree(folder / 'tree', tree, print) is not None
+"""
 
 
 class _State(NamedTuple):
@@ -58,12 +74,14 @@ class CheckpointTest(absltest.TestCase):
   def test_restores_the_newest_of_those_kept(self):
     with self._checkpoints() as saver:
       self.assertIsNone(saver.restore(_state(0)))
+      self.assertIsNone(saver.latest_step())
     self._save(1, 2, 3)
     with self._checkpoints() as saver:
       step, state, extra = saver.restore(_state(0))
       self.assertEqual((step, extra), (3, {'tokens': 30}))
       self._assert_equal(state, _state(3))
       self.assertEqual(saver.steps(), [2, 3])
+      self.assertEqual(saver.latest_step(), 3)
     self.assertEmpty(self.notes)
     self.assertCountEqual((file.name for file in self.folder.iterdir()),
                           ['2', '3', '2.sha256.json', '3.sha256.json'])
@@ -93,6 +111,17 @@ class CheckpointTest(absltest.TestCase):
     with self._checkpoints() as saver:
       double(saver.restore(state).state)
     self.assertEqual(double._cache_size(), 1)  # pylint: disable=protected-access
+
+  def test_says_nothing_to_a_terminal(self):
+    result = subprocess.run(
+        [sys.executable, '-c', _SAVE_AND_RESTORE,
+         str(self.folder)],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False)
+    self.assertEqual((result.returncode, result.stdout, result.stderr),
+                     (0, '', ''))
 
   def test_every_damage_is_named_and_the_checkpoint_before_is_used(self):
     self._save(1, 2)
@@ -146,6 +175,17 @@ class CheckpointTest(absltest.TestCase):
     for path, data in content.items():
       (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
       (self.folder / path).write_bytes(data)
+
+  def test_half_written_tree_is_not_used(self):
+    tree = _state(1).params
+    folder = self.folder / 'digest'
+    checkpoint.save_tree(folder, tree)
+    (folder / '.sha256.json').unlink()  # the last file to be written
+    self.assertIsNone(checkpoint.restore_tree(folder, tree, self.notes.append))
+    self.assertIn('was not finished', self.notes[0])
+    checkpoint.save_tree(folder, tree)
+    chex.assert_trees_all_equal(
+        checkpoint.restore_tree(folder, tree, self.notes.append), tree)
 
   def test_tree_is_whole_or_absent(self):
     tree, like = _state(1).params, jax.eval_shape(lambda: _state(1).params)
