@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pathlib
+import textwrap
 
 import numpy as np
 import tensorboardX
@@ -24,23 +25,36 @@ Value = bool | int | float | list
 class Writer:
   """Appends one record for each step; a kill loses a part of one at most."""
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self,
+               workdir: pathlib.Path,
+               step: int,
+               *,
+               config_text: str = ''):
     """Opens the files of a run folder, made if missing.
 
     Args:
       workdir: run folder.
       step: finished steps; what the files hold of later ones is dropped, and
         so is a last line that is not whole.
+      config_text: for TensorBoard's text page, where it stands as it is; ''
+        for none.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
     records = _keep_until(workdir / METRICS, step)
     _keep_until(workdir / TIMING, step)
-    self._last: dict[str, Value] = records[-1] if records else {}
+    self._last: dict[str, Value] = {}
+    for record in records:
+      self._last |= record
     _replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
     append = lambda name: (workdir / name).open('a', encoding='utf-8')
     self._files = {name: append(name) for name in (METRICS, TABLE, TIMING)}
     self._board = tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=step + 1)
+    if config_text:
+      # Markdown: what is indented stays as it is.
+      text = textwrap.indent(config_text, '    ')
+      self._board.add_text('config', text, step)
 
   def __enter__(self):
     return self
@@ -64,7 +78,7 @@ class Writer:
       record[name], is_bad = _finite(_plain(value), self._last.get(name))
       bad += is_bad
     record[NONFINITE] = bad
-    self._last = record
+    self._last |= record
     self._append(METRICS, _line(record))
     if not self._columns:
       self._columns = _columns(record)
@@ -87,7 +101,8 @@ class Writer:
     """TensorBoard: scalars, and the largest of each list."""
     for name, value in record.items():
       if isinstance(value, list):
-        self._board.add_scalar(f'{name}_max', max(value), step)
+        if value:
+          self._board.add_scalar(f'{name}/max', max(value), step)
       elif name != 'step':
         self._board.add_scalar(name, float(value), step)
 
@@ -110,7 +125,8 @@ def _plain(value):
 def _finite(value, last):
   """The value or, where it is not finite, the last one; and whether it was."""
   if isinstance(value, list):
-    last = last if isinstance(last, list) else [None] * len(value)
+    if not isinstance(last, list) or len(last) != len(value):
+      last = [None] * len(value)
     pairs = [_finite(item, old) for item, old in zip(value, last)]
     return [item for item, _ in pairs], any(bad for _, bad in pairs)
   if math.isfinite(value):

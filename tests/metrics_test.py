@@ -76,11 +76,36 @@ class WriterTest(absltest.TestCase):
     self.assertEqual((third['a'], third['heads']), (5., [3., 4.]))
     self.assertEqual(third['nonfinite_values'], 2)
 
-  def test_writes_events(self):
-    self._write([1])
-    events = list((self.folder / 'tensorboard').iterdir())
-    self.assertLen(events, 1)
-    self.assertIn(b'heads_max', events[0].read_bytes())
+  def test_last_finite_value_survives_a_record_without_its_name(self):
+    with metrics.Writer(self.folder, 0) as writer:
+      writer.write(1, {'a': 5., 'heads': [1.]}, {})
+      writer.write(2, {'a': 6.}, {})
+    with metrics.Writer(self.folder, 2) as writer:
+      writer.write(3, {'a': math.nan, 'heads': [math.nan]}, {})
+    third = metrics.read(self.folder)[2]
+    self.assertEqual((third['a'], third['heads']), (6., [1.]))
+
+  def test_list_that_grows_is_written_whole(self):
+    with metrics.Writer(self.folder, 0) as writer:
+      writer.write(1, {'heads': []}, {})
+      writer.write(2, {'heads': [1., 2., math.nan]}, {})
+    self.assertEqual(metrics.read(self.folder)[1]['heads'], [1., 2., 0.])
+
+  def test_times_are_cut_with_the_records(self):
+    self._write([1, 2, 3])
+    with open(self.folder / 'timing.jsonl', 'a', encoding='utf-8') as file:
+      file.write('{"step": 4, "st')
+    self._write([2], start=1)
+    lines = (self.folder / 'timing.jsonl').read_text('utf-8').splitlines()
+    self.assertEqual([json.loads(line)['step'] for line in lines], [1, 2])
+
+  def test_writes_events_and_config_to_a_new_folder(self):
+    folder = self.folder / 'new' / 'run'
+    with metrics.Writer(folder, 0, config_text='loss.p = -1') as writer:
+      writer.write(1, {'heads': [1., 2.]}, {})
+    event, = (folder / 'tensorboard').iterdir()
+    self.assertIn(b'heads/max', event.read_bytes())
+    self.assertIn(b'    loss.p = -1', event.read_bytes())
 
 
 if __name__ == '__main__':
