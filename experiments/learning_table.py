@@ -11,13 +11,13 @@ continues. About 20 minutes on two cores.
 import csv
 import importlib.util
 import pathlib
-import runpy
 
 from absl import app
 from absl import flags
 from absl import logging
 import numpy as np
 
+from hmpo_jax import config_file
 from hmpo_jax import metrics
 from hmpo_jax import trainer
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
 def _run(workdir, name, arm, seed):
   """One run, or the summary of its folder, as a row of the table."""
-  config = _load(name)
+  config = config_file.load(str(_CONFIGS / f'{name}.py'), {})
   config.seed = seed
   config.warm_start.folder = str(workdir.absolute() / 'warm_start')
   config.update_from_flattened_dict(_ARMS[arm])
@@ -86,11 +86,6 @@ def _run(workdir, name, arm, seed):
 
 def _folder(workdir, name, arm, seed):
   return workdir / f'{name}-{arm.replace(" ", "_")}-{seed}'
-
-
-def _load(name):
-  """The configuration that a file in configs/ returns."""
-  return runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config']()
 
 
 def _table(rows):

@@ -1,5 +1,6 @@
 """Every key of a run's configuration, its checks, and what of it is traced."""
 
+from collections.abc import Mapping
 import difflib
 import math
 
@@ -162,7 +163,7 @@ def validate(config) -> None:
   """
   _check_keys(config, default_config(), '')
   for key, is_allowed, allowed in _RULES:
-    value = _lookup(config, key)
+    value = lookup(config, key)
     if not is_allowed(value):
       raise ConfigError(f'config.{key} = {value!r}: must be {allowed}')
   for is_allowed, message in _JOINT_RULES:
@@ -170,20 +171,35 @@ def validate(config) -> None:
       raise ConfigError(message(config))
 
 
-def _lookup(config, key):
-  for part in key.split('.'):
+def lookup(config, key: str):
+  """The value or section of a dotted key; '' is the whole configuration.
+
+  Raises:
+    ConfigError: there is no such key; names the nearest.
+  """
+  path = key.split('.') if key else []
+  for depth, part in enumerate(path):
+    if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+      raise _unknown_key('.'.join(path[:depth + 1]), config)
     config = config[part]
   return config
+
+
+def flat(tree: Mapping, prefix: str = '') -> dict:
+  """Nested mappings as one dict with dotted keys."""
+  result: dict = {}
+  for key, value in tree.items():
+    name = f'{prefix}{key}'
+    is_section = isinstance(value, Mapping)
+    result |= flat(value, f'{name}.') if is_section else {name: value}
+  return result
 
 
 def _check_keys(config, reference, prefix):
   """Same keys and same types as the reference, section by section."""
   for key in config:
     if key not in reference:
-      near = difflib.get_close_matches(key, list(reference), n=1)
-      hint = f'; did you mean {prefix}{near[0]}?' if near else (
-          f'; known keys here: {", ".join(sorted(reference))}')
-      raise ConfigError(f'config.{prefix}{key}: unknown key{hint}')
+      raise _unknown_key(f'{prefix}{key}', reference)
   for key, default in reference.items():
     if key not in config:
       raise ConfigError(f'config.{prefix}{key}: missing key; start from '
@@ -197,6 +213,20 @@ def _check_keys(config, reference, prefix):
     elif not _has_type(value, type(default)):
       raise ConfigError(f'config.{prefix}{key} = {value!r}: must be '
                         f'{type(default).__name__}, is {type(value).__name__}')
+
+
+def _unknown_key(key, known):
+  """The error for a dotted key that its section, `known`, doesn't hold."""
+  section, dot, name = key.rpartition('.')
+  names = list(known) if isinstance(known, ml_collections.ConfigDict) else []
+  near = difflib.get_close_matches(name, names, n=1)
+  if near:
+    hint = f'did you mean {section}{dot}{near[0]}?'
+  elif names:
+    hint = f'known keys here: {", ".join(sorted(names))}'
+  else:
+    hint = f'config.{section} is a value, not a section'
+  return ConfigError(f'config.{key}: unknown key; {hint}')
 
 
 def _has_type(value, wanted):

@@ -48,7 +48,8 @@ def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
   differing = [
       f'{key}: {there} there, {here} here' for part in ('config', 'versions')
       for key, there, here in _differences(
-          _flat(theirs[part], part), _flat(description[part], part))
+          config_lib.flat(theirs[part], f'{part}.'),
+          config_lib.flat(description[part], f'{part}.'))
   ]
   if differing:
     raise config_lib.ConfigError(
@@ -103,15 +104,6 @@ def _differences(theirs, ours):
     there, here = (side.get(key, 'absent') for side in (theirs, ours))
     if there != here:
       yield key, there, here
-
-
-def _flat(tree, prefix):
-  """Nested dicts to one dict with dotted keys."""
-  flat: dict = {}
-  for key, value in tree.items():
-    name = f'{prefix}.{key}'
-    flat |= _flat(value, name) if isinstance(value, dict) else {name: value}
-  return flat
 
 
 def _plain(tree):

@@ -88,7 +88,9 @@ def _run(config, workdir, prompts, baselines):
                                 progress.note))
     loop = _Loop(config, prompts, progress)
     start, state, extra = _start(config, workdir, loop, saver, progress.note)
-    writer = stack.enter_context(metrics_lib.Writer(workdir, start))
+    writer = stack.enter_context(
+        metrics_lib.Writer(
+            workdir, start, config_text=config.to_json_best_effort(indent=2)))
     asked = interruption.is_asked()
     for step in range(start + 1, config.num_steps + 1):
       if asked:

@@ -6,9 +6,10 @@ import pathlib
 from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_ORDER = ('base', 'config', 'kernels', 'optim', 'model', 'rollout', 'tasks',
-          'policy', 'mechanism', 'update', 'learner', 'checkpoint', 'metrics',
-          'progress', 'interruption', 'run_folder', 'trainer')
+_ORDER = ('base', 'config', 'config_file', 'kernels', 'optim', 'model',
+          'rollout', 'tasks', 'policy', 'mechanism', 'update', 'learner',
+          'checkpoint', 'metrics', 'progress', 'interruption', 'run_folder',
+          'trainer')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'}
 
 
@@ -54,8 +55,8 @@ class LayeringTest(absltest.TestCase):
 
   def test_only_the_shell_touches_the_disk(self):
     shell = {
-        'checkpoint.py', 'interruption.py', 'metrics.py', 'run_folder.py',
-        'trainer.py'
+        'checkpoint.py', 'config_file.py', 'interruption.py', 'metrics.py',
+        'run_folder.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:

@@ -1,0 +1,85 @@
+"""Configurations from files, and their overrides from a command line.
+
+ml_collections' own flag reports a missing file on the first access and an
+unknown key as a bare KeyError; here each fault is one line of ConfigError.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+import runpy
+
+import ml_collections
+
+from hmpo_jax import config as config_lib
+
+_BOOLS = {'true': True, '1': True, 'false': False, '0': False}
+_PARSERS = {bool: lambda text: _BOOLS[text.lower()]}
+
+
+def load(path: str, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
+  """Reads a configuration, overrides keys of it, and validates it.
+
+  Args:
+    path: a Python file that defines get_config(), as those in configs/, with
+      `:argument` behind it where get_config takes one; or the config.json of a
+      run folder.
+    overrides: texts by dotted key, {'loss.p': '-0.5'}.
+
+  Raises:
+    ConfigError: a file that can't be read, runs into an error or returns
+      something else, an override that doesn't fit, or see `config.validate`.
+  """
+  file, _, argument = path.partition(':')
+  if not pathlib.Path(file).is_file():
+    raise config_lib.ConfigError(f'--config={path}: there is no file {file!r}')
+  try:
+    config = _from_json(file) if file.endswith('.json') else _from_python(
+        file, argument)
+  except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
+    # A Python file can raise anything.
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise config_lib.ConfigError(
+        f'--config={path}: must be a Python file with get_config(), or the '
+        f'config.json of a run; reading it ended in {text}') from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise config_lib.ConfigError(
+        f'--config={path}: get_config() must return a ConfigDict, returned '
+        f'{type(config).__name__}')
+  for key, text in overrides.items():
+    _override(config, key, text)
+  config_lib.validate(config)
+  return config
+
+
+def _from_python(file, argument):
+  get_config = runpy.run_path(file)['get_config']
+  return get_config(argument) if argument else get_config()
+
+
+def _from_json(file):
+  """The configuration that run_folder.describe wrote."""
+  content = json.loads(pathlib.Path(file).read_text(encoding='utf-8'))
+  config = ml_collections.ConfigDict(content['config'])
+  for key, value in config_lib.flat(content['config']).items():
+    if isinstance(value, str):  # infinity too, which JSON doesn't know
+      _override(config, key, value)
+  return config
+
+
+def _override(config, key, text):
+  """Sets one key to what a text says, in the type that the key has."""
+  wanted = type(config_lib.lookup(config_lib.default_config(), key))
+  if wanted is ml_collections.ConfigDict:
+    raise config_lib.ConfigError(
+        f'config.{key} = {text!r}: is a section; set one of its keys, as '
+        f'--config.{key}.NAME=VALUE')
+  try:
+    value = _PARSERS.get(wanted, wanted)(text)
+  except (ValueError, KeyError) as error:
+    raise config_lib.ConfigError(
+        f'config.{key} = {text!r}: must be {wanted.__name__}') from error
+  section, _, name = key.rpartition('.')
+  node = config_lib.lookup(config, section)
+  with node.unlocked(), node.ignore_type():
+    node[name] = value
