@@ -1,8 +1,10 @@
 """The pure part of training: state in, state and metrics out, under one `jit`.
 
 A step samples one rollout, turns rewards into group advantages, and makes
-several epochs of minibatch updates against the policy that sampled. `static`
-is `config.static(config)`, the hashable part; all else is traced.
+several epochs of minibatch updates against the policy that sampled. Where the
+reward is a JAX function this is `train_step`; a reward on the host stands
+between its halves `collect` and `learn`. `static` is `config.static(config)`,
+the hashable part; all else is traced.
 """
 
 import functools
@@ -18,7 +20,6 @@ from hmpo_jax import policy
 from hmpo_jax import rollout as rollout_lib
 from hmpo_jax import update
 from hmpo_jax.kernels import advantages as advantages_lib
-from hmpo_jax.model import transformer
 from hmpo_jax.tasks import task as task_lib
 
 
@@ -53,7 +54,7 @@ def init(static, hparams: base.HParams, params: base.Params,
 
 def train_step(static, state: TrainState, hparams: base.HParams,
                measure: jax.Array) -> tuple[TrainState, base.Metrics]:
-  """One rollout with all its updates.
+  """One rollout with all its updates, where the reward is a JAX function.
 
   Args:
     static: hashable part of the configuration.
@@ -66,16 +67,44 @@ def train_step(static, state: TrainState, hparams: base.HParams,
   Returns:
     The next state and the step's metrics, whose keys depend on `static` alone.
   """
-  keys = jax.random.split(jax.random.fold_in(state.key, state.step), 5)
-  sampler = state.params
-  if static.rollout.staleness:
-    sampler = jax.tree.map(lambda x: x[0], state.past_params)
-  rollout, scores = _collect(static, sampler, hparams, keys[0], keys[1])
-  advantages, metrics = _advantages(static, hparams, scores.reward, keys[2])
-  batch, batch_metrics = _make_batch(static, state, sampler, hparams, rollout,
-                                     advantages, keys[3])
+  rollout = collect(static, state, hparams)
+  scores = score(static, rollout)
+  return learn(static, state, hparams, rollout, scores, measure)
+
+
+def collect(static, state: TrainState, hparams: base.HParams) -> base.Rollout:
+  """The first half of a step: G responses to each of N new prompts."""
+  task, shape = policy.make_task(static), static.rollout
+  prompt_key, sample_key, *_ = _step_keys(state)
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  draw = functools.partial(task_lib.draw_training, task)
+  prompts = jax.vmap(draw)(fold(prompt_key, jnp.arange(shape.num_prompts)))
+  keys = jax.vmap(fold, (0, None))(fold(sample_key,
+                                        jnp.arange(shape.num_prompts)),
+                                   jnp.arange(shape.group_size))
+  return _sample(static, _sampler(static, state), prompts, keys,
+                 hparams.temperature)
+
+
+def learn(static, state: TrainState, hparams: base.HParams,
+          rollout: base.Rollout, scores: task_lib.Score,
+          measure: jax.Array) -> tuple[TrainState, base.Metrics]:
+  """The second half of a step: all updates on a rollout with its scores.
+
+  Args:
+    static: hashable part of the configuration.
+    state: that `collect` had; may be donated.
+    hparams: traced part of the configuration.
+    rollout: from `collect`.
+    scores: of its responses, in its order.
+    measure: see `train_step`.
+  """
+  *_, permute_key, order_key, epoch_key = _step_keys(state)
+  advantages, metrics = _advantages(static, hparams, scores.reward, permute_key)
+  batch, batch_metrics = _make_batch(static, state, hparams, rollout,
+                                     advantages, order_key)
   updated, update_metrics = _update_epochs(static, state, hparams, batch,
-                                           measure, keys[4])
+                                           measure, epoch_key)
   metrics |= _rollout_metrics(static, rollout, scores)
   metrics |= batch_metrics | update_metrics
   past = ()
@@ -85,21 +114,22 @@ def train_step(static, state: TrainState, hparams: base.HParams,
   return updated._replace(step=state.step + 1, past_params=past), metrics
 
 
-def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
-  """Greedy responses to prompts [M, P]: mean reward, exact match, length."""
+def score(static, rollout: base.Rollout) -> task_lib.Score:
+  """What the task's own verifier says of the responses of a rollout."""
   task = policy.make_task(static)
-  rollout = rollout_lib.sample(
-      policy.make_model(static),
-      params,
-      prompts,
-      jax.random.split(jax.random.key(0), (len(prompts), 1)),
-      response_len=task.response_len,
-      stop=task.stop,
-      pad=task.pad,
-      temperature=1.,
-      greedy=True)
-  responses = rollout.tokens[:, task.prompt_len:]
-  scores = task_lib.score(task, prompts, responses, rollout.mask)
+  prompts, responses = jnp.split(rollout.tokens, [task.prompt_len], axis=1)
+  return task_lib.score(task, prompts, responses, rollout.mask)
+
+
+def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
+  """One greedy response to each of the prompts [M, P]."""
+  keys = jax.random.split(jax.random.key(0), (len(prompts), 1))
+  return _sample(static, params, prompts, keys, 1., greedy=True)
+
+
+def heldout_metrics(rollout: base.Rollout,
+                    scores: task_lib.Score) -> base.Metrics:
+  """Mean reward, exact match and length of greedy responses."""
   return {
       'eval/reward': jnp.mean(scores.reward),
       'eval/reward_stderr': _standard_error(scores.reward),
@@ -108,56 +138,27 @@ def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
   }
 
 
-def warm_start(static, num_steps: jax.Array, learning_rate: jax.Array,
-               key: jax.Array) -> base.Params:
-  """Parameters after supervised steps on right answers; the key is consumed.
-
-  Adam, its learning rate falling linearly to 0.
-
-  Args:
-    static: hashable part of the configuration.
-    num_steps: [] int32, 0 gives the fresh initialisation.
-    learning_rate: [] of the first step.
-    key: [] typed.
-  """
-  init_key, data_key = jax.random.split(key)
-  params = transformer.init(policy.make_model(static), init_key)
-  tx = lambda i: optax.adam(learning_rate * (1 - i / num_steps), b2=0.95)
-  loss = functools.partial(_supervised_loss, static)
-
-  def body(i, carry):
-    params, opt_state = carry
-    grads = jax.grad(loss)(params, jax.random.fold_in(data_key, i))
-    updates, opt_state = tx(i).update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  start = (params, tx(0).init(params))
-  return jax.lax.fori_loop(0, num_steps, body, start)[0]
+def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
+  """`heldout_metrics` of a task whose reward is a JAX function."""
+  rollout = respond(static, params, prompts)
+  return heldout_metrics(rollout, score(static, rollout))
 
 
-def _supervised_loss(static, params, key):
-  """Mean negative log-probability of the answers' tokens, nats."""
+def _step_keys(state):
+  """Keys of prompts, sampling, permutation, batch order and epoch orders."""
+  return jax.random.split(jax.random.fold_in(state.key, state.step), 5)
+
+
+def _sampler(static, state):
+  """The parameters that sample this step."""
+  if static.rollout.staleness:
+    return jax.tree.map(lambda x: x[0], state.past_params)
+  return state.params
+
+
+def _sample(static, params, prompts, keys, temperature, greedy=False):
   task = policy.make_task(static)
-  prompts = jax.vmap(functools.partial(task_lib.draw_training, task))(
-      jax.random.split(key, static.warm_start.batch_size))
-  answers = jax.vmap(task.answer)(prompts)
-  mask = answers != task.pad
-  logprobs, _, _ = policy.response_logprobs(
-      static, params, jnp.concatenate([prompts, answers], 1),
-      jnp.concatenate([prompts != task.pad, mask], 1), mask, 1.)
-  return -jnp.sum(jnp.where(mask, logprobs, 0)) / jnp.sum(mask)
-
-
-def _collect(static, params, hparams, prompt_key, sample_key):
-  """Samples G responses to each of N new prompts and scores them."""
-  task, shape = policy.make_task(static), static.rollout
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  draw = functools.partial(task_lib.draw_training, task)
-  prompts = jax.vmap(draw)(fold(prompt_key, jnp.arange(shape.num_prompts)))
-  keys = jax.vmap(fold, (0, None))(fold(sample_key,
-                                        jnp.arange(shape.num_prompts)),
-                                   jnp.arange(shape.group_size))
-  rollout = rollout_lib.sample(
+  return rollout_lib.sample(
       policy.make_model(static),
       params,
       prompts,
@@ -165,10 +166,8 @@ def _collect(static, params, hparams, prompt_key, sample_key):
       response_len=task.response_len,
       stop=task.stop,
       pad=task.pad,
-      temperature=hparams.temperature)
-  responses = rollout.tokens[:, task.prompt_len:]
-  return rollout, task_lib.score(task, jnp.repeat(prompts, shape.group_size, 0),
-                                 responses, rollout.mask)
+      temperature=temperature,
+      greedy=greedy)
 
 
 def _advantages(static, hparams, rewards, key):
@@ -181,7 +180,7 @@ def _advantages(static, hparams, rewards, key):
   return chosen.reshape(-1), metrics
 
 
-def _make_batch(static, state, sampler, hparams, rollout, advantages, key):
+def _make_batch(static, state, hparams, rollout, advantages, key):
   """The rollout in a random order, with log-probabilities to compare with.
 
   They are computed on minibatches of the size that the updates use, so that
@@ -192,7 +191,7 @@ def _make_batch(static, state, sampler, hparams, rollout, advantages, key):
   trained = rollout.mask & ~(hparams.mask_truncated
                              & _truncated(static, rollout))[:, None]
   again = functools.partial(_rollout_logprobs, static, hparams, rollout)
-  recomputed = again(sampler)
+  recomputed = again(_sampler(static, state))
   from_sampler = static.rollout.old_logprobs == 'sampler'
   old_logprobs = rollout.logprobs if from_sampler else recomputed
   ref_logprobs = jnp.zeros_like(old_logprobs)

@@ -8,7 +8,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
@@ -18,13 +17,14 @@ from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import policy
 from hmpo_jax import progress as progress_lib
 from hmpo_jax import run_folder
-from hmpo_jax import update
+from hmpo_jax import summary as summary_lib
+from hmpo_jax import warm_start
 from hmpo_jax.tasks import task as task_lib
 
 # One compiled program for each static part, whatever the variant.
 _train_step = jax.jit(learner.train_step, static_argnums=0, donate_argnums=1)
 _evaluate = jax.jit(learner.evaluate, static_argnums=0)
-_warm_start = jax.jit(learner.warm_start, static_argnums=0)
+_warm_start = jax.jit(warm_start.train, static_argnums=0)
 _init = jax.jit(learner.init, static_argnums=0)
 
 # Ratios this close to 1 in a whole rollout are rounding, not learning.
@@ -74,7 +74,7 @@ def train(config, workdir: str | pathlib.Path) -> dict:
       summary = _run(config, workdir, *held_out)
       run_folder.write_json(summary_file, summary)
   summary = json.loads(summary_file.read_text(encoding='utf-8'))
-  progress_lib.summary_table(_summary_rows(summary, workdir))
+  progress_lib.summary_table(summary_lib.rows(summary, workdir))
   return summary
 
 
@@ -102,7 +102,7 @@ def _run(config, workdir, prompts, baselines):
       asked = interruption.is_asked()
       if asked or _is_due(step, config.checkpoint.every, config.num_steps):
         saver.save(step, state, extra, extra['eval']['eval/reward'])
-  return _summarise(metrics_lib.read(workdir), extra, baselines, config)
+  return summary_lib.make(metrics_lib.read(workdir), extra, baselines, config)
 
 
 def _start(config, workdir, loop, saver, note):
@@ -125,8 +125,8 @@ def _stop_if_numerical(config, step, record):
   if skips >= config.train.max_skips:
     raise NumericalStop(
         f'step {step}: {skips} updates in a row were skipped for a numerical '
-        'cause, see skipped/* in metrics.jsonl; the checkpoints are from before '
-        'and sound')
+        'cause, see skipped/* in metrics.jsonl; a skipped update changes '
+        'nothing, so the checkpoints are sound')
 
 
 class _Loop:
@@ -231,96 +231,3 @@ def _warm_params(config, key, workdir, note):
     params = compute()
     checkpoint.save_tree(folder / digest, params)
   return params
-
-
-def _summarise(records, extra, baselines, config):
-  """What a run came to, from its records; no wall-clock times."""
-  first, last = extra['first_eval'], extra['eval']
-  column = lambda name: np.array([record[name] for record in records])
-  missing = 1 - first['eval/reward']
-  gain = last['eval/reward'] - first['eval/reward']
-  return {
-      'steps':
-          len(records),
-      'updates':
-          len(records) * config.train.num_epochs * config.train.num_minibatches,
-      'episodes':
-          records[-1]['total/episodes'],
-      'tokens':
-          records[-1]['total/tokens'],
-      'heldout_reward_first':
-          first['eval/reward'],
-      'heldout_reward_first_stderr':
-          first['eval/reward_stderr'],
-      'heldout_reward_last':
-          last['eval/reward'],
-      'heldout_reward_last_stderr':
-          last['eval/reward_stderr'],
-      'heldout_exact_first':
-          first['eval/exact'],
-      'heldout_exact_last':
-          last['eval/exact'],
-      'gap_closed':
-          gain / missing if missing > 0 else 0.,
-      **baselines,
-      'reward_last_10':
-          float(column('reward/mean')[-10:].mean()),
-      'ratio_mean':
-          float(column('ratio/mean').mean()),
-      'clip_low_frac':
-          float(column('clip/low_frac').mean()),
-      'clip_high_frac':
-          float(column('clip/high_frac').mean()),
-      'sigma':
-          float(column('log_ratio/last_update_sigma').mean()),
-      'cosine':
-          _mean_compared(records, 'mechanism/cosine'),
-      'cosine_unclipped':
-          _mean_compared(records, 'mechanism/cosine_unclipped'),
-      'max_logit':
-          float(column('qk/max_logit').max()),
-      'updates_qk_clipped_frac':
-          float(column('qk/clipped_frac').mean()),
-      'skipped': {
-          cause: int(column(f'skipped/{cause}').sum())
-          for cause in update.SKIP_CAUSES
-      },
-  }
-
-
-def _mean_compared(records, name):
-  """Mean over the steps at which means were compared, those evaluated."""
-  measured = [r[name] for r in records if r['eval/step'] == r['step']]
-  return float(np.mean(measured))
-
-
-def _summary_rows(summary, workdir):
-  """The closing table."""
-  skipped = ', '.join(f'{count} {cause}'
-                      for cause, count in summary['skipped'].items()
-                      if count) or 'none'
-  pair = lambda name: (f'{summary[f"{name}_first"]:.3f} -> '
-                       f'{summary[f"{name}_last"]:.3f}')
-  return [
-      ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
-      ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
-      ('held-out reward', pair('heldout_reward')),
-      ('its standard error', f'{summary["heldout_reward_last_stderr"]:.3f}'),
-      ('share of the gap to 1 closed', f'{summary["gap_closed"]:.0%}'),
-      ('held-out exact match', pair('heldout_exact')),
-      ('majority answer (reward, exact)', f'{summary["majority_reward"]:.3f}, '
-       f'{summary["majority_exact"]:.3f}'),
-      ('random tokens (reward, exact)', f'{summary["random_reward"]:.3f}, '
-       f'{summary["random_exact"]:.3f}'),
-      ('mean ratio', f'{summary["ratio_mean"]:.4f}'),
-      ('clipped low, high', f'{summary["clip_low_frac"]:.1%}, '
-       f'{summary["clip_high_frac"]:.1%}'),
-      ('sigma of the log-ratios, last update', f'{summary["sigma"]:.3f}'),
-      ('cosine of gradients p = 0, -1 (unclipped)',
-       f'{summary["cosine"]:.3f} ({summary["cosine_unclipped"]:.3f})'),
-      ('largest attention logit', f'{summary["max_logit"]:.1f}'),
-      ('updates that QK-clip changed',
-       f'{summary["updates_qk_clipped_frac"]:.1%}'),
-      ('updates skipped', skipped),
-      ('folder', str(workdir)),
-  ]

@@ -6,10 +6,10 @@ import pathlib
 from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_ORDER = ('base', 'config', 'config_file', 'kernels', 'optim', 'model',
-          'rollout', 'tasks', 'policy', 'mechanism', 'update', 'learner',
-          'checkpoint', 'metrics', 'progress', 'interruption', 'run_folder',
-          'trainer')
+_ORDER = ('base', 'config_rules', 'config', 'config_file', 'kernels', 'optim',
+          'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
+          'update', 'learner', 'checkpoint', 'metrics', 'progress',
+          'interruption', 'run_folder', 'summary', 'trainer')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'}
 
 

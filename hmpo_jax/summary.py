@@ -1,0 +1,108 @@
+"""What a run came to: its summary, and the closing table that shows it."""
+
+import numpy as np
+
+from hmpo_jax import update
+
+
+def make(records, extra, baselines, config):
+  """What a run came to; no wall-clock times.
+
+  Args:
+    records: of all its steps.
+    extra: held-out metrics of the first and the last evaluation.
+    baselines: rewards that need no skill.
+    config: of the run.
+
+  Returns:
+    Numbers by name, as they stand in summary.json.
+  """
+  first, last = extra['first_eval'], extra['eval']
+  column = lambda name: np.array([record[name] for record in records])
+  missing = 1 - first['eval/reward']
+  gain = last['eval/reward'] - first['eval/reward']
+  return {
+      'steps':
+          len(records),
+      'updates':
+          len(records) * config.train.num_epochs * config.train.num_minibatches,
+      'episodes':
+          records[-1]['total/episodes'],
+      'tokens':
+          records[-1]['total/tokens'],
+      'heldout_reward_first':
+          first['eval/reward'],
+      'heldout_reward_first_stderr':
+          first['eval/reward_stderr'],
+      'heldout_reward_last':
+          last['eval/reward'],
+      'heldout_reward_last_stderr':
+          last['eval/reward_stderr'],
+      'heldout_exact_first':
+          first['eval/exact'],
+      'heldout_exact_last':
+          last['eval/exact'],
+      'gap_closed':
+          gain / missing if missing > 0 else 0.,
+      **baselines,
+      'reward_last_10':
+          float(column('reward/mean')[-10:].mean()),
+      'ratio_mean':
+          float(column('ratio/mean').mean()),
+      'clip_low_frac':
+          float(column('clip/low_frac').mean()),
+      'clip_high_frac':
+          float(column('clip/high_frac').mean()),
+      'sigma':
+          float(column('log_ratio/last_update_sigma').mean()),
+      'cosine':
+          _mean_compared(records, 'mechanism/cosine'),
+      'cosine_unclipped':
+          _mean_compared(records, 'mechanism/cosine_unclipped'),
+      'max_logit':
+          float(column('qk/max_logit').max()),
+      'updates_qk_clipped_frac':
+          float(column('qk/clipped_frac').mean()),
+      'skipped': {
+          cause: int(column(f'skipped/{cause}').sum())
+          for cause in update.SKIP_CAUSES
+      },
+  }
+
+
+def _mean_compared(records, name):
+  """Mean over the steps at which means were compared, those evaluated."""
+  measured = [r[name] for r in records if r['eval/step'] == r['step']]
+  return float(np.mean(measured))
+
+
+def rows(summary, workdir):
+  """The closing table of a summary: label and value."""
+  skipped = ', '.join(f'{count} {cause}'
+                      for cause, count in summary['skipped'].items()
+                      if count) or 'none'
+  pair = lambda name: (f'{summary[f"{name}_first"]:.3f} -> '
+                       f'{summary[f"{name}_last"]:.3f}')
+  return [
+      ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
+      ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
+      ('held-out reward', pair('heldout_reward')),
+      ('its standard error', f'{summary["heldout_reward_last_stderr"]:.3f}'),
+      ('share of the gap to 1 closed', f'{summary["gap_closed"]:.0%}'),
+      ('held-out exact match', pair('heldout_exact')),
+      ('majority answer (reward, exact)', f'{summary["majority_reward"]:.3f}, '
+       f'{summary["majority_exact"]:.3f}'),
+      ('random tokens (reward, exact)', f'{summary["random_reward"]:.3f}, '
+       f'{summary["random_exact"]:.3f}'),
+      ('mean ratio', f'{summary["ratio_mean"]:.4f}'),
+      ('clipped low, high', f'{summary["clip_low_frac"]:.1%}, '
+       f'{summary["clip_high_frac"]:.1%}'),
+      ('sigma of the log-ratios, last update', f'{summary["sigma"]:.3f}'),
+      ('cosine of gradients p = 0, -1 (unclipped)',
+       f'{summary["cosine"]:.3f} ({summary["cosine_unclipped"]:.3f})'),
+      ('largest attention logit', f'{summary["max_logit"]:.1f}'),
+      ('updates that QK-clip changed',
+       f'{summary["updates_qk_clipped_frac"]:.1%}'),
+      ('updates skipped', skipped),
+      ('folder', str(workdir)),
+  ]
