@@ -7,6 +7,7 @@ the summary of a finished one.
 
 import pathlib
 import sys
+from typing import NoReturn
 
 from absl import app
 from absl import flags
@@ -27,10 +28,10 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run folder; runs/<name of the configuration> if unset.')
 
 
-def main(config) -> None:
+def main(run) -> None:
   """Trains, or resumes, and says so in one line where the input is bad."""
   try:
-    trainer.train(config, _workdir())
+    trainer.train(*run)
   except config_lib.ConfigError as error:
     _refuse(error)
   except trainer.Stopped as stop:
@@ -45,7 +46,7 @@ def main(config) -> None:
 
 
 def parse_flags(argv: list[str]):
-  """Parses the command line; returns the configuration that it names."""
+  """Parses the command line; returns configuration and run folder."""
   try:
     rest = flags.FLAGS(argv, known_only=True)[1:]
     if flags.FLAGS['verbosity'].using_default_value:
@@ -55,7 +56,8 @@ def parse_flags(argv: list[str]):
     if not _CONFIG.value:
       raise config_lib.ConfigError('no configuration: give one as '
                                    '--config=configs/hmpo.py')
-    return config_file.load(_CONFIG.value, overrides)
+    config = config_file.load(_CONFIG.value, overrides)
+    return config, _WORKDIR.value or _default_workdir(_CONFIG.value)
   except (config_lib.ConfigError, flags.Error) as error:
     _refuse(error)
 
@@ -71,15 +73,13 @@ def _override(argument):
   return key, text
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(error: Exception) -> NoReturn:
   print(f'error: {error}', file=sys.stderr)
   sys.exit(_BAD_INPUT)
 
 
-def _workdir() -> pathlib.Path:
-  if _WORKDIR.value:
-    return pathlib.Path(_WORKDIR.value)
-  file = pathlib.Path(_CONFIG.value.partition(':')[0])
+def _default_workdir(config_path: str) -> pathlib.Path:
+  file = pathlib.Path(config_path.partition(':')[0])
   # A run is repeated beside the run, not in its folder.
   name = f'{file.parent.name}-again' if file.suffix == '.json' else file.stem
   return pathlib.Path('runs') / name

@@ -22,8 +22,20 @@ def default_config() -> ml_collections.ConfigDict:
   config.num_steps = 300  # rollouts, each with all its updates
 
   config.task = ml_collections.ConfigDict()
-  config.task.name = 'sort'  # sort | addition
+  config.task.name = 'sort'  # sort | addition | file
   config.task.num_digits = 8  # digits to sort, or of each summand
+  # Of a file: its path, see tasks/prompt_file.py, and what its tokens are.
+  config.task.prompts = ''
+  config.task.vocab_size = 0  # V
+  config.task.pad = 0  # token outside prompt and response
+  config.task.stop = 1  # token that ends a response
+  config.task.response_len = 0  # T, tokens after which a response is cut
+
+  config.reward = ml_collections.ConfigDict()
+  # module:function or file.py:function on the host, see tasks/reward.py; '' is
+  # the share of the answer's tokens that stand at their place.
+  config.reward.function = ''
+  config.reward.timeout = 60.  # seconds for one call
 
   config.model = ml_collections.ConfigDict()
   config.model.num_layers = 2  # N_l
@@ -161,9 +173,10 @@ def validate(config) -> None:
     value = lookup(config, key)
     if not is_allowed(value):
       raise ConfigError(f'config.{key} = {value!r}: must be {allowed}')
-  for is_allowed, message in config_rules.JOINT_RULES:
+  for keys, is_allowed, allowed in config_rules.JOINT_RULES:
     if not is_allowed(config):
-      raise ConfigError(message(config))
+      given = (f'config.{key} = {lookup(config, key)!r}' for key in keys)
+      raise ConfigError(f'{", ".join(given)}: {allowed}')
 
 
 def lookup(config, key: str):

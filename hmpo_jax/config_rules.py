@@ -2,7 +2,7 @@
 
 import math
 
-TASKS = ('sort', 'addition')
+TASKS = ('sort', 'addition', 'file')
 LOSSES = ('power_mean', 'grpo')
 KL_ESTIMATORS = ('none', 'k1', 'k2', 'k3')
 OPTIMIZERS = ('muon_clip', 'adamw')
@@ -31,6 +31,11 @@ RULES = tuple((key, *rule) for key, rule in (
     ('num_steps', _at_least(1)),
     ('task.name', _one_of(*TASKS)),
     ('task.num_digits', (lambda x: 2 <= x <= 1023, 'from 2 to 1023')),
+    ('task.vocab_size', _at_least(0)),
+    ('task.pad', _at_least(0)),
+    ('task.stop', _at_least(0)),
+    ('task.response_len', _at_least(0)),
+    ('reward.timeout', _POSITIVE),
     ('model.num_layers', _at_least(1)),
     ('model.embed_dim', _at_least(1)),
     ('model.num_heads', _at_least(1)),
@@ -77,20 +82,42 @@ RULES = tuple((key, *rule) for key, rule in (
     ('checkpoint.keep', _at_least(1)),
 ))
 
+_FILE_KEYS = ('task.prompts', 'task.vocab_size', 'task.response_len')
+
+
+def _is_file_alone(c):
+  given = (c.task.prompts, c.task.vocab_size, c.task.response_len)
+  return all(given) if c.task.name == 'file' else not any(given)
+
+
+def _are_specials_apart(c):
+  pad, stop = c.task.pad, c.task.stop
+  return c.task.name != 'file' or pad != stop and max(pad,
+                                                      stop) < c.task.vocab_size
+
+
+def _are_minibatches_even(c):
+  size = c.rollout.num_prompts * c.rollout.group_size
+  return size % c.train.num_minibatches == 0
+
+
+# Keys, what must hold of them, and that in words.
 JOINT_RULES = (
-    (lambda c: c.model.num_heads % c.model.num_kv_heads == 0, lambda c:
-     (f'config.model.num_kv_heads = {c.model.num_kv_heads}: must divide '
-      f'config.model.num_heads = {c.model.num_heads}')),
-    (lambda c: c.rollout.num_prompts * c.rollout.group_size % c.train.
-     num_minibatches == 0, lambda c:
-     (f'config.train.num_minibatches = {c.train.num_minibatches}: must '
-      'divide the sequences of a rollout, num_prompts * group_size = '
-      f'{c.rollout.num_prompts * c.rollout.group_size}')),
-    (lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0, lambda c:
-     (f'config.loss.kl_weight = {c.loss.kl_weight}: must be 0 while '
-      'config.loss.kl_estimator is none')),
-    (lambda c: c.optim.qk_clip == 'off' or not c.model.qk_norm, lambda c:
-     ('config.optim.qk_clip = weights: must be off while config.model.qk_norm '
-      'is true; the norm undoes any rescaling of the query and key weights, '
-      'so the clip would shrink them without end')),
+    (('task.name', *_FILE_KEYS), _is_file_alone,
+     'the last three must be given with the task file, and unset with others'),
+    (('task.pad', 'task.stop', 'task.vocab_size'), _are_specials_apart,
+     'padding and stop token must differ and be below the vocabulary'),
+    (('model.num_kv_heads', 'model.num_heads'),
+     lambda c: c.model.num_heads % c.model.num_kv_heads == 0,
+     'the first must divide the second'),
+    (('train.num_minibatches', 'rollout.num_prompts',
+      'rollout.group_size'), _are_minibatches_even,
+     'the first must divide the product of the others, the sequences'),
+    (('loss.kl_weight', 'loss.kl_estimator'),
+     lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0,
+     'the weight must be 0 while there is no estimator'),
+    (('optim.qk_clip', 'model.qk_norm'),
+     lambda c: c.optim.qk_clip == 'off' or not c.model.qk_norm,
+     'the clip must be off with QK-norm, which undoes any rescaling of query '
+     'and key weights, so that the clip would shrink them without end'),
 )

@@ -68,7 +68,7 @@ def train_step(static, state: TrainState, hparams: base.HParams,
     The next state and the step's metrics, whose keys depend on `static` alone.
   """
   rollout = collect(static, state, hparams)
-  scores = score(static, rollout)
+  scores = task_lib.score_rollout(policy.make_task(static), rollout)
   return learn(static, state, hparams, rollout, scores, measure)
 
 
@@ -114,13 +114,6 @@ def learn(static, state: TrainState, hparams: base.HParams,
   return updated._replace(step=state.step + 1, past_params=past), metrics
 
 
-def score(static, rollout: base.Rollout) -> task_lib.Score:
-  """What the task's own verifier says of the responses of a rollout."""
-  task = policy.make_task(static)
-  prompts, responses = jnp.split(rollout.tokens, [task.prompt_len], axis=1)
-  return task_lib.score(task, prompts, responses, rollout.mask)
-
-
 def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
   """One greedy response to each of the prompts [M, P]."""
   keys = jax.random.split(jax.random.key(0), (len(prompts), 1))
@@ -141,7 +134,8 @@ def heldout_metrics(rollout: base.Rollout,
 def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
   """`heldout_metrics` of a task whose reward is a JAX function."""
   rollout = respond(static, params, prompts)
-  return heldout_metrics(rollout, score(static, rollout))
+  scores = task_lib.score_rollout(policy.make_task(static), rollout)
+  return heldout_metrics(rollout, scores)
 
 
 def _step_keys(state):

@@ -10,12 +10,21 @@ from hmpo_jax import base
 from hmpo_jax.kernels import logprobs as logprobs_lib
 from hmpo_jax.model import transformer
 from hmpo_jax.tasks import digits
+from hmpo_jax.tasks import prompt_file
 from hmpo_jax.tasks import task as task_lib
 
 
 def make_task(static) -> task_lib.Task:
-  """The task of a configuration."""
-  return digits.make(**static.task)
+  """The task of a configuration.
+
+  Raises:
+    ConfigError: its file of prompts can't be used.
+  """
+  task = static.task
+  if task.name == 'file':
+    return prompt_file.load(task.prompts, task.vocab_size, task.pad, task.stop,
+                            task.response_len)
+  return digits.make(task.name, task.num_digits)
 
 
 def make_model(static) -> transformer.Transformer:

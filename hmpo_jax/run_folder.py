@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -14,6 +15,8 @@ import jax
 from hmpo_jax import config as config_lib
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# Parts of the description that make a run another one.
+_IDENTITY = ('config', 'inputs', 'versions')
 _CONFIG, _LOCK = 'config.json', '.lock'
 
 
@@ -21,9 +24,23 @@ def describe(config) -> dict:
   """What config.json says of a run: all that is needed to do it again."""
   return {
       'config': _plain(config.to_dict()),
+      'inputs': inputs(config),
       'commit': _commit(),
       'versions': versions(),
       'device': jax.devices()[0].device_kind,
+  }
+
+
+def inputs(config) -> dict[str, str]:
+  """SHA-256 of the files that a configuration names, by its keys."""
+  files = {
+      'task.prompts': config.task.prompts,
+      'reward.function': config.reward.function.rpartition(':')[0],
+  }
+  return {
+      key: hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
+      for key, file in files.items()
+      if pathlib.Path(file).is_file()
   }
 
 
@@ -39,14 +56,13 @@ def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
     ConfigError: the path is no folder, its config.json is not readable, or
       another configuration or version wrote it; names the keys that differ.
   """
-  if workdir.exists() and not workdir.is_dir():
-    raise config_lib.ConfigError(f'--workdir={workdir} is not a folder')
+  _refuse_file(workdir)
   file = workdir / _CONFIG
   if not file.exists():
     return
   theirs = _read_description(file)
   differing = [
-      f'{key}: {there} there, {here} here' for part in ('config', 'versions')
+      f'{key}: {there} there, {here} here' for part in _IDENTITY
       for key, there, here in _differences(
           config_lib.flat(theirs[part], f'{part}.'),
           config_lib.flat(description[part], f'{part}.'))
@@ -67,6 +83,7 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
   Raises:
     ConfigError: another process holds the folder, or see `refuse_other_run`.
   """
+  _refuse_file(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / _LOCK, 'w', encoding='utf-8') as lock:
     try:
@@ -88,10 +105,18 @@ def write_json(file: pathlib.Path, content: dict) -> None:
   temporary.replace(file)
 
 
+def _refuse_file(workdir):
+  """Checks that a path is a folder or can become one."""
+  for path in (workdir, *workdir.parents):
+    if path.exists() and not path.is_dir():
+      raise config_lib.ConfigError(
+          f'--workdir={workdir}: {path} is not a folder')
+
+
 def _read_description(file):
   try:
     description = json.loads(file.read_text(encoding='utf-8'))
-    return {part: dict(description[part]) for part in ('config', 'versions')}
+    return {part: dict(description[part]) for part in _IDENTITY}
   except (ValueError, KeyError, TypeError) as error:
     raise config_lib.ConfigError(
         f'{file} is not the description of a run ({error!r}): move it away, or '
@@ -116,11 +141,14 @@ def _plain(tree):
 
 
 def _commit():
-  """Commit of the source tree, or 'unknown' for an installed package."""
+  """Commit of the source tree; 'unknown' if installed, or without git."""
   root = pathlib.Path(__file__).parent.parent
-  result = subprocess.run(
-      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
-      capture_output=True,
-      text=True,
-      check=False)
+  try:
+    result = subprocess.run(
+        ['git', '-C', str(root), 'describe', '--always', '--dirty'],
+        capture_output=True,
+        text=True,
+        check=False)
+  except FileNotFoundError:
+    return 'unknown'
   return result.stdout.strip() or 'unknown'

@@ -4,6 +4,8 @@ import numpy as np
 
 from hmpo_jax import update
 
+_BASELINES = {'majority': 'majority answer', 'random': 'random tokens'}
+
 
 def make(records, extra, baselines, config):
   """What a run came to; no wall-clock times.
@@ -90,10 +92,10 @@ def rows(summary, workdir):
       ('its standard error', f'{summary["heldout_reward_last_stderr"]:.3f}'),
       ('share of the gap to 1 closed', f'{summary["gap_closed"]:.0%}'),
       ('held-out exact match', pair('heldout_exact')),
-      ('majority answer (reward, exact)', f'{summary["majority_reward"]:.3f}, '
-       f'{summary["majority_exact"]:.3f}'),
-      ('random tokens (reward, exact)', f'{summary["random_reward"]:.3f}, '
-       f'{summary["random_exact"]:.3f}'),
+      *((f'{name} (reward, exact)', f'{summary[f"{key}_reward"]:.3f}, '
+         f'{summary[f"{key}_exact"]:.3f}')
+        for key, name in _BASELINES.items()
+        if f'{key}_reward' in summary),
       ('mean ratio', f'{summary["ratio_mean"]:.4f}'),
       ('clipped low, high', f'{summary["clip_low_frac"]:.1%}, '
        f'{summary["clip_high_frac"]:.1%}'),

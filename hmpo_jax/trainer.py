@@ -1,6 +1,7 @@
 """The loop around the learner: folders, checkpoints, evaluation, progress."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -19,11 +20,17 @@ from hmpo_jax import progress as progress_lib
 from hmpo_jax import run_folder
 from hmpo_jax import summary as summary_lib
 from hmpo_jax import warm_start
+from hmpo_jax.tasks import reward as reward_lib
 from hmpo_jax.tasks import task as task_lib
 
 # One compiled program for each static part, whatever the variant.
 _train_step = jax.jit(learner.train_step, static_argnums=0, donate_argnums=1)
 _evaluate = jax.jit(learner.evaluate, static_argnums=0)
+# The same in parts, around a reward on the host; the state must outlive a
+# reward function that fails, so that nothing is donated.
+_collect = jax.jit(learner.collect, static_argnums=0)
+_learn = jax.jit(learner.learn, static_argnums=0)
+_respond = jax.jit(learner.respond, static_argnums=0)
 _warm_start = jax.jit(warm_start.train, static_argnums=0)
 _init = jax.jit(learner.init, static_argnums=0)
 
@@ -47,6 +54,11 @@ class NumericalStop(Stopped):
   exit_code = 3
 
 
+class RewardStop(Stopped):
+  """The reward function failed; repaired, the same command goes on."""
+  exit_code = 2
+
+
 def train(config, workdir: str | pathlib.Path) -> dict:
   """Runs a configuration to its end in a folder, or resumes it there.
 
@@ -61,24 +73,29 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     ConfigError: a value that can't run, or a folder of another configuration.
     Interrupted: a signal came; the step was finished and is in a checkpoint.
     NumericalStop: see config.train.max_skips.
+    RewardStop: the reward function failed; all steps before are kept.
     OSError: the disk takes no more; what was written is whole.
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir).absolute()
+  judge = _judge(config)
   description = run_folder.describe(config)
   run_folder.refuse_other_run(workdir, description)
   summary_file = workdir / 'summary.json'
   if not summary_file.exists():
-    held_out = _held_out(config)
+    prompts = _held_out_prompts(config)
     with run_folder.claimed(workdir, description):
-      summary = _run(config, workdir, *held_out)
+      try:
+        summary = _run(config, workdir, prompts, judge)
+      except reward_lib.RewardError as error:
+        raise RewardStop(str(error)) from error
       run_folder.write_json(summary_file, summary)
   summary = json.loads(summary_file.read_text(encoding='utf-8'))
   progress_lib.summary_table(summary_lib.rows(summary, workdir))
   return summary
 
 
-def _run(config, workdir, prompts, baselines):
+def _run(config, workdir, prompts, judge):
   """Trains from the newest checkpoint, or from the warm start."""
   with contextlib.ExitStack() as stack:
     interruption = stack.enter_context(interruption_lib.Interruption())
@@ -86,7 +103,7 @@ def _run(config, workdir, prompts, baselines):
     saver = stack.enter_context(
         checkpoint.Checkpointer(workdir / 'checkpoints', config.checkpoint.keep,
                                 progress.note))
-    loop = _Loop(config, prompts, progress)
+    loop = _Loop(config, prompts, judge, progress)
     start, state, extra = _start(config, workdir, loop, saver, progress.note)
     writer = stack.enter_context(
         metrics_lib.Writer(
@@ -96,12 +113,19 @@ def _run(config, workdir, prompts, baselines):
       if asked:
         raise Interrupted(f'interrupted after step {step - 1}: the same '
                           'command goes on from there')
-      state, extra, record, timing = loop.step(state, extra, step)
+      try:
+        state, extra, record, timing = loop.step(state, extra, step)
+      except reward_lib.RewardError:
+        if saver.latest_step() != step - 1 > 0:
+          saver.save(step - 1, state, extra, extra['eval']['eval/reward'])
+        raise
       writer.write(step, record, timing)
       _stop_if_numerical(config, step, record)
       asked = interruption.is_asked()
       if asked or _is_due(step, config.checkpoint.every, config.num_steps):
         saver.save(step, state, extra, extra['eval']['eval/reward'])
+  baselines = task_lib.baselines(
+      policy.make_task(config_lib.static(config)), prompts, judge)
   return summary_lib.make(metrics_lib.read(workdir), extra, baselines, config)
 
 
@@ -132,8 +156,9 @@ def _stop_if_numerical(config, step, record):
 class _Loop:
   """One step at a time: train, evaluate when due, show, warn."""
 
-  def __init__(self, config, prompts, progress):
+  def __init__(self, config, prompts, judge, progress):
     self._config = config
+    self._judge = judge if config.reward.function else None
     self._static = config_lib.static(config)
     self._hparams = config_lib.hparams(config)
     self._prompts = prompts
@@ -142,7 +167,12 @@ class _Loop:
 
   def evaluate(self, params, step):
     """Held-out metrics as floats, with the step they were made at."""
-    values = jax.device_get(_evaluate(self._static, params, self._prompts))
+    if self._judge is None:
+      values = _evaluate(self._static, params, self._prompts)
+    else:
+      rollout = _respond(self._static, params, self._prompts)
+      values = learner.heldout_metrics(rollout, self._judge(rollout))
+    values = jax.device_get(values)
     return {
         name: float(value) for name, value in values.items()
     } | {
@@ -154,8 +184,7 @@ class _Loop:
     config = self._config
     is_due = _is_due(step, config.eval.every, config.num_steps)
     start = time.perf_counter()
-    state, metrics = _train_step(self._static, state, self._hparams,
-                                 jnp.asarray(is_due))
+    state, metrics = self._train(state, jnp.asarray(is_due))
     metrics = jax.device_get(metrics)
     timing = {'step_s': time.perf_counter() - start}
     tokens = int(metrics['rollout/tokens'])
@@ -175,6 +204,14 @@ class _Loop:
     }
     self._show(step, record, timing)
     return state, extra, record, timing
+
+  def _train(self, state, measure):
+    static, hparams = self._static, self._hparams
+    if self._judge is None:
+      return _train_step(static, state, hparams, measure)
+    rollout = _collect(static, state, hparams)
+    return _learn(static, state, hparams, rollout, self._judge(rollout),
+                  measure)
 
   def _show(self, step, record, timing):
     self._progress.update(
@@ -199,15 +236,28 @@ def _is_due(step, every, last):
   return step % every == 0 or step == last
 
 
-def _held_out(config):
-  """Held-out prompts [M, P] and the rewards that need no skill on them."""
+def _judge(config):
+  """What scores a rollout: the task itself, or a function on the host."""
+  task = policy.make_task(config_lib.static(config))
+  needs_answers = not config.reward.function or config.warm_start.num_steps > 0
+  if needs_answers and not task.has_answers:
+    raise config_lib.ConfigError(
+        f'config.task.prompts = {config.task.prompts!r}: every line must have '
+        'an "answer", unless config.reward.function is given and '
+        'config.warm_start.num_steps is 0')
+  if config.reward.function:
+    return reward_lib.HostReward(config.reward.function, config.reward.timeout,
+                                 task.prompt_len)
+  return functools.partial(task_lib.score_rollout, task)
+
+
+def _held_out_prompts(config):
+  """[M, P] prompts that training and warm start never draw."""
   task = policy.make_task(config_lib.static(config))
   try:
-    prompts = jnp.asarray(
-        task_lib.held_out_prompts(task, config.eval.num_prompts))
+    return jnp.asarray(task_lib.held_out_prompts(task, config.eval.num_prompts))
   except ValueError as error:
     raise config_lib.ConfigError(str(error)) from error
-  return prompts, task_lib.baselines(task, prompts)
 
 
 def _warm_params(config, key, workdir, note):
@@ -219,6 +269,7 @@ def _warm_params(config, key, workdir, note):
       'task': static.task.to_dict(),
       'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
       'seed': config.seed,
+      'inputs': run_folder.inputs(config),
       'versions': run_folder.versions(),
       'backend': jax.default_backend(),
   }

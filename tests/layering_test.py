@@ -56,7 +56,7 @@ class LayeringTest(absltest.TestCase):
   def test_only_the_shell_touches_the_disk(self):
     shell = {
         'checkpoint.py', 'config_file.py', 'interruption.py', 'metrics.py',
-        'run_folder.py', 'trainer.py'
+        'prompt_file.py', 'reward.py', 'run_folder.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:

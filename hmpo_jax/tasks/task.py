@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmpo_jax import base
+
 # One prompt in this many is held out of training and warm start.
 _HELD_OUT_SHARE = 16
 # The search for held-out prompts ends when so many rounds find no new one.
@@ -16,7 +18,8 @@ class Task(NamedTuple):
   """A family of prompts, each with one right answer that a function gives.
 
   `draw` maps a key to a prompt [P] int32, padded on the left; `answer` maps it
-  to the right response [T] int32, ended by `stop` and padded on the right.
+  to the right response [T] int32, ended by `stop` and padded on the right, or
+  to padding where no answers are known.
   """
   name: str
   vocab_size: int
@@ -26,6 +29,7 @@ class Task(NamedTuple):
   response_len: int
   draw: Callable[[jax.Array], jax.Array]
   answer: Callable[[jax.Array], jax.Array]
+  has_answers: bool = True
 
 
 class Score(NamedTuple):
@@ -116,26 +120,43 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
       f'config.eval.num_prompts = {num}: ask for fewer or for longer prompts')
 
 
-def baselines(task: Task, prompts: jax.Array) -> dict[str, float]:
+def score_rollout(task: Task, rollout: base.Rollout) -> Score:
+  """`score` of the responses of a rollout."""
+  prompts, responses = jnp.split(rollout.tokens, [task.prompt_len], axis=1)
+  return score(task, prompts, responses, rollout.mask)
+
+
+def baselines(task: Task, prompts: jax.Array,
+              judge: Callable[[base.Rollout], Score]) -> dict[str, float]:
   """Rewards that need no skill, on prompts [M, P].
 
   'majority' gives at each place the commonest token of training answers to
-  every prompt; 'random' draws every token evenly from the vocabulary.
+  every prompt, where answers are known; 'random' draws every token evenly from
+  the vocabulary. `judge` scores them.
   """
-  training = jax.vmap(lambda key: task.answer(draw_training(task, key)))(
-      jax.random.split(jax.random.key(1), 4096))
-  counts = jax.nn.one_hot(training, task.vocab_size).sum(0)
-  shape = (len(prompts), task.response_len)
-  responses = {
-      'majority': jnp.broadcast_to(jnp.argmax(counts, -1), shape),
-      'random': jax.random.randint(
-          jax.random.key(2), shape, 0, task.vocab_size)
-  }
   result = {}
-  for name, tokens in responses.items():
+  for name, tokens in _unskilled(task, len(prompts)).items():
     is_stop = tokens == task.stop
-    before_stop = jnp.cumsum(is_stop, 1) - is_stop == 0
-    reward, exact = score(task, prompts, tokens, before_stop)
+    mask = jnp.cumsum(is_stop, 1) - is_stop == 0
+    reward, exact = judge(
+        base.Rollout(
+            tokens=jnp.concatenate([prompts, tokens], 1),
+            valid=jnp.concatenate([prompts != task.pad, mask], 1),
+            mask=mask,
+            logprobs=jnp.zeros(mask.shape)))
     result[f'{name}_reward'] = float(reward.mean())
     result[f'{name}_exact'] = float(exact.mean())
   return result
+
+
+def _unskilled(task, num):
+  """Responses [num, T] by the name of their baseline."""
+  shape = (num, task.response_len)
+  random = jax.random.randint(jax.random.key(2), shape, 0, task.vocab_size)
+  if not task.has_answers:
+    return {'random': random}
+  answers = jax.vmap(lambda key: task.answer(draw_training(task, key)))(
+      jax.random.split(jax.random.key(1), 4096))
+  counts = jax.nn.one_hot(answers, task.vocab_size).sum(0)
+  majority = jnp.broadcast_to(jnp.argmax(counts, -1), shape)
+  return {'majority': majority, 'random': random}

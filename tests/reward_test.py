@@ -1,0 +1,172 @@
+"""A user's reward function: what it gets, and every way in which it fails."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from hmpo_jax import base
+from hmpo_jax import config as config_lib
+from hmpo_jax import metrics
+from hmpo_jax import trainer
+from hmpo_jax.tasks import reward
+from tests import small
+
+# The share of right tokens, as the task's own reward counts it; it breaks once
+# the file `fault` stands beside it.
+_SORTED = """
+import math, pathlib, time
+fault = pathlib.Path(__file__).with_name('fault')
+def judge(prompts, responses):
+  if fault.exists():
+    exec(fault.read_text())
+  rewards = []
+  for prompt, response in zip(prompts, responses):
+    answer = sorted(prompt[:-1]) + [1]
+    right = sum(a == b for a, b in zip(answer, response))
+    rewards.append(right / len(answer))
+  return rewards + ([0.5] if fault.exists() else [])
+number = 3
+def nothing(prompts, responses): return None
+def texts(prompts, responses): return ['a'] * len(prompts)
+def seen(prompts, responses): return [10 * len(p) + len(r)
+                                      for p, r in zip(prompts, responses)]
+def leave(prompts, responses): raise SystemExit('bye\\nbye')
+def hang(prompts, responses): time.sleep(60)
+"""
+
+
+class _FolderTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    self.folder = pathlib.Path(folder.name)
+    self.file = self.folder / 'judges.py'
+    self.file.write_text(_SORTED, encoding='utf-8')
+
+
+class HostRewardTest(_FolderTest):
+
+  def _host(self, function, timeout=5.):
+    return reward.HostReward(f'{self.file}:{function}', timeout, 3)
+
+  def test_gets_tokens_without_padding(self):
+    rollout = base.Rollout(
+        tokens=np.array([[0, 7, 8, 4, 1, 0], [5, 7, 8, 4, 4, 4]]),
+        valid=np.array([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool),
+        mask=np.array([[1, 1, 0], [1, 1, 1]], bool),
+        logprobs=np.zeros((2, 3)))
+    scores = self._host('seen')(rollout)
+    np.testing.assert_array_equal(scores.reward, [22, 33])
+    np.testing.assert_array_equal(scores.exact, [0, 0])
+
+  @parameterized.parameters(
+      ('nothing', 'returned'),
+      ('texts', 'returned no numbers'),
+      ('leave', 'raised SystemExit: bye bye'),
+      ('hang', r'took longer than config\.reward\.timeout = 0\.1 s'),
+  )
+  def test_failure_is_named(self, function, words):
+    rollout = base.Rollout(*(np.ones((2, 6), bool) for _ in range(4)))
+    with self.assertRaisesRegex(reward.RewardError, words) as caught:
+      self._host(function, timeout=0.1)(rollout)
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters('number', 'missing', '')
+  def test_no_such_function(self, function):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'module:function'):
+      self._host(function)
+
+  @parameterized.parameters('', 'no_such_module:f', 'nowhere.py:f', 'os')
+  def test_no_such_module(self, name):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'module:function'):
+      reward.HostReward(name, 1., 3)
+
+
+class TrainTest(_FolderTest):
+
+  def _config(self, **overrides):
+    return small.config(**({
+        'num_steps': 4,
+        'eval__every': 2,
+        'warm_start__num_steps': 3,
+        'reward__function': f'{self.file}:judge',
+    } | overrides))
+
+  def test_equals_the_run_with_the_reward_inside_jit(self):
+    host = trainer.train(self._config(), self.folder / 'host')
+    inside = trainer.train(
+        self._config(reward__function=''), self.folder / 'inside')
+    for name in ('heldout_reward_first', 'heldout_reward_last', 'ratio_mean',
+                 'majority_reward'):
+      self.assertAlmostEqual(host[name], inside[name], places=4)
+
+  @parameterized.named_parameters(
+      ('raises', 'raise RuntimeError("broken")', 'raised RuntimeError: broken'),
+      ('shape', '', r'returned shape \(33,\)'),
+  )
+  def test_failure_keeps_all_steps_before_it(self, fault, words):
+    trainer.train(self._config(), self.folder / 'whole')
+    workdir, calls = self.folder / 'run', []
+    write = metrics.Writer.write
+
+    def write_and_break(writer, step, *args):
+      write(writer, step, *args)
+      calls.append(step)
+      if step == 3:
+        (self.folder / 'fault').write_text(fault)
+
+    with mock.patch.object(metrics.Writer, 'write', write_and_break):
+      with self.assertRaisesRegex(trainer.RewardStop, words):
+        trainer.train(self._config(), workdir)
+      (self.folder / 'fault').unlink()
+      trainer.train(self._config(), workdir)
+    self.assertEqual(calls, [1, 2, 3, 4])
+    self.assertEqual((workdir / 'metrics.jsonl').read_bytes(),
+                     (self.folder / 'whole' / 'metrics.jsonl').read_bytes())
+
+  def test_nan_rewards_are_skipped_and_counted(self):
+    self.file.write_text(
+        'def judge(p, r): return [float("nan"), .3] + [.1, .2] * (len(p) // 2 - 1)'
+    )
+    trainer.train(self._config(), self.folder / 'run')
+    for record in metrics.read(self.folder / 'run'):
+      # One group of four is spoiled; both minibatches of an epoch see it.
+      self.assertGreater(record['skipped/reward'], 0)
+      self.assertGreater(record['nonfinite_values'], 0)
+
+  def test_file_of_prompts_trains_without_answers(self):
+    prompts = self.folder / 'prompts.jsonl'
+    prompts.write_text('\n'.join(
+        json.dumps({'prompt': [2 + i % 9, 2 + i // 9, 13]}) for i in range(81)))
+    config = self._config(
+        task__name='file',
+        task__prompts=str(prompts),
+        task__vocab_size=14,
+        task__response_len=4,
+        eval__num_prompts=2,
+        warm_start__num_steps=0)
+    summary = trainer.train(config, self.folder / 'run')
+    self.assertGreater(summary['reward_last_10'], 0)
+    self.assertNotIn('majority_reward', summary)
+    config.warm_start.num_steps = 3
+    with self.assertRaisesRegex(config_lib.ConfigError, '"answer"'):
+      trainer.train(config, self.folder / 'other')
+    self.assertFalse((self.folder / 'other').exists())
+
+  def test_another_function_is_another_run(self):
+    trainer.train(self._config(num_steps=1), self.folder / 'run')
+    self.file.write_text(_SORTED + '\n', encoding='utf-8')
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                r'inputs\.reward\.function'):
+      trainer.train(self._config(num_steps=1), self.folder / 'run')
+
+
+if __name__ == '__main__':
+  absltest.main()
