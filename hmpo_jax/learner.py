@@ -99,19 +99,32 @@ def learn(static, state: TrainState, hparams: base.HParams,
     scores: of its responses, in its order.
     measure: see `train_step`.
   """
-  *_, permute_key, order_key, epoch_key = _step_keys(state)
-  advantages, metrics = _advantages(static, hparams, scores.reward, permute_key)
-  batch, batch_metrics = _make_batch(static, state, hparams, rollout,
-                                     advantages, order_key)
+  batch, orders, metrics = prepare(static, state, hparams, rollout, scores)
   updated, update_metrics = _update_epochs(static, state, hparams, batch,
-                                           measure, epoch_key)
-  metrics |= _rollout_metrics(static, rollout, scores)
-  metrics |= batch_metrics | update_metrics
+                                           orders, measure)
+  metrics |= _rollout_metrics(static, rollout, scores) | update_metrics
   past = ()
   if static.rollout.staleness:
     push = lambda past, new: jnp.concatenate([past[1:], new[None]])
     past = jax.tree.map(push, state.past_params, state.params)
   return updated._replace(step=state.step + 1, past_params=past), metrics
+
+
+def prepare(
+    static, state: TrainState, hparams: base.HParams, rollout: base.Rollout,
+    scores: task_lib.Score) -> tuple[base.Batch, jax.Array, base.Metrics]:
+  """What the updates of a step learn from.
+
+  Returns:
+    The batch in a random order, the rows [U, B / M] int32 of each update, and
+    metrics.
+  """
+  *_, permute_key, order_key, epoch_key = _step_keys(state)
+  advantages, metrics = _advantages(static, hparams, scores.reward, permute_key)
+  batch, batch_metrics = _make_batch(static, state, hparams, rollout,
+                                     advantages, order_key)
+  orders = _minibatch_rows(static, len(batch.advantages), epoch_key)
+  return batch, orders, metrics | batch_metrics
 
 
 def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
@@ -138,9 +151,14 @@ def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
   return heldout_metrics(rollout, scores)
 
 
+def step_key(state: TrainState) -> jax.Array:
+  """The key that decides all randomness of the step after this state."""
+  return jax.random.fold_in(state.key, state.step)
+
+
 def _step_keys(state):
   """Keys of prompts, sampling, permutation, batch order and epoch orders."""
-  return jax.random.split(jax.random.fold_in(state.key, state.step), 5)
+  return jax.random.split(step_key(state), 5)
 
 
 def _sampler(static, state):
@@ -211,9 +229,8 @@ def _rollout_logprobs(static, hparams, rollout, params):
   return jax.lax.map(compute, split).reshape(rollout.mask.shape)
 
 
-def _update_epochs(static, state, hparams, batch, measure, key):
+def _update_epochs(static, state, hparams, batch, orders, measure):
   """All updates of a step, one scan over epochs x minibatches."""
-  orders = _minibatch_rows(static, len(batch.advantages), key)
   last = jnp.arange(len(orders)) == len(orders) - 1
 
   def body(carry, inputs):

@@ -1,38 +1,23 @@
 """The loop around the learner: folders, checkpoints, evaluation, progress."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 
+from hmpo_jax import base
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import interruption as interruption_lib
-from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
-from hmpo_jax import policy
+from hmpo_jax import programs as programs_lib
 from hmpo_jax import progress as progress_lib
 from hmpo_jax import run_folder
 from hmpo_jax import summary as summary_lib
-from hmpo_jax import warm_start
 from hmpo_jax.tasks import reward as reward_lib
-from hmpo_jax.tasks import task as task_lib
-
-# One compiled program for each static part, whatever the variant.
-_train_step = jax.jit(learner.train_step, static_argnums=0, donate_argnums=1)
-_evaluate = jax.jit(learner.evaluate, static_argnums=0)
-# The same in parts, around a reward on the host; the state must outlive a
-# reward function that fails, so that nothing is donated.
-_collect = jax.jit(learner.collect, static_argnums=0)
-_learn = jax.jit(learner.learn, static_argnums=0)
-_respond = jax.jit(learner.respond, static_argnums=0)
-_warm_start = jax.jit(warm_start.train, static_argnums=0)
-_init = jax.jit(learner.init, static_argnums=0)
 
 # Ratios this close to 1 in a whole rollout are rounding, not learning.
 _SAME_POLICY = 1e-6
@@ -78,15 +63,14 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir).absolute()
-  judge = _judge(config)
+  programs = programs_lib.Programs(config)
   description = run_folder.describe(config)
   run_folder.refuse_other_run(workdir, description)
   summary_file = workdir / 'summary.json'
   if not summary_file.exists():
-    prompts = _held_out_prompts(config)
     with run_folder.claimed(workdir, description):
       try:
-        summary = _run(config, workdir, prompts, judge)
+        summary = _run(config, workdir, programs)
       except reward_lib.RewardError as error:
         raise RewardStop(str(error)) from error
       run_folder.write_json(summary_file, summary)
@@ -95,7 +79,43 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   return summary
 
 
-def _run(config, workdir, prompts, judge):
+def is_due(step: int, every: int, last: int) -> bool:
+  """Whether something that is done every so many steps is done now."""
+  return step % every == 0 or step == last
+
+
+def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
+                note) -> base.Params:
+  """Parameters of the warm start, from the cache where it holds them.
+
+  Args:
+    config: of the run.
+    programs: of the configuration.
+    workdir: run folder, where the cache lies if the configuration names none.
+    note: takes a line for the user.
+  """
+  warm, static = config.warm_start, programs.static
+  folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
+  identity = {
+      'model': static.model.to_dict(),
+      'task': static.task.to_dict(),
+      'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
+      'seed': config.seed,
+      'inputs': run_folder.inputs(config),
+      'versions': run_folder.versions(),
+      'backend': jax.default_backend(),
+  }
+  digest = hashlib.sha256(json.dumps(identity,
+                                     sort_keys=True).encode()).hexdigest()[:16]
+  target = jax.eval_shape(programs.warm_params)
+  params = checkpoint.restore_tree(folder / digest, target, note)
+  if params is None:
+    params = programs.warm_params()
+    checkpoint.save_tree(folder / digest, params)
+  return params
+
+
+def _run(config, workdir, programs):
   """Trains from the newest checkpoint, or from the warm start."""
   with contextlib.ExitStack() as stack:
     interruption = stack.enter_context(interruption_lib.Interruption())
@@ -103,8 +123,8 @@ def _run(config, workdir, prompts, judge):
     saver = stack.enter_context(
         checkpoint.Checkpointer(workdir / 'checkpoints', config.checkpoint.keep,
                                 progress.note))
-    loop = _Loop(config, prompts, judge, progress)
-    start, state, extra = _start(config, workdir, loop, saver, progress.note)
+    loop = _Loop(config, programs, workdir, progress)
+    start, state, extra = loop.start(saver)
     writer = stack.enter_context(
         metrics_lib.Writer(
             workdir, start, config_text=config.to_json_best_effort(indent=2)))
@@ -122,26 +142,10 @@ def _run(config, workdir, prompts, judge):
       writer.write(step, record, timing)
       _stop_if_numerical(config, step, record)
       asked = interruption.is_asked()
-      if asked or _is_due(step, config.checkpoint.every, config.num_steps):
+      if asked or is_due(step, config.checkpoint.every, config.num_steps):
         saver.save(step, state, extra, extra['eval']['eval/reward'])
-  baselines = task_lib.baselines(
-      policy.make_task(config_lib.static(config)), prompts, judge)
-  return summary_lib.make(metrics_lib.read(workdir), extra, baselines, config)
-
-
-def _start(config, workdir, loop, saver, note):
-  """Finished steps, and what a checkpoint or the warm start gives for them."""
-  warm_key, run_key = jax.random.split(jax.random.key(config.seed))
-  params = _warm_params(config, warm_key, workdir, note)
-  state = checkpoint.place(
-      _init(
-          config_lib.static(config), config_lib.hparams(config), params,
-          run_key))
-  restored = saver.restore(state)
-  if restored is not None:
-    return restored
-  first = loop.evaluate(params, 0)
-  return 0, state, {'tokens': 0, 'eval': first, 'first_eval': first}
+  return summary_lib.make(
+      metrics_lib.read(workdir), extra, programs.baselines(), config)
 
 
 def _stop_if_numerical(config, step, record):
@@ -156,43 +160,38 @@ def _stop_if_numerical(config, step, record):
 class _Loop:
   """One step at a time: train, evaluate when due, show, warn."""
 
-  def __init__(self, config, prompts, judge, progress):
+  def __init__(self, config, programs, workdir, progress):
     self._config = config
-    self._judge = judge if config.reward.function else None
-    self._static = config_lib.static(config)
-    self._hparams = config_lib.hparams(config)
-    self._prompts = prompts
+    self._programs = programs
+    self._workdir = workdir
     self._progress = progress
     self._still = 0  # steps in a row in which no ratio left 1
 
-  def evaluate(self, params, step):
-    """Held-out metrics as floats, with the step they were made at."""
-    if self._judge is None:
-      values = _evaluate(self._static, params, self._prompts)
-    else:
-      rollout = _respond(self._static, params, self._prompts)
-      values = learner.heldout_metrics(rollout, self._judge(rollout))
-    values = jax.device_get(values)
-    return {
-        name: float(value) for name, value in values.items()
-    } | {
-        'eval/step': step
-    }
+  def start(self, saver):
+    """Finished steps, with what the checkpoint or the warm start gives."""
+    note = self._progress.note
+    params = warm_params(self._config, self._programs, self._workdir, note)
+    state = checkpoint.place(self._programs.first_state(params))
+    restored = saver.restore(state)
+    if restored is not None:
+      return restored
+    first = self._evaluate(params, 0)
+    return 0, state, {'tokens': 0, 'eval': first, 'first_eval': first}
 
   def step(self, state, extra, step):
     """Returns the next state, what a checkpoint adds to it, record, timing."""
     config = self._config
-    is_due = _is_due(step, config.eval.every, config.num_steps)
+    is_evaluated = is_due(step, config.eval.every, config.num_steps)
     start = time.perf_counter()
-    state, metrics = self._train(state, jnp.asarray(is_due))
+    state, metrics = self._programs.step(state, is_evaluated)
     metrics = jax.device_get(metrics)
     timing = {'step_s': time.perf_counter() - start}
     tokens = int(metrics['rollout/tokens'])
     timing['tokens_per_s'] = tokens / timing['step_s']
     extra = extra | {'tokens': extra['tokens'] + tokens}
-    if is_due:
+    if is_evaluated:
       start = time.perf_counter()
-      extra['eval'] = self.evaluate(state.params, step)
+      extra['eval'] = self._evaluate(state.params, step)
       timing['eval_s'] = time.perf_counter() - start
     record = metrics | extra['eval'] | {
         'total/episodes':
@@ -200,18 +199,19 @@ class _Loop:
         'total/tokens':
             extra['tokens'],
         'mean/p':
-            float(self._hparams.p),
+            config.loss.p,
     }
     self._show(step, record, timing)
     return state, extra, record, timing
 
-  def _train(self, state, measure):
-    static, hparams = self._static, self._hparams
-    if self._judge is None:
-      return _train_step(static, state, hparams, measure)
-    rollout = _collect(static, state, hparams)
-    return _learn(static, state, hparams, rollout, self._judge(rollout),
-                  measure)
+  def _evaluate(self, params, step):
+    """Held-out metrics as floats, with the step they were made at."""
+    values = jax.device_get(self._programs.evaluate(params))
+    return {
+        name: float(value) for name, value in values.items()
+    } | {
+        'eval/step': step
+    }
 
   def _show(self, step, record, timing):
     self._progress.update(
@@ -230,55 +230,3 @@ class _Loop:
           f'warning: no importance ratio left 1 in {_PATIENCE} steps, so every '
           'mean is the same algorithm here; reuse rollouts (config.train.'
           'num_epochs, num_minibatches) or raise the learning rate')
-
-
-def _is_due(step, every, last):
-  return step % every == 0 or step == last
-
-
-def _judge(config):
-  """What scores a rollout: the task itself, or a function on the host."""
-  task = policy.make_task(config_lib.static(config))
-  needs_answers = not config.reward.function or config.warm_start.num_steps > 0
-  if needs_answers and not task.has_answers:
-    raise config_lib.ConfigError(
-        f'config.task.prompts = {config.task.prompts!r}: every line must have '
-        'an "answer", unless config.reward.function is given and '
-        'config.warm_start.num_steps is 0')
-  if config.reward.function:
-    return reward_lib.HostReward(config.reward.function, config.reward.timeout,
-                                 task.prompt_len)
-  return functools.partial(task_lib.score_rollout, task)
-
-
-def _held_out_prompts(config):
-  """[M, P] prompts that training and warm start never draw."""
-  task = policy.make_task(config_lib.static(config))
-  try:
-    return jnp.asarray(task_lib.held_out_prompts(task, config.eval.num_prompts))
-  except ValueError as error:
-    raise config_lib.ConfigError(str(error)) from error
-
-
-def _warm_params(config, key, workdir, note):
-  """Parameters of the warm start, from the cache where it holds them."""
-  warm, static = config.warm_start, config_lib.static(config)
-  folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
-  identity = {
-      'model': static.model.to_dict(),
-      'task': static.task.to_dict(),
-      'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
-      'seed': config.seed,
-      'inputs': run_folder.inputs(config),
-      'versions': run_folder.versions(),
-      'backend': jax.default_backend(),
-  }
-  digest = hashlib.sha256(json.dumps(identity,
-                                     sort_keys=True).encode()).hexdigest()[:16]
-  compute = lambda: _warm_start(static, warm.num_steps, warm.learning_rate, key)
-  target = jax.eval_shape(compute)
-  params = checkpoint.restore_tree(folder / digest, target, note)
-  if params is None:
-    params = compute()
-    checkpoint.save_tree(folder / digest, params)
-  return params

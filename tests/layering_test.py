@@ -8,7 +8,7 @@ from absl.testing import absltest
 _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('base', 'config_rules', 'config', 'config_file', 'kernels', 'optim',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
-          'update', 'learner', 'checkpoint', 'metrics', 'progress',
+          'update', 'learner', 'programs', 'checkpoint', 'metrics', 'progress',
           'interruption', 'run_folder', 'summary', 'trainer')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'}
 
