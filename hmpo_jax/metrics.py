@@ -16,6 +16,8 @@ import numpy as np
 import tensorboardX
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
+FAULTS = 'faults.jsonl'
+_APPENDED = (METRICS, TABLE, TIMING, FAULTS)
 # Counts the values of a record that were not finite.
 NONFINITE = 'nonfinite_values'
 
@@ -42,13 +44,14 @@ class Writer:
     workdir.mkdir(parents=True, exist_ok=True)
     records = _keep_until(workdir / METRICS, step)
     _keep_until(workdir / TIMING, step)
+    _keep_until(workdir / FAULTS, step)
     self._last: dict[str, Value] = {}
     for record in records:
       self._last |= record
     _replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
     append = lambda name: (workdir / name).open('a', encoding='utf-8')
-    self._files = {name: append(name) for name in (METRICS, TABLE, TIMING)}
+    self._files = {name: append(name) for name in _APPENDED}
     self._board = tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=step + 1)
     if config_text:
@@ -75,7 +78,7 @@ class Writer:
     record: dict[str, Value] = {'step': step}
     bad = 0
     for name, value in values.items():
-      record[name], is_bad = _finite(_plain(value), self._last.get(name))
+      record[name], is_bad = _finite(plain(value), self._last.get(name))
       bad += is_bad
     record[NONFINITE] = bad
     self._last |= record
@@ -86,6 +89,10 @@ class Writer:
     self._append(TABLE, _row([record[name] for name in self._columns]))
     self._append(TIMING, _line({'step': step} | dict(timing)))
     self._show(step, record | dict(timing))
+
+  def write_fault(self, step: int, fault: Mapping) -> None:
+    """Appends what went wrong in a step to faults.jsonl, before its record."""
+    self._append(FAULTS, _line({'step': step} | dict(fault)))
 
   def close(self) -> None:
     """Flushes and closes everything."""
@@ -112,11 +119,11 @@ def read(workdir: pathlib.Path) -> list[dict]:
   return _whole_lines(workdir / METRICS)
 
 
-def _plain(value):
+def plain(value) -> Value:
   """Python number, boolean or flat list, with no more digits than measured."""
   array = np.asarray(value)
   if array.ndim:
-    return [_plain(item) for item in array.reshape(-1)]
+    return [plain(item) for item in array.reshape(-1)]
   if array.dtype == np.float32:
     return float(str(array))
   return array.item()

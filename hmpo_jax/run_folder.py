@@ -17,7 +17,7 @@ from hmpo_jax import config as config_lib
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Parts of the description that make a run another one.
 _IDENTITY = ('config', 'inputs', 'versions')
-_CONFIG, _LOCK = 'config.json', '.lock'
+CONFIG, _LOCK = 'config.json', '.lock'
 
 
 def describe(config) -> dict:
@@ -57,7 +57,7 @@ def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
       another configuration or version wrote it; names the keys that differ.
   """
   _refuse_file(workdir)
-  file = workdir / _CONFIG
+  file = workdir / CONFIG
   if not file.exists():
     return
   theirs = _read_description(file)
@@ -93,8 +93,8 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
           f'another process is writing {workdir}: wait for it, or choose '
           'another --workdir') from error
     refuse_other_run(workdir, description)
-    if not (workdir / _CONFIG).exists():
-      write_json(workdir / _CONFIG, description)
+    if not (workdir / CONFIG).exists():
+      write_json(workdir / CONFIG, description)
     yield
 
 

@@ -12,13 +12,16 @@ from hmpo_jax import base
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import interruption as interruption_lib
+from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import progress as progress_lib
 from hmpo_jax import run_folder
 from hmpo_jax import summary as summary_lib
+from hmpo_jax import update
 from hmpo_jax.tasks import reward as reward_lib
 
+CHECKPOINTS = 'checkpoints'  # folder in the run folder
 # Ratios this close to 1 in a whole rollout are rounding, not learning.
 _SAME_POLICY = 1e-6
 _PATIENCE = 5  # steps without a moving ratio before the run says so
@@ -121,7 +124,7 @@ def _run(config, workdir, programs):
     interruption = stack.enter_context(interruption_lib.Interruption())
     progress = stack.enter_context(progress_lib.Progress(config.num_steps))
     saver = stack.enter_context(
-        checkpoint.Checkpointer(workdir / 'checkpoints', config.checkpoint.keep,
+        checkpoint.Checkpointer(workdir / CHECKPOINTS, config.checkpoint.keep,
                                 progress.note))
     loop = _Loop(config, programs, workdir, progress)
     start, state, extra = loop.start(saver)
@@ -133,12 +136,19 @@ def _run(config, workdir, programs):
       if asked:
         raise Interrupted(f'interrupted after step {step - 1}: the same '
                           'command goes on from there')
+      key = jax.random.key_data(learner.step_key(state)).tolist()
       try:
         state, extra, record, timing = loop.step(state, extra, step)
       except reward_lib.RewardError:
         if saver.latest_step() != step - 1 > 0:
           saver.save(step - 1, state, extra, extra['eval']['eval/reward'])
         raise
+      causes = _numerical_skips(record)
+      if causes:
+        writer.write_fault(step, {'skipped': causes, 'key': key})
+        progress.note(f'warning: step {step} skipped updates, {causes}; look '
+                      'with python experiments/replay.py --workdir='
+                      f'{workdir} --step={step}')
       writer.write(step, record, timing)
       _stop_if_numerical(config, step, record)
       asked = interruption.is_asked()
@@ -146,6 +156,12 @@ def _run(config, workdir, programs):
         saver.save(step, state, extra, extra['eval']['eval/reward'])
   return summary_lib.make(
       metrics_lib.read(workdir), extra, programs.baselines(), config)
+
+
+def _numerical_skips(record):
+  """Updates of a step that were skipped for a numerical fault, by cause."""
+  counts = {c: int(record[f'skipped/{c}']) for c in update.NUMERICAL_CAUSES}
+  return {cause: count for cause, count in counts.items() if count}
 
 
 def _stop_if_numerical(config, step, record):

@@ -14,9 +14,10 @@ from hmpo_jax.model import transformer
 from hmpo_jax.optim import factory
 
 # Why an update is skipped, in the order in which a cause hides the later ones.
-SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient',
+SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient', 'update',
                'no_signal')
 _NO_SIGNAL = SKIP_CAUSES.index('no_signal')
+NUMERICAL_CAUSES = SKIP_CAUSES[:_NO_SIGNAL]
 
 # Metrics whose value for a step is not the mean over its updates.
 _REDUCE = {
@@ -32,6 +33,21 @@ class Reports(NamedTuple):
   metrics: base.Metrics  # scalars
   max_logits: jax.Array  # [N_l, H]
   cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
+
+
+class Trace(NamedTuple):
+  """The arrays of an update, in the order in which they are made."""
+  params: base.Params
+  opt_state: optax.OptState
+  advantages: jax.Array  # [B]
+  old_logprobs: jax.Array  # [B, T], 0 off the mask
+  max_logits: jax.Array  # [N_l, H], 0 where no key was visible
+  logprobs: jax.Array  # [B, T], 0 off the mask
+  loss: jax.Array  # []
+  gradient: base.Params
+  gradient_norm: jax.Array  # [] infinite beyond 1e19, which is a fault too
+  update: base.Params
+  update_norm: jax.Array  # []
 
 
 class _Forward(NamedTuple):
@@ -57,9 +73,10 @@ def update(static, params: base.Params, opt_state: optax.OptState,
   """One update, or none where there is a cause to skip it.
 
   A numerical cause is a value that is not finite among the advantages
-  ('reward'), the log-probabilities, the attention statistics, the loss or the
-  gradients. 'no_signal' is a minibatch in which every row is clipped, masked
-  or of zero advantage: Muon and Adam would walk on in a stale direction there.
+  ('reward'), the log-probabilities, the attention statistics, the loss, the
+  gradients or the updates. 'no_signal' is a minibatch in which every row is
+  clipped, masked or of zero advantage: Muon and Adam would walk on in a stale
+  direction there.
   A skipped update leaves parameters and optimizer state bit-equal.
 
   Args:
@@ -76,7 +93,7 @@ def update(static, params: base.Params, opt_state: optax.OptState,
       functools.partial(_loss, static), has_aux=True)(params, hparams, batch)
   updates, new_state = optimizer(static, hparams).update(
       grads, opt_state, params, max_logits=forward.max_logits)
-  cause = _skip_cause(batch, forward, loss, grads)
+  cause = _skip_cause(batch, forward, loss, grads, updates)
   skip = cause < len(SKIP_CAUSES)
   keep = lambda new, old: jnp.where(skip, old, new)
   new_params, new_state = jax.tree.map(
@@ -86,6 +103,24 @@ def update(static, params: base.Params, opt_state: optax.OptState,
   metrics |= _size_metrics(grads, updates, skip)
   metrics |= _clip_metrics(static, hparams, forward.max_logits, skip, new_state)
   return new_params, new_state, Reports(metrics, forward.max_logits, cause)
+
+
+def trace(static, params: base.Params, opt_state: optax.OptState,
+          hparams: base.HParams, batch: base.Batch) -> Trace:
+  """The arrays of an update, of which the first bad one names the fault.
+
+  The arguments are those of `update`.
+  """
+  (loss, forward), grads = jax.value_and_grad(
+      functools.partial(_loss, static), has_aux=True)(params, hparams, batch)
+  updates, _ = optimizer(static, hparams).update(
+      grads, opt_state, params, max_logits=forward.max_logits)
+  on_mask = lambda x: jnp.where(batch.mask, x, 0)
+  seen = ~jnp.isneginf(forward.max_logits)  # -inf: no key was visible
+  return Trace(params, opt_state, batch.advantages, on_mask(batch.old_logprobs),
+               jnp.where(seen, forward.max_logits,
+                         0), on_mask(forward.logprobs), loss, grads,
+               optax.tree.norm(grads), updates, optax.tree.norm(updates))
 
 
 def is_sound(cause: jax.Array) -> jax.Array:
@@ -156,7 +191,7 @@ def _policy_loss(static, hparams):
   return functools.partial(losses.power_mean_loss, p=hparams.p, **clip)
 
 
-def _skip_cause(batch, forward, loss, grads):
+def _skip_cause(batch, forward, loss, grads, updates):
   """[] int32 index of the first cause to skip, len(SKIP_CAUSES) if none."""
   bad = lambda x: ~jnp.all(jnp.isfinite(x))
   # The sum is finite if and only if both terms are.
@@ -169,6 +204,7 @@ def _skip_cause(batch, forward, loss, grads):
               jnp.isnan(forward.max_logits) | jnp.isposinf(forward.max_logits)),
           bad(loss),
           bad(optax.tree.norm(grads)),
+          bad(optax.tree.norm(updates)),
           forward.metrics['loss/live_frac'] == 0,
           jnp.bool_(True),
       ]))

@@ -1,0 +1,175 @@
+"""Steps of a finished or interrupted run, done again from its checkpoints."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hmpo_jax import checkpoint
+from hmpo_jax import config as config_lib
+from hmpo_jax import config_file
+from hmpo_jax import learner
+from hmpo_jax import metrics
+from hmpo_jax import programs as programs_lib
+from hmpo_jax import run_folder
+from hmpo_jax import trainer
+from hmpo_jax import update
+
+
+class Check(NamedTuple):
+  """What `verify` found."""
+  start: int  # finished steps before the first that was done again
+  end: int  # the last one
+  num_arrays: int  # of the state, compared at the end
+  difference: str  # the first that differs and how; '' if all is equal
+
+
+class Suspect(NamedTuple):
+  """An array of a step with values that are not finite."""
+  place: str  # 'rollout' or the number of the update, from 0
+  name: str
+  num_bad: int  # values that are not finite
+  first: tuple[int, ...]  # index of the first
+
+
+class Recorded:
+  """A run folder, held against others while it is read."""
+
+  def __init__(self, workdir: pathlib.Path, note):
+    self._workdir = workdir
+    self._note = note
+    self.config = config_file.load(str(workdir / run_folder.CONFIG), {})
+    self.programs = programs_lib.Programs(self.config)
+
+  def verify(self) -> Check:
+    """Does the steps between two checkpoints again and compares all bits.
+
+    From the oldest checkpoint, or from the warm start if there is only one, to
+    the newest.
+
+    Raises:
+      ConfigError: there is no checkpoint.
+    """
+    with self._checkpoints() as saver:
+      steps = saver.steps()
+      if not steps:
+        raise config_lib.ConfigError(
+            f'{self._workdir} has no checkpoint to verify')
+      start = steps[0] if len(steps) > 1 else 0
+      state = self._at(start, saver)
+      recorded = saver.restore(state, steps[-1]).state
+    records = {r['step']: r for r in metrics.read(self._workdir)}
+    for step in range(start + 1, steps[-1] + 1):
+      state, values = self._step(state, step)
+      if difference := _record_difference(step, values, records[step]):
+        return Check(start, step, 0, difference)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return Check(start, steps[-1], len(leaves),
+                 _state_difference(leaves, jax.tree.leaves(recorded)))
+
+  def suspects(self, step: int) -> Iterator[Suspect]:
+    """Does one step again and finds what was not finite, in order.
+
+    Raises:
+      ConfigError: the run did not reach that step.
+    """
+    last = len(metrics.read(self._workdir))
+    if not 1 <= step <= last:
+      raise config_lib.ConfigError(
+          f'--step={step}: must be from 1 to {last}, the steps of the run')
+    with self._checkpoints() as saver:
+      before = [s for s in saver.steps() if s < step]
+      start = before[-1] if before else 0
+      state = self._at(start, saver)
+    for earlier in range(start + 1, step):
+      state, _ = self._step(state, earlier)
+    yield from self._suspects_after(state)
+
+  def _suspects_after(self, state):
+    static, hparams = self.programs.static, self.programs.hparams
+    rollout, scores = self.programs.collect(state)
+    yield from _nonfinite('rollout', rollout)
+    yield from _nonfinite('rollout', scores)
+    batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
+    params, opt_state = state.params, state.opt_state
+    for number, rows in enumerate(orders):
+      minibatch = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+      arrays = _trace(static, params, opt_state, hparams, minibatch)
+      yield from _nonfinite(str(number), arrays)
+      params, opt_state, _ = _update(static, params, opt_state, hparams,
+                                     minibatch)
+
+  def _checkpoints(self):
+    return checkpoint.Checkpointer(self._workdir / trainer.CHECKPOINTS,
+                                   self.config.checkpoint.keep, self._note)
+
+  def _at(self, step, saver):
+    """State after a step of which there is a checkpoint, or after none."""
+    params = trainer.warm_params(self.config, self.programs, self._workdir,
+                                 self._note)
+    state = checkpoint.place(self.programs.first_state(params))
+    return saver.restore(state, step).state if step else state
+
+  def _step(self, state, step):
+    is_due = trainer.is_due(step, self.config.eval.every, self.config.num_steps)
+    return self.programs.step(state, is_due)
+
+
+_prepare = jax.jit(learner.prepare, static_argnums=0)
+_trace = jax.jit(update.trace, static_argnums=0)
+_update = jax.jit(update.update, static_argnums=0)
+
+
+@contextlib.contextmanager
+def opened(workdir: str | pathlib.Path, note) -> Iterator[Recorded]:
+  """Opens a run folder to do steps of it again; locks it meanwhile.
+
+  Args:
+    workdir: run folder.
+    note: takes a line for the user.
+
+  Raises:
+    ConfigError: no run folder, one that a process is writing, or one of other
+      versions or inputs than these: its bits can't be expected again.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  recorded = Recorded(workdir, note)
+  with run_folder.claimed(workdir, run_folder.describe(recorded.config)):
+    yield recorded
+
+
+def _nonfinite(place, arrays):
+  """Suspects among a tree of arrays, in its order."""
+  for path, array in jax.tree_util.tree_leaves_with_path(arrays):
+    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    if len(bad):
+      yield Suspect(place, _name(path), len(bad), tuple(bad[0].tolist()))
+
+
+def _record_difference(step, values, record):
+  """Whether metrics done again are those of the record, as it writes them."""
+  for name, value in values.items():
+    again = metrics.plain(jax.device_get(value))
+    finite = np.all(np.isfinite(again))  # else the record holds an older one
+    if finite and again != record[name]:
+      return f'{name} of step {step}: {again} again, {record[name]} recorded'
+  return ''
+
+
+def _state_difference(leaves, recorded):
+  for (path, array), there in zip(leaves, recorded, strict=True):
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+      array, there = jax.random.key_data(array), jax.random.key_data(there)
+    again, there = np.asarray(array), np.asarray(there)
+    if again.tobytes() != there.tobytes():
+      gap = np.max(np.abs(again.astype(np.float64) - there))
+      return f'{_name(path)}: largest difference {gap:.3g}'
+  return ''
+
+
+def _name(path):
+  return jax.tree_util.keystr(path).replace("['", '/').replace("']",
+                                                               '').lstrip('./')
