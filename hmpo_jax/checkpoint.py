@@ -10,7 +10,6 @@ from concurrent import futures
 import contextlib
 import hashlib
 import json
-import logging
 import pathlib
 import tempfile
 from typing import Any, NamedTuple
@@ -25,8 +24,8 @@ _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
 
 
 def _is_for_user(record):
-  """Not orbax's warnings, of seals in its folder for one, unless asked for."""
-  return (record.levelno >= logging.ERROR or '/orbax/' not in record.pathname or
+  """Not orbax's logs, unless asked for: what fails there is raised here."""
+  return ('/orbax/' not in record.pathname or
           absl_logging.get_verbosity() > absl_logging.WARNING)
 
 
@@ -167,11 +166,15 @@ def place(tree: Any) -> Any:
 
 
 def save_tree(folder: pathlib.Path, tree: Any) -> None:
-  """Keeps one pytree in a folder that appears whole or not at all."""
+  """Keeps one pytree in a folder that appears whole or not at all.
+
+  Raises:
+    SaveError: it could not be written, on a full disk for one.
+  """
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as scratch:
     made = pathlib.Path(scratch) / 'tree'
-    with ocp.StandardCheckpointer() as saver:
+    with _translated_errors(), ocp.StandardCheckpointer() as saver:
       saver.save(made, tree)
     (made / _SEAL).write_text(json.dumps(_digests(made)), encoding='utf-8')
     try:
@@ -208,7 +211,8 @@ def _translated_errors():
   try:
     yield
   except Exception as error:
-    raise SaveError(f'checkpoint not written: {error}') from error
+    reason = str(error).splitlines()[0]
+    raise SaveError(f'checkpoint not written: {reason}') from error
 
 
 def _set_aside_unusable(folder, note):

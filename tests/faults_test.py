@@ -1,0 +1,155 @@
+"""Runs that are killed, signalled, starved of disk, and doubled.
+
+Whatever happens to it, a run that is started again ends in the bytes of an
+undisturbed one. `python -m pytest -m long tests/faults_test.py` kills 200 times.
+"""
+
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl.testing import absltest
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_MAIN = str(_ROOT / 'experiments' / 'main.py')
+_KILLED_MAIN = str(_ROOT / 'tests' / 'killed_main.py')
+_FILES = ('metrics.jsonl', 'metrics.csv', 'summary.json')
+
+
+def _start(command, *, limit=None, **overrides):
+  """A process of the smoke run, with keys overridden."""
+  arguments = [f'--config={_ROOT}/configs/smoke.py'] + [
+      f'--config.{key.replace("__", ".")}={value}'
+      for key, value in overrides.items()
+  ]
+  cap = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+  return subprocess.Popen(  # pylint: disable=consider-using-with,subprocess-popen-preexec-fn
+      [sys.executable, *command, *arguments],
+      env=os.environ | {'PYTHONPATH': str(_ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      preexec_fn=cap if limit else None)
+
+
+class FaultsTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.base = pathlib.Path(tempfile.mkdtemp())
+    cls.addClassCleanup(shutil.rmtree, cls.base)
+    # What the run holds may not depend on being watched.
+    process = _start(cls._killed_command(cls.base / 'whole', 0, 0))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    found = re.search(r'events (\d+)', errors)
+    assert found, errors
+    cls.num_events = int(found[1])
+
+  @staticmethod
+  def _killed_command(workdir, event, delay_ms):
+    return (_KILLED_MAIN, str(event), str(delay_ms), str(workdir),
+            f'--workdir={workdir}')
+
+  def _run(self, workdir, **options):
+    process = _start((_MAIN, f'--workdir={workdir}'), **options)
+    output, errors = process.communicate()
+    return process.returncode, output, errors
+
+  def _assert_same_bytes(self, workdir):
+    for name in _FILES:
+      self.assertEqual((workdir / name).read_bytes(),
+                       (self.base / 'whole' / name).read_bytes(), name)
+
+  def _kill(self, times, seed):
+    """Kills runs until `times` are dead; each that ends is compared."""
+    rng = random.Random(seed)
+    killed, runs = 0, 0
+    workdir = self.base / f'killed_{seed}'
+    while killed < times:
+      process = _start(
+          self._killed_command(workdir, rng.randint(1, self.num_events),
+                               rng.choice([0, 0, 5, 50])))
+      _, errors = process.communicate()
+      self.assertIn(process.returncode, (0, -signal.SIGKILL), errors)
+      self.assertNotIn('Traceback', errors)
+      killed += process.returncode != 0
+      if process.returncode == 0:
+        self._assert_same_bytes(workdir)
+        shutil.rmtree(workdir)
+        runs += 1
+    self.assertEqual(self._run(workdir)[0], 0)
+    self._assert_same_bytes(workdir)
+    return runs + 1
+
+  def test_killed_runs_resume_to_the_same_bytes(self):
+    self.assertGreater(self.num_events, 50)
+    self._kill(5, seed=0)
+
+  @pytest.mark.long
+  def test_two_hundred_kills(self):
+    runs = sum(self._kill(20, seed) for seed in range(1, 11))
+    print(f'200 kills, {runs} runs, all bytes equal')
+
+  def test_signal_ends_with_75_and_the_run_goes_on(self):
+    for number, signal_number in enumerate((signal.SIGTERM, signal.SIGINT)):
+      workdir = self.base / f'signalled_{number}'
+      process = _start((_MAIN, f'--workdir={workdir}'))
+      while not (workdir / '.lock').exists():
+        self.assertIsNone(process.poll())
+        time.sleep(0.01)
+      time.sleep(number)  # at once, while it compiles; later, while it steps
+      process.send_signal(signal_number)
+      _, errors = process.communicate()
+      self.assertIn(process.returncode, (0, 75), errors)
+      if process.returncode:
+        self.assertIn('the same command goes on', errors)
+        self.assertNotIn('Traceback', errors)
+      self.assertEqual(self._run(workdir)[0], 0)
+      self._assert_same_bytes(workdir)
+
+  def test_full_disk_is_one_line_and_nothing_is_lost(self):
+    for limit in (300, 20_000):
+      workdir = self.base / f'full_{limit}'
+      code, _, errors = self._run(workdir, limit=limit)
+      self.assertEqual(code, 75, errors)
+      # Tensorstore may print of its own closed loop before our line.
+      self.assertRegex(errors.splitlines()[-1], 'File too large.*make room')
+      self.assertEqual(self._run(workdir)[0], 0)
+      self._assert_same_bytes(workdir)
+
+  def test_second_process_on_a_folder_refuses(self):
+    workdir = self.base / 'doubled'
+    first = _start((_MAIN, f'--workdir={workdir}'))
+    while not (workdir / 'config.json').exists():
+      self.assertIsNone(first.poll())
+      time.sleep(0.01)
+    code, _, errors = self._run(workdir)
+    self.assertEqual(code, 2, errors)
+    self.assertIn('another process is writing', errors)
+    self.assertLen(errors.strip().splitlines(), 1)
+    self.assertEqual(first.wait(), 0)
+    first.communicate()
+    self._assert_same_bytes(workdir)
+
+  def test_run_folder_that_is_a_file(self):
+    file = self.base / 'file'
+    file.write_text('mine')
+    code, _, errors = self._run(file)
+    self.assertEqual(code, 2, errors)
+    self.assertLen(errors.strip().splitlines(), 1)
+    self.assertEqual(file.read_text(), 'mine')
+
+
+if __name__ == '__main__':
+  absltest.main()
