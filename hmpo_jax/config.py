@@ -10,6 +10,8 @@ import ml_collections
 from hmpo_jax import base
 from hmpo_jax import config_rules
 
+_FLOAT32_MAX = 3.4e38
+
 
 class ConfigError(ValueError):
   """A configuration that can't run; the message is one line for the user."""
@@ -221,6 +223,9 @@ def _check_keys(config, reference, prefix):
     elif not _has_type(value, type(default)):
       raise ConfigError(f'config.{prefix}{key} = {value!r}: must be '
                         f'{type(default).__name__}, is {type(value).__name__}')
+    elif isinstance(default, float) and _FLOAT32_MAX < abs(value) < math.inf:
+      raise ConfigError(f'config.{prefix}{key} = {value!r}: must be inf or '
+                        f'within float32, +-{_FLOAT32_MAX:.1e}')
 
 
 def _unknown_key(key, known):

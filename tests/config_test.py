@@ -30,6 +30,7 @@ class ConfigTest(parameterized.TestCase):
       ('advantage.ddof', 2),
       ('loss.p', math.inf),
       ('loss.p', math.nan),
+      ('loss.p', 1e39),
       ('loss.clip_eps_low', 1.),
       ('loss.clip_eps_high', 0.),
       ('loss.log_ratio_max', math.nan),
