@@ -41,6 +41,8 @@ class Interruption:
       for number, handler in self._former.items():
         signal.signal(number, handler)
       signal.set_wakeup_fd(self._former_wakeup)
+    else:
+      self._reader.close()  # else its thread does
     self._writer.close()
 
   def is_asked(self) -> bool:

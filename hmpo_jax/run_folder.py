@@ -117,7 +117,7 @@ def _read_description(file):
   try:
     description = json.loads(file.read_text(encoding='utf-8'))
     return {part: dict(description[part]) for part in _IDENTITY}
-  except (ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise config_lib.ConfigError(
         f'{file} is not the description of a run ({error!r}): move it away, or '
         'choose another --workdir') from error

@@ -1,0 +1,269 @@
+"""Sampled responses: where they end, how likely they were, what they hang on.
+
+A chain is a model whose next token hangs on the last one alone, by a table.
+"""
+
+import functools
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import policy
+from hmpo_jax import rollout
+from hmpo_jax.model import transformer
+from tests import small
+
+_PAD, _STOP, _A, _B, _C = range(5)
+_NEVER = -1e9
+
+_traces: list[None] = []
+
+
+def _traced(model, params, prompts, keys, **options):
+  _traces.append(None)
+  return rollout.sample(
+      model, params, prompts, keys, stop=_STOP, pad=_PAD, **options)
+
+
+_sample = jax.jit(
+    _traced, static_argnums=0, static_argnames=('response_len', 'greedy'))
+_logprobs = jax.jit(policy.response_logprobs, static_argnums=0)
+
+
+def _keys(*shape, seed=0):
+  return jax.random.split(jax.random.key(seed), shape)
+
+
+def _zeros(model):
+  shapes = jax.eval_shape(
+      functools.partial(transformer.init, model), jax.random.key(0))
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+
+
+def _chain(table):
+  """Model and parameters whose logits after token i are table[i]."""
+  model = transformer.Transformer(
+      vocab_size=5,
+      num_layers=1,
+      embed_dim=5,
+      num_heads=1,
+      num_kv_heads=1,
+      head_dim=2,
+      mlp_dim=1,
+      rope_theta=10.,
+      norm_eps=1e-9,
+      qk_bias=False,
+      qk_norm=False,
+      tie_embeddings=False)
+  params = _zeros(model)
+  params['norm']['scale'] += 1
+  # The norm makes a row of the identity sqrt(5) long.
+  params['embed'], params['head'] = np.eye(5), np.array(table) / 5**0.5
+  return model, params
+
+
+def _steps(**successors):
+  """Table of a chain that goes from each token to its successor for sure."""
+  table = np.full((5, 5), _NEVER)
+  table[:, _STOP] = 0
+  for name, successor in successors.items():
+    source = {'pad': _PAD, 'a': _A, 'b': _B, 'c': _C}[name]
+    table[source] = np.where(np.arange(5) == successor, 0, _NEVER)
+  return table
+
+
+class ChainTest(parameterized.TestCase):
+
+  def _responses(self, table, seed=0):
+    """To prompts '..A' and 'ABC', two of at most four tokens to each."""
+    model, params = _chain(table)
+    prompts = jnp.array([[_PAD, _PAD, _A], [_A, _B, _C]])
+    return _sample(
+        model,
+        params,
+        prompts,
+        _keys(2, 2, seed=seed),
+        response_len=4,
+        temperature=jnp.float32(1))
+
+  def test_stop_belongs_to_the_response_and_nothing_after_it(self):
+    sampled = self._responses(_steps(a=_B, b=_STOP, c=_C))
+    ended, cut = [_PAD, _PAD, _A, _B, _STOP, _PAD, _PAD], [_A, _B] + [_C] * 5
+    np.testing.assert_array_equal(sampled.tokens, [ended, ended, cut, cut])
+    np.testing.assert_array_equal(sampled.valid,
+                                  [[0, 0, 1, 1, 1, 0, 0]] * 2 + [[1] * 7] * 2)
+    np.testing.assert_array_equal(sampled.mask,
+                                  [[1, 1, 0, 0]] * 2 + [[1] * 4] * 2)
+    np.testing.assert_array_equal(sampled.logprobs, 0)
+
+  def test_stop_at_the_last_place(self):
+    sampled = self._responses(_steps(a=_B, b=_C, c=_PAD, pad=_STOP))
+    np.testing.assert_array_equal(sampled.tokens[0, 3:], [_B, _C, _PAD, _STOP])
+    np.testing.assert_array_equal(sampled.mask[0], [1, 1, 1, 1])
+
+  def test_drawn_padding_token_is_a_token(self):
+    sampled = self._responses(_steps(c=_PAD, pad=_A, a=_STOP))
+    np.testing.assert_array_equal(sampled.tokens[2, 3:],
+                                  [_PAD, _A, _STOP, _PAD])
+    for flags in (sampled.mask[2], sampled.valid[2, 3:]):
+      np.testing.assert_array_equal(flags, [1, 1, 1, 0])
+
+  def test_each_token_is_drawn_with_its_own_key(self):
+    table = np.where(np.arange(5) == _STOP, _NEVER, np.zeros((5, 5)))
+    sampled = self._responses(table, seed=3)
+    for i, key in enumerate(_keys(2, 2, seed=3).reshape(-1)):
+      for t in range(4):
+        drawn = jax.random.categorical(jax.random.fold_in(key, t), table[0])
+        self.assertEqual(sampled.tokens[i, 3 + t], drawn)
+
+  # Weights 1, 2, 4 are 1, 4, 16 at temperature 1/2 and 1, 2^0.5, 2 at 2.
+  @parameterized.parameters((1., (1, 2, 4)), (0.5, (1, 4, 16)),
+                            (2., (1, 2**0.5, 2)))
+  def test_frequencies_are_those_of_the_tempered_softmax(
+      self, temperature, weights):
+    row = np.full(5, _NEVER)
+    row[[_STOP, _A, _B]] = np.log([1, 2, 4])
+    model, params = _chain([row] * 5)
+    sampled = _sample(
+        model,
+        params,
+        jnp.array([[_C]]),
+        _keys(1, 4096),
+        response_len=1,
+        temperature=jnp.float32(temperature))
+    expected = np.array(weights) / sum(weights)
+    drawn = sampled.tokens[:, 1]
+    counts = np.bincount(drawn, minlength=5)[[_STOP, _A, _B]]
+    self.assertEqual(counts.sum(), 4096)
+    chi_square = np.sum((counts - 4096 * expected)**2 / (4096 * expected))
+    # Two degrees of freedom: above this in one of 1000 seeds.
+    self.assertLess(chi_square, 13.8)
+    np.testing.assert_allclose(
+        sampled.logprobs[:, 0], np.log(expected)[drawn - 1], atol=1e-5)
+
+  def test_loop_ends_with_the_longest_response(self):
+    tokens_run = []
+    apply = transformer.apply
+
+    def counted(*args):
+      jax.debug.callback(lambda: tokens_run.append(args[2].shape[1]))
+      return apply(*args)
+
+    model, _ = _chain(_steps())
+    sample = jax.jit(functools.partial(_traced, model, response_len=50))
+    # A stops after one token, C after two; with the third table C never does.
+    for table, expected in ((_steps(c=_STOP), 1), (_steps(c=_A), 2),
+                            (_steps(c=_C), 50)):
+      tokens_run.clear()
+      with mock.patch.object(transformer, 'apply', counted):
+        sample(
+            _chain(table)[1],
+            jnp.array([[_A, _A], [_C, _C]]),
+            _keys(2, 1),
+            temperature=1.)
+      jax.effects_barrier()
+      self.assertCountEqual(tokens_run, [2] + [1] * expected)
+
+
+class TransformerTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.static = config_lib.static(small.config())
+    self.model = policy.make_model(self.static)
+    # Of these 32 responses 11 end early, after 1 to 5 tokens.
+    rng = np.random.default_rng(6)
+    draw = lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32)
+    self.params = jax.tree.map(draw, _zeros(self.model))
+    prompts = rng.integers(2, 14, (4, 6), np.int32)
+    prompts[np.arange(6) < np.arange(4)[:, None]] = _PAD
+    self.prompts = jnp.asarray(prompts)
+
+  def _responses(self, keys, *, prompts=None, greedy=False, temperature=0.7):
+    return _sample(
+        self.model,
+        self.params,
+        self.prompts if prompts is None else prompts,
+        keys,
+        response_len=6,
+        temperature=jnp.float32(temperature),
+        greedy=greedy)
+
+  def _forced(self, sampled, temperature=0.7):
+    """Log-probabilities and logits of the responses by the training forward."""
+    return _logprobs(self.static, self.params, sampled.tokens, sampled.valid,
+                     sampled.mask, jnp.float32(temperature))[:2]
+
+  def test_parts_agree(self):
+    sampled = jax.device_get(self._responses(_keys(4, 8)))
+    prompts = np.repeat(self.prompts, 8, axis=0)
+    responses = sampled.tokens[:, 6:]
+    lengths = [
+        list(row).index(_STOP) + 1 if _STOP in row else 6 for row in responses
+    ]
+    self.assertContainsSubset({1, 2, 6}, lengths)
+    mask = np.arange(6) < np.array(lengths)[:, None]
+    np.testing.assert_array_equal(sampled.tokens[:, :6], prompts)
+    np.testing.assert_array_equal(sampled.mask, mask)
+    np.testing.assert_array_equal(sampled.valid,
+                                  np.concatenate([prompts != _PAD, mask], 1))
+    np.testing.assert_array_equal(responses[~mask], _PAD)
+    np.testing.assert_array_equal(sampled.logprobs[~mask], 0)
+    self.assertTrue(np.all(sampled.logprobs[mask] < 0))
+
+  def test_logprobs_are_those_of_the_training_forward(self):
+    sampled = self._responses(_keys(4, 8))
+    forced, _ = self._forced(sampled)
+    np.testing.assert_allclose(
+        sampled.logprobs, np.where(sampled.mask, forced, 0), atol=1e-5)
+
+  def test_greedy_takes_the_likeliest_token_whatever_the_key(self):
+    sampled, other = (
+        self._responses(_keys(4, 8, seed=seed), greedy=True, temperature=1.)
+        for seed in (0, 1))
+    chex.assert_trees_all_equal(sampled, other)
+    by_prompt = sampled.tokens.reshape(4, 8, -1)
+    np.testing.assert_array_equal(by_prompt, by_prompt[:, :1].repeat(8, 1))
+    forced, logits = self._forced(sampled, temperature=1.)
+    best = jnp.argmax(logits, axis=-1)
+    np.testing.assert_array_equal(sampled.tokens[:, 6:][sampled.mask],
+                                  best[sampled.mask])
+    np.testing.assert_allclose(
+        sampled.logprobs, np.where(sampled.mask, forced, 0), atol=1e-5)
+
+  def test_response_hangs_on_its_key_and_prompt_alone(self):
+    keys = _keys(4, 8)
+    sampled = self._responses(keys)
+    moved = self._responses(keys[::-1, ::-1], prompts=self.prompts[::-1])
+    np.testing.assert_array_equal(moved.tokens[::-1], sampled.tokens)
+    few = self._responses(keys[2:, 5:], prompts=self.prompts[2:])
+    pick = lambda x: x.reshape(4, 8, -1)[2:, 5:].reshape(6, -1)
+    np.testing.assert_array_equal(few.tokens, pick(sampled.tokens))
+    np.testing.assert_allclose(few.logprobs, pick(sampled.logprobs), atol=1e-5)
+
+  def test_keys_decide(self):
+    keys = _keys(4, 8)
+    chex.assert_trees_all_equal(self._responses(keys), self._responses(keys))
+    shared = keys[:, [0, 1, 2, 3, 0, 1, 2, 3]]
+    by_prompt = self._responses(shared).tokens.reshape(4, 8, -1)
+    np.testing.assert_array_equal(by_prompt[:, :4], by_prompt[:, 4:])
+    for group in by_prompt:
+      self.assertGreater(len(np.unique(group, axis=0)), 1)
+
+  def test_compiles_once(self):
+    self._responses(_keys(4, 8))
+    before = len(_traces)
+    self.params = jax.tree.map(lambda leaf: 2 * leaf, self.params)
+    self._responses(
+        _keys(4, 8, seed=1), prompts=self.prompts + 1, temperature=2.)
+    self.assertLen(_traces, before)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,236 @@
+"""Whose a run folder is, and that one process at a time writes it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import run_folder
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_OURS: dict = {
+    'config': {
+        'seed': 0,
+        'loss': {
+            'p': -1.0,
+            'name': 'power_mean'
+        }
+    },
+    'inputs': {},
+    'versions': {
+        'jax': '1.0'
+    },
+    'commit': 'here',
+    'device': 'cpu',
+}
+
+_CLAIM_FOREVER = """
+import json, pathlib, sys, time
+from hmpo_jax import run_folder
+with run_folder.claimed(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])):
+  print('claimed', flush=True)
+  time.sleep(600)
+"""
+
+
+def _with(**parts):
+  return _OURS | parts
+
+
+class RunFolderTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    self.root = pathlib.Path(folder.name)
+    self.folder = self.root / 'runs' / 'one'
+
+  def _claim(self, description=None, folder=None):
+    """Claims the folder and leaves it."""
+    with run_folder.claimed(folder or self.folder, description or _OURS):
+      pass
+
+  def _assert_refused(self, description, pattern, folder=None):
+    folder = folder or self.folder
+    with self.assertRaisesRegex(config_lib.ConfigError, pattern):
+      run_folder.refuse_other_run(folder, description)
+    with self.assertRaisesRegex(config_lib.ConfigError, pattern):
+      self._claim(description, folder)
+
+  def test_new_folder_is_made_and_described(self):
+    run_folder.refuse_other_run(self.folder, _OURS)
+    self.assertFalse(self.folder.exists())
+    self._claim()
+    text = (self.folder / 'config.json').read_text(encoding='utf-8')
+    self.assertEqual(json.loads(text), _OURS)
+
+  def test_same_run_elsewhere_goes_on_and_keeps_its_description(self):
+    self._claim()
+    self._claim(_with(commit='there', device='gpu'))
+    text = (self.folder / 'config.json').read_text(encoding='utf-8')
+    self.assertEqual(json.loads(text), _OURS)
+
+  def test_file_is_refused_and_stays(self):
+    file = self.root / 'file'
+    file.write_text('precious', encoding='utf-8')
+    for path in (file, file / 'below'):
+      self._assert_refused(_OURS, f'workdir={path}.* not a folder', path)
+    self.assertEqual(file.read_text(encoding='utf-8'), 'precious')
+
+  @parameterized.named_parameters(
+      ('value', {
+          'config': {
+              'seed': 0,
+              'loss': {
+                  'p': 0.5,
+                  'name': 'power_mean'
+              }
+          }
+      }, r'\(config\.loss\.p: -1\.0 there, 0\.5 here\)'),
+      ('key_gone', {
+          'config': {
+              'seed': 0,
+              'loss': {
+                  'p': -1.0
+              }
+          }
+      }, r'\(config\.loss\.name: power_mean there, absent here\)'),
+      ('keys_of_every_part', {
+          'config': _OURS['config'] | {
+              'steps': 3
+          },
+          'inputs': {
+              'task.prompts': 'f00'
+          },
+          'versions': {
+              'jax': '2.0'
+          }
+      }, r'\(config\.steps: absent there, 3 here; '
+       r'inputs\.task\.prompts: absent there, f00 here; '
+       r'versions\.jax: 1\.0 there, 2\.0 here\)'),
+  )
+  def test_other_run_is_refused_and_stays(self, parts, pattern):
+    self._claim()
+    before = (self.folder / 'config.json').read_bytes()
+    self._assert_refused(_with(**parts), pattern)
+    self.assertEqual((self.folder / 'config.json').read_bytes(), before)
+
+  @parameterized.named_parameters(
+      ('empty', b''),
+      ('cut', json.dumps(_OURS).encode()[:40]),
+      ('binary', b'\xff\xfe\x00'),
+      ('list', b'[1, 2]'),
+      ('without_versions', b'{"config": {}, "inputs": {}}'),
+      ('config_is_a_number', b'{"config": 3, "inputs": {}, "versions": {}}'),
+  )
+  def test_unreadable_description_is_refused_and_stays(self, content):
+    self.folder.mkdir(parents=True)
+    (self.folder / 'config.json').write_bytes(content)
+    self._assert_refused(_OURS, r'config\.json is not the description of a run')
+    self.assertEqual((self.folder / 'config.json').read_bytes(), content)
+
+  def test_two_claims_at_once(self):
+    with run_folder.claimed(self.folder, _OURS):
+      with self.assertRaisesRegex(config_lib.ConfigError,
+                                  f'another process is writing {self.folder}'):
+        self._claim()
+      self._claim(folder=self.root / 'other')
+    self._claim()
+
+  def test_claim_ends_with_an_error(self):
+    with contextlib.suppress(ZeroDivisionError):
+      with run_folder.claimed(self.folder, _OURS):
+        _ = 1 / 0
+    self._claim()
+
+  def test_lock_goes_with_a_process_that_is_killed(self):
+    arguments = [str(self.folder), json.dumps(_OURS)]
+    child = self.enter_context(
+        subprocess.Popen(  # pylint: disable=consider-using-with
+            [sys.executable, '-c', _CLAIM_FOREVER, *arguments],
+            cwd=_ROOT,
+            stdout=subprocess.PIPE,
+            text=True))
+    self.addCleanup(child.kill)
+    self._assert_says(child, 'claimed')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'another process'):
+      self._claim()
+    child.kill()
+    child.wait()
+    self._claim()
+
+  def _assert_says(self, child, text):
+    self.assertEqual(child.stdout.readline(), f'{text}\n')
+
+
+class WriteJsonTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    self.file = pathlib.Path(folder.name) / 'summary.json'
+    run_folder.write_json(self.file, {'steps': 1})
+
+  def _assert_holds(self, content):
+    text = self.file.read_text(encoding='utf-8')
+    self.assertEqual(json.loads(text), content)
+
+  def test_replaces_the_whole_file_and_leaves_no_other(self):
+    run_folder.write_json(self.file, {})
+    self._assert_holds({})
+    self.assertEqual(list(self.file.parent.iterdir()), [self.file])
+
+  def test_full_disk_leaves_the_old_file(self):
+    write = pathlib.Path.write_text
+
+    def fill(path, text, **options):
+      write(path, text[:5], **options)
+      raise OSError('no space left')
+
+    with mock.patch.object(pathlib.Path, 'write_text', fill):
+      with self.assertRaisesRegex(OSError, 'no space left'):
+        run_folder.write_json(self.file, {'steps': 2})
+    self._assert_holds({'steps': 1})
+    run_folder.write_json(self.file, {'steps': 3})
+    self._assert_holds({'steps': 3})
+
+  def test_what_is_not_json_leaves_the_old_file(self):
+    with self.assertRaises(TypeError):
+      run_folder.write_json(self.file, {'steps': object()})
+    self._assert_holds({'steps': 1})
+
+
+class DescribeTest(absltest.TestCase):
+
+  def test_survives_json(self):
+    config = config_lib.default_config()
+    description = run_folder.describe(config)
+    self.assertEqual(json.loads(json.dumps(description)), description)
+    # JSON knows no infinity.
+    self.assertEqual(description['config']['train']['max_grad_norm'], 'inf')
+    self.assertEqual(description['config']['loss']['p'], config.loss.p)
+    self.assertContainsSubset({'jax', 'jaxlib', 'flax', 'optax', 'numpy'},
+                              description['versions'])
+
+  def test_commit_is_that_of_the_source_tree(self):
+    commit = run_folder.describe(config_lib.default_config())['commit']
+    self.assertRegex(commit, r'^(unknown|[^ ]*[0-9a-f]{7,40}(-dirty)?)$')
+
+  def test_without_git_the_commit_is_unknown(self):
+    with mock.patch.dict(os.environ, {'PATH': ''}):
+      description = run_folder.describe(config_lib.default_config())
+    self.assertEqual(description['commit'], 'unknown')
+
+
+if __name__ == '__main__':
+  absltest.main()
