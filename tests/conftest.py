@@ -5,8 +5,10 @@ import os
 import shutil
 import tempfile
 
-_folder = tempfile.mkdtemp(prefix='hmpo_jax_compiled_')
-atexit.register(shutil.rmtree, _folder, ignore_errors=True)
-# Read when jax is imported, here and in child processes.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _folder
+_CACHE = 'JAX_COMPILATION_CACHE_DIR'
+
+# Read when jax is imported: here, in pytest's workers and in child processes.
+if _CACHE not in os.environ:
+  os.environ[_CACHE] = tempfile.mkdtemp(prefix='hmpo_jax_compiled_')
+  atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
