@@ -96,7 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim.tau = 100.  # largest attention logit that is left alone
 
   config.warm_start = ml_collections.ConfigDict()
-  config.warm_start.num_steps = 70  # supervised; 0 starts from scratch
+  config.warm_start.num_steps = 55  # supervised; 0 starts from scratch
   config.warm_start.batch_size = 64  # prompts with their answers
   config.warm_start.learning_rate = 3e-3  # Adam, linear decay to 0
   config.warm_start.folder = ''  # cache; '' is warm_start/ in the run folder
