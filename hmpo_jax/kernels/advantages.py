@@ -40,19 +40,18 @@ def group_advantages(
     raise ValueError(f'{baseline=}: must be mean or leave_one_out')
   if scale not in ('std', 'none'):
     raise ValueError(f'{scale=}: must be std or none')
-  # Equal rewards whose mean rounds would leave a residue of 1e-8, and dividing
-  # by eps would blow it up: decide on the range, which is exact.
-  varies = jnp.max(
-      rewards, 1, keepdims=True) > jnp.min(
-          rewards, 1, keepdims=True)
-  centred = jnp.where(varies, rewards - jnp.mean(rewards, 1, keepdims=True), 0)
+  rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
+  # Relative to the largest, equal rewards leave exactly 0: the residue of a
+  # rounded mean, 1e-8, would grow to 1e-2 in the division by eps.
+  offset = rewards - jnp.max(rewards, 1, keepdims=True)
+  varies = jnp.any(offset != 0, 1, keepdims=True)
+  centred = offset - jnp.mean(offset, 1, keepdims=True)
   variance = jnp.sum(centred**2, 1, keepdims=True) / (size - ddof)
   advantages = centred * (
       size / (size - 1) if baseline == 'leave_one_out' else 1)
   if scale == 'std':
-    std = jnp.sqrt(jnp.where(varies, variance, 1))
-    advantages = jnp.where(varies, advantages / (std + eps), 0)
-  # A NaN reward makes `varies` false; its group must not pass as a tie.
+    advantages /= jnp.where(varies, jnp.sqrt(variance), 1) + eps
+  # Not only the response whose reward is infinite: its group has no mean.
   finite = jnp.all(jnp.isfinite(rewards), 1, keepdims=True)
   advantages = jnp.where(finite, advantages, jnp.nan)
   return advantages, {

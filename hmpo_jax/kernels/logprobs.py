@@ -33,10 +33,9 @@ def entropy(logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
     [...] entropy, from 0 to log V.
   """
   log_softmax = jax.nn.log_softmax(_scaled(logits, temperature))
-  return -jnp.sum(
-      jnp.where(
-          jnp.isneginf(log_softmax), 0,
-          jnp.exp(log_softmax) * log_softmax), -1)
+  # 0 log 0 = 0, and by `where` on the factor its derivative is not NaN.
+  finite = jnp.where(jnp.isneginf(log_softmax), 0, log_softmax)
+  return -jnp.sum(jnp.exp(log_softmax) * finite, -1)
 
 
 def _scaled(logits, temperature):

@@ -51,15 +51,15 @@ def power_mean_loss(
   """
   log_ratio, clamp_metrics = _log_ratio(logprobs, old_logprobs, mask,
                                         log_ratio_max)
+  rows, advantages = _of_rows(advantages, mask)
   log_mean = means.log_power_mean(log_ratio, mask, p)
-  rows = jnp.any(mask, axis=1)
   objective, low, high = _clipped(log_mean, advantages, clip_eps_low,
                                   clip_eps_high)
   weight = jnp.exp(log_mean) * advantages
   metrics = {
       'clip/low_frac': _row_mean(low, rows),
       'clip/high_frac': _row_mean(high, rows),
-      'loss/live_frac': jnp.mean(rows & ~low & ~high & (advantages != 0)),
+      'loss/live_frac': _row_mean(~low & ~high & (advantages != 0), rows),
       **_ratio_metrics(jnp.exp(log_mean), rows),
       **_effective_variance(weight, rows),
       **_log_ratio_metrics(log_ratio, mask),
@@ -100,16 +100,15 @@ def grpo_loss(
   """
   log_ratio, clamp_metrics = _log_ratio(logprobs, old_logprobs, mask,
                                         log_ratio_max)
-  rows = jnp.any(mask, axis=1)
-  advantage = advantages[:, None]
-  objective, low, high = _clipped(log_ratio, advantage, clip_eps_low,
+  rows, advantages = _of_rows(advantages, mask)
+  objective, low, high = _clipped(log_ratio, advantages[:, None], clip_eps_low,
                                   clip_eps_high)
   live = jnp.any(mask & ~low & ~high, axis=1) & (advantages != 0)
   mean_ratio = _token_mean(jnp.exp(log_ratio), mask)
   metrics = {
       'clip/low_frac': _row_mean(_token_mean(low, mask), rows),
       'clip/high_frac': _row_mean(_token_mean(high, mask), rows),
-      'loss/live_frac': jnp.mean(rows & live),
+      'loss/live_frac': _row_mean(live, rows),
       **_ratio_metrics(mean_ratio, rows),
       **_effective_variance(mean_ratio * advantages, rows),
       **_log_ratio_metrics(log_ratio, mask),
@@ -135,7 +134,7 @@ def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
 
   Returns:
     [] mean over rows with tokens of the mean over their tokens, in nats; d is
-    clamped to +-20 so that k3 stays finite.
+    clamped to +-20, without gradient beyond, so that k3 stays finite.
 
   Raises:
     ValueError: unknown estimator.
@@ -154,7 +153,10 @@ def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
 
 
 def _log_ratio(logprobs, old_logprobs, mask, log_ratio_max, flow_to_old=False):
-  """[B, T] x within +-log_ratio_max, 0 off the mask; gradient 0 beyond."""
+  """[B, T] x within +-log_ratio_max, 0 off the mask; gradient 0 beyond.
+
+  A token that both policies rule out (-inf twice) counts as clamped, to 0.
+  """
   chex.assert_rank([logprobs, old_logprobs, mask], 2)
   chex.assert_equal_shape([logprobs, old_logprobs, mask])
   chex.assert_type(mask, bool)
@@ -165,18 +167,28 @@ def _log_ratio(logprobs, old_logprobs, mask, log_ratio_max, flow_to_old=False):
     new = jax.lax.stop_gradient(new)
   else:
     old = jax.lax.stop_gradient(old)
-  difference = new - old
-  clamped = jnp.abs(difference) > log_ratio_max
+  ruled_out = jnp.isneginf(new) & jnp.isneginf(old)
+  difference = jnp.where(ruled_out, 0, new - old)
+  clamped = ruled_out | (jnp.abs(difference) > log_ratio_max)
   bounded = jnp.clip(difference, -log_ratio_max, log_ratio_max)
   log_ratio = jnp.where(clamped, jax.lax.stop_gradient(bounded), difference)
   count = jnp.maximum(jnp.sum(mask), 1)
   return log_ratio, {'ratio/clamped_frac': jnp.sum(clamped) / count}
 
 
+def _of_rows(advantages, mask):
+  """Which rows have tokens, and the advantages [B], 0 in all other rows."""
+  chex.assert_shape(advantages, mask.shape[:1])
+  rows = jnp.any(mask, axis=1)
+  return rows, jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
+
+
 def _clipped(log_ratio, advantages, clip_eps_low, clip_eps_high):
   """min(r A, clip(r) A), and which entries the low and the high side stop."""
-  low_bound = jnp.log1p(-jnp.asarray(clip_eps_low, log_ratio.dtype))
-  high_bound = jnp.log1p(jnp.asarray(clip_eps_high, log_ratio.dtype))
+  eps_low, eps_high = (
+      jax.lax.stop_gradient(jnp.asarray(eps, log_ratio.dtype))
+      for eps in (clip_eps_low, clip_eps_high))
+  low_bound, high_bound = jnp.log1p(-eps_low), jnp.log1p(eps_high)
   low = (advantages < 0) & (log_ratio < low_bound)
   high = (advantages > 0) & (log_ratio > high_bound)
   kept = jnp.where(low, low_bound, jnp.where(high, high_bound, log_ratio))
@@ -196,10 +208,11 @@ def _token_mean(values, mask):
 
 
 def _ratio_metrics(ratio, rows):
+  largest = jnp.max(ratio, where=rows, initial=0)
   return {
       'ratio/mean': _row_mean(ratio, rows),
-      'ratio/min': jnp.min(jnp.where(rows, ratio, jnp.max(ratio))),
-      'ratio/max': jnp.max(jnp.where(rows, ratio, 0)),
+      'ratio/min': jnp.min(ratio, where=rows, initial=largest),
+      'ratio/max': largest,
   }
 
 

@@ -7,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# |p| max|d| below this takes the series in p: expm1(p d) / p has lost digits.
-_SERIES = 1e-3
-# The derivative in p divides by p^2, so that its series must reach further.
-_SERIES_DERIVATIVE = 3e-2
+# log M_p and log M_0 differ by p var(log x) / 2 only: p = 0 may be this.
+_TINY = 1e-20
+# exp of it is finite, and above the number of tokens in any row.
+_LARGE = 30.
 
 
 def log_power_mean(log_x: jax.Array, mask: jax.Array,
@@ -32,13 +32,8 @@ def log_power_mean(log_x: jax.Array, mask: jax.Array,
   Returns:
     [B] log M_p, in nats; 0 for a row whose mask is empty.
   """
-  chex.assert_rank([log_x, mask], 2)
-  chex.assert_equal_shape([log_x, mask])
-  chex.assert_type(mask, bool)
-  log_x = jnp.where(mask, log_x, 0)
-  dtype = jnp.promote_types(log_x.dtype, jnp.float32)
-  p = jnp.broadcast_to(jnp.asarray(p, dtype), log_x.shape[:1])
-  return _log_power_mean(log_x.astype(dtype), mask, p)
+  log_x, p = _checked(log_x, mask, p)
+  return _log_power_mean(log_x, mask, p)
 
 
 def token_weights(log_x: jax.Array, mask: jax.Array,
@@ -53,8 +48,8 @@ def token_weights(log_x: jax.Array, mask: jax.Array,
   Returns:
     [B, T] weights, 0 off the mask; a row sums to 1, or to 0 if it is empty.
   """
-  deviation, _ = _center(jnp.where(mask, log_x, 0), mask)
-  return _softmax(jnp.reshape(jnp.asarray(p), (-1, 1)) * deviation, mask)
+  log_x, p = _checked(log_x, mask, p)
+  return _softmax(log_x, mask, p)[0]
 
 
 def arithmetic_harmonic(log_a: jax.Array, log_h: jax.Array,
@@ -80,6 +75,16 @@ def arithmetic_harmonic(log_a: jax.Array, log_h: jax.Array,
   return middle + stacked, middle - stacked
 
 
+def _checked(log_x, mask, p):
+  """log_x with 0 off the mask and p [B], both in float32 or better."""
+  chex.assert_rank([log_x, mask], 2)
+  chex.assert_equal_shape([log_x, mask])
+  chex.assert_type(mask, bool)
+  dtype = jnp.promote_types(log_x.dtype, jnp.float32)
+  log_x = jnp.where(mask, log_x, 0).astype(dtype)
+  return log_x, jnp.broadcast_to(jnp.asarray(p, dtype), log_x.shape[:1])
+
+
 def _log_cosh(x):
   """log cosh x = 1/2 log1p(sinh(x)^2) for small x, |x| - log 2 + ... else."""
   x = jnp.abs(x)
@@ -91,76 +96,79 @@ def _log_cosh(x):
 
 @jax.custom_jvp
 def _log_power_mean(log_x, mask, p):
+  """m + (c + log1p(1/n sum expm1(p (log x_t - m) - c))) / p, m the mean.
+
+  Around m the terms of first order cancel before they are rounded, so that no
+  digit is lost as p -> 0, where logsumexp loses all of them; c > 0 only where
+  exp would overflow.
+  """
   deviation, mean = _center(log_x, mask)
-  reach = jnp.abs(p) * jnp.max(jnp.abs(deviation), axis=1)
-  safe_p = jnp.where(p == 0, 1, p)
-  far = _log_mean_exp(safe_p[:, None] * deviation, mask) / safe_p
-  near_exponent = jnp.where((reach <= 1)[:, None], p[:, None] * deviation, 0)
-  near = jnp.log1p(_mean(jnp.expm1(near_exponent), mask)) / safe_p
-  k2, k3, k4 = _cumulants(
-      jnp.where((reach < _SERIES)[:, None], deviation, 0), mask)
-  series = p * (k2 / 2 + p * (k3 / 6 + p * k4 / 24))
-  value = jnp.where(reach < _SERIES, series, jnp.where(reach <= 1, near, far))
-  return mean + value
+  p = jnp.where(jnp.abs(p) < _TINY, _TINY, p)
+  exponent = p[:, None] * deviation
+  shift = jnp.maximum(jnp.max(exponent, axis=1, initial=0) - _LARGE, 0)
+  shifted = jnp.where(mask, exponent - shift[:, None], 0)
+  return mean + (shift + jnp.log1p(_mean(jnp.expm1(shifted), mask))) / p
 
 
 @_log_power_mean.defjvp
 def _log_power_mean_jvp(primals, tangents):
   log_x, mask, p = primals
   log_x_dot, _, p_dot = tangents
-  deviation, _ = _center(log_x, mask)
-  exponent = p[:, None] * deviation
-  weights = _softmax(exponent, mask)
-  slope = _slope_in_p(deviation, exponent, mask, p)
+  weights, log_shares = _softmax(log_x, mask, p)
+  slope = _slope_in_p(log_x, log_shares, mask, p)
   tangent = jnp.sum(weights * log_x_dot, axis=1) + slope * p_dot
   return _log_power_mean(log_x, mask, p), tangent
 
 
-def _slope_in_p(deviation, exponent, mask, p):
-  """[B] d log M_p / dp = KL(w || uniform) / p^2, by its series near p = 0."""
-  near = jnp.max(jnp.abs(exponent), axis=1) < _SERIES_DERIVATIVE
-  log_weights = exponent - _log_mean_exp(exponent, mask)[:, None]
-  weights = _softmax(exponent, mask)
-  kl = jnp.sum(jnp.where(mask, weights * log_weights, 0), axis=1)
-  k2, k3, k4 = _cumulants(jnp.where(near[:, None], deviation, 0), mask)
-  series = k2 / 2 + p * (k3 / 3 + p * k4 / 8)
-  return jnp.where(near, series, kl / jnp.where(near, 1, p)**2)
+def _slope_in_p(log_x, log_shares, mask, p):
+  """[B] d log M_p / dp = KL(w || uniform) / p^2, by its series near p = 0.
+
+  With l = log(n w) the divergence is the mean of 1 + (l - 1) e^l, a sum of
+  positive terms: the plain w l nearly cancels where one token in many differs.
+  """
+  deviation, _ = _center(log_x, mask)
+  # Rounding costs eps / reach of the divergence, and the series reach^3 / 15.
+  reach = jnp.abs(p) * jnp.max(jnp.abs(deviation), axis=1, initial=0)
+  near = reach < jnp.finfo(p.dtype).eps**0.25
+  terms = log_shares * jnp.exp(log_shares) - jnp.expm1(log_shares)
+  divergence = _mean(terms, mask) / jnp.where(near, 1, p)**2
+  square = jnp.where(near[:, None], deviation, 0)**2
+  k2, k3 = _mean(square, mask), _mean(deviation * square, mask)
+  k4 = _mean(square**2, mask) - 3 * k2**2
+  return jnp.where(near, k2 / 2 + p * (k3 / 3 + p * k4 / 8), divergence)
+
+
+def _softmax(log_x, mask, p):
+  """[B, T] weights w = softmax(p log x), 0 off the mask, and log(n w)."""
+  # Relative to the largest term, close tokens differ without rounding.
+  p = p[:, None]
+  peak = jnp.where(p < 0, -_largest(-log_x, mask), _largest(log_x, mask))
+  exponent = p * jnp.where(mask, log_x - peak, 0)
+  powers = jnp.where(mask, jnp.exp(exponent), 0)
+  # An empty row has no powers: 1 keeps its division and its log finite.
+  total = jnp.sum(powers, axis=1, keepdims=True)
+  total = jnp.where(total > 0, total, 1)
+  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+  log_shares = jnp.where(mask, exponent - jnp.log(total / count), 0)
+  return powers / total, log_shares
 
 
 def _center(x, mask):
   """Deviations from the row's mean over its tokens, 0 off the mask; and it."""
-  # The mean is summed relative to one of the tokens: equal values give 0.
-  first = jnp.take_along_axis(x, jnp.argmax(mask, axis=1)[:, None], axis=1)
-  offset = jnp.where(mask, x - first, 0)
+  # The mean is summed relative to the largest value: equal values give 0.
+  largest = _largest(x, mask)
+  offset = jnp.where(mask, x - largest, 0)
   mean = _mean(offset, mask)[:, None]
-  return jnp.where(mask, offset - mean, 0), (first + mean)[:, 0]
+  return jnp.where(mask, offset - mean, 0), (largest + mean)[:, 0]
+
+
+def _largest(x, mask):
+  """[B, 1] largest value on the mask, a constant to jvp; 0 for empty rows."""
+  largest = jnp.max(x, axis=1, keepdims=True, where=mask, initial=-jnp.inf)
+  largest = jnp.where(jnp.any(mask, axis=1, keepdims=True), largest, 0)
+  return jax.lax.stop_gradient(largest)
 
 
 def _mean(x, mask):
   """[B] mean over the mask of values that are 0 off it; 0 for empty rows."""
   return jnp.sum(x, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-
-
-def _cumulants(deviation, mask):
-  """Second to fourth cumulants of deviations that are 0 off the mask."""
-  square = deviation**2
-  k2 = _mean(square, mask)
-  return k2, _mean(deviation * square, mask), _mean(square**2, mask) - 3 * k2**2
-
-
-def _log_mean_exp(x, mask):
-  """[B] log(1/n sum exp x) over the mask, shifted by the row's maximum."""
-  peak = jnp.max(jnp.where(mask, x, -jnp.inf), axis=1)
-  peak = jnp.where(jnp.any(mask, axis=1), peak, 0)
-  shifted = jnp.where(mask, x - peak[:, None], -jnp.inf)
-  mean = _mean(jnp.exp(shifted), mask)
-  return peak + jnp.log(jnp.where(mean > 0, mean, 1))
-
-
-def _softmax(x, mask):
-  """[B, T] softmax over the mask, 0 off it."""
-  peak = jnp.max(jnp.where(mask, x, -jnp.inf), axis=1, keepdims=True)
-  peak = jnp.where(jnp.any(mask, axis=1, keepdims=True), peak, 0)
-  unscaled = jnp.where(mask, jnp.exp(jnp.where(mask, x - peak, 0)), 0)
-  total = jnp.sum(unscaled, axis=1, keepdims=True)
-  return unscaled / jnp.where(total > 0, total, 1)
