@@ -114,8 +114,7 @@ class Recorded:
     return saver.restore(state, step).state if step else state
 
   def _step(self, state, step):
-    is_due = trainer.is_due(step, self.config.eval.every, self.config.num_steps)
-    return self.programs.step(state, is_due)
+    return self.programs.step(state, trainer.is_compared(self.config, step))
 
 
 _prepare = jax.jit(learner.prepare, static_argnums=0)

@@ -87,6 +87,11 @@ def is_due(step: int, every: int, last: int) -> bool:
   return step % every == 0 or step == last
 
 
+def is_compared(config, step: int) -> bool:
+  """Whether a step compares means: the first, and those with an evaluation."""
+  return step == 1 or is_due(step, config.eval.every, config.num_steps)
+
+
 def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
                 note) -> base.Params:
   """Parameters of the warm start, from the cache where it holds them.
@@ -197,15 +202,14 @@ class _Loop:
   def step(self, state, extra, step):
     """Returns the next state, what a checkpoint adds to it, record, timing."""
     config = self._config
-    is_evaluated = is_due(step, config.eval.every, config.num_steps)
     start = time.perf_counter()
-    state, metrics = self._programs.step(state, is_evaluated)
+    state, metrics = self._programs.step(state, is_compared(config, step))
     metrics = jax.device_get(metrics)
     timing = {'step_s': time.perf_counter() - start}
     tokens = int(metrics['rollout/tokens'])
     timing['tokens_per_s'] = tokens / timing['step_s']
     extra = extra | {'tokens': extra['tokens'] + tokens}
-    if is_evaluated:
+    if is_due(step, config.eval.every, config.num_steps):
       start = time.perf_counter()
       extra['eval'] = self._evaluate(state.params, step)
       timing['eval_s'] = time.perf_counter() - start
