@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import shutil
 import tempfile
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 _SEAL = '.sha256.json'
+_OVERHEAD_BYTES = 2**20  # of a checkpoint beside its arrays, generously
 _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
 
 
@@ -108,6 +110,7 @@ class Checkpointer:
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(_without_keys(state)),
         extra=ocp.args.JsonSave(extra))
+    _require_room(self._folder, state)
     with _translated_errors():
       self._manager.save(step, args=args, metrics={'score': score})
     self._sealing = self._pool.submit(self._seal, step)
@@ -172,6 +175,7 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
     SaveError: it could not be written, on a full disk for one.
   """
   folder.parent.mkdir(parents=True, exist_ok=True)
+  _require_room(folder.parent, tree)
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as scratch:
     made = pathlib.Path(scratch) / 'tree'
     with _translated_errors(), ocp.StandardCheckpointer() as saver:
@@ -203,6 +207,16 @@ def restore_tree(folder: pathlib.Path, like: Any,
     return None
   with ocp.StandardCheckpointer() as saver:
     return saver.restore(folder, _on_default_device(like))
+
+
+def _require_room(folder, tree):
+  """Orbax's threads fill the screen once they find a disk full: ask before."""
+  needed = sum(x.nbytes for x in jax.tree.leaves(tree)) + _OVERHEAD_BYTES
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise SaveError(
+        f'checkpoint not written: {folder} has {free:,} bytes free, '
+        f'{needed:,} are needed')
 
 
 @contextlib.contextmanager

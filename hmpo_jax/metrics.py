@@ -11,9 +11,13 @@ import json
 import math
 import pathlib
 import textwrap
+import time
 
 import numpy as np
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
 FAULTS = 'faults.jsonl'
@@ -52,12 +56,11 @@ class Writer:
     self._columns = _columns(records[0]) if records else []
     append = lambda name: (workdir / name).open('a', encoding='utf-8')
     self._files = {name: append(name) for name in _APPENDED}
-    self._board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1)
+    self._board = _Board(workdir / 'tensorboard', step)
     if config_text:
       # Markdown: what is indented stays as it is.
       text = textwrap.indent(config_text, '    ')
-      self._board.add_text('config', text, step)
+      self._board.add(step, summary.text('config', text))
 
   def __enter__(self):
     return self
@@ -106,12 +109,47 @@ class Writer:
 
   def _show(self, step, record):
     """TensorBoard: scalars, and the largest of each list."""
+    scalars = {}
     for name, value in record.items():
-      if isinstance(value, list):
-        if value:
-          self._board.add_scalar(f'{name}/max', max(value), step)
-      elif name != 'step':
-        self._board.add_scalar(name, float(value), step)
+      if not isinstance(value, list):
+        scalars[name] = float(value)
+      elif value:
+        scalars[f'{name}/max'] = max(value)
+    del scalars['step']
+    self._board.add(
+        step,
+        summary_pb2.Summary(value=[
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in scalars.items()
+        ]))
+
+
+class _Board:
+  """TensorBoard's event file, written at once.
+
+  The thread of tensorboardX.SummaryWriter dies of a full disk without a word,
+  and the run would wait for it without end.
+  """
+
+  def __init__(self, folder, step):
+    folder.mkdir(exist_ok=True)
+    self._file = event_file_writer.EventsWriter(
+        str(folder / 'events'), f'.{step}')
+    # Hides what a killed run wrote of later steps.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=step + 1, session_log=start)
+
+  def add(self, step, content):
+    """Appends a Summary."""
+    self._write(step=step, summary=content)
+
+  def close(self):
+    """Flushes and closes the file."""
+    self._file.close()
+
+  def _write(self, **fields):
+    self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+    self._file.flush()
 
 
 def read(workdir: pathlib.Path) -> list[dict]:

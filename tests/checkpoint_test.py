@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from typing import NamedTuple
+from unittest import mock
 
 from absl.testing import absltest
 import chex
@@ -175,6 +176,16 @@ class CheckpointTest(absltest.TestCase):
     for path, data in content.items():
       (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
       (self.folder / path).write_bytes(data)
+
+  def test_disk_without_room_is_found_before_anything_is_written(self):
+    room = mock.Mock(free=1000)
+    with mock.patch.object(shutil, 'disk_usage', lambda _: room):
+      with self._checkpoints() as saver:
+        with self.assertRaisesRegex(checkpoint.SaveError, '1,000 bytes free'):
+          saver.save(1, _state(1), {}, 0.)
+      with self.assertRaisesRegex(checkpoint.SaveError, '1,000 bytes free'):
+        checkpoint.save_tree(self.folder / 'tree', _state(1).params)
+    self.assertEmpty(list(self.folder.iterdir()))
 
   def test_half_written_tree_is_not_used(self):
     tree = _state(1).params

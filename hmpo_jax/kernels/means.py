@@ -22,7 +22,9 @@ def log_power_mean(log_x: jax.Array, mask: jax.Array,
   are
 
     d log M_p / d log x_t = w_t = softmax(p log x)_t
-    d log M_p / dp        = sum_t w_t log(n w_t) / p^2, var(log x) / 2 at p = 0.
+    d log M_p / dp        = sum_t w_t log(n w_t) / p^2, var(log x) / 2 at p = 0
+
+  and can be differentiated in turn. Rounding costs about eps max |log x|.
 
   Args:
     log_x: [B, T] logs of the values, in nats; ignored where mask is false.
