@@ -463,9 +463,10 @@ class HostileTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*_LOSSES)
   def test_narrow_inputs_are_computed_in_float32(self, loss, extra):
-    # e^12 overflows in float16.
+    # e^12 overflows in float16; and one token of 14 is clamped.
     batch = _batch()
-    batch = batch._replace(logprobs=batch.logprobs.at[1, 2].set(10.))
+    logprobs = batch.logprobs.at[1, 2].set(10.).at[0, 1].set(-6e4)
+    batch = batch._replace(logprobs=logprobs)
     narrow = batch._replace(
         **{
             name: getattr(batch, name).astype(jnp.float16)
@@ -478,6 +479,7 @@ class HostileTest(parameterized.TestCase):
     expected = _any_loss(loss, extra, widened)
     chex.assert_tree_all_finite(result)
     chex.assert_trees_all_equal(result[:2], expected[:2])
+    np.testing.assert_allclose(result.metrics['ratio/clamped_frac'], 1 / 14)
     self.assertEqual(result.by_logprobs.dtype, jnp.float16)
     chex.assert_trees_all_equal(result.by_logprobs,
                                 expected.by_logprobs.astype(jnp.float16))
@@ -569,9 +571,11 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*_LOSSES)
   def test_jit_equals_no_jit(self, loss, extra):
+    # Where each operation is its own program, none can be simplified away.
+    batch = _filled(_batch(), np.nan, -np.inf, np.nan)
     result = _any_loss(loss, extra, _batch())
     with jax.disable_jit():
-      plain = loss(*_batch(), log_ratio_max=20., **_CLIP, **extra)
+      plain = loss(*batch, log_ratio_max=20., **_CLIP, **extra)
     chex.assert_trees_all_close(result[:2], plain, rtol=1e-5, atol=1e-7)
 
   @parameterized.named_parameters(*_LOSSES)
