@@ -5,21 +5,24 @@ a run. The same command on the same folder resumes an interrupted run and prints
 the summary of a finished one.
 """
 
+import errno
+import os
 import pathlib
 import sys
-from typing import NoReturn
 
 from absl import app
 from absl import flags
-from absl import logging
 import jax
 
+from hmpo_jax import checkpoint
+from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
 from hmpo_jax import interruption
 from hmpo_jax import trainer
 
-_BAD_INPUT = 2  # exit code
+# Errors of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CONFIG = flags.DEFINE_string(
     'config', None, 'Configuration: a file of configs/, or the config.json of '
@@ -33,33 +36,34 @@ def main(run) -> None:
   try:
     trainer.train(*run)
   except config_lib.ConfigError as error:
-    _refuse(error)
+    command_line.refuse(error)
   except trainer.Stopped as stop:
     print(f'stopped: {stop}', file=sys.stderr)
     sys.exit(stop.exit_code)
   except OSError as error:
+    if not isinstance(error, checkpoint.SaveError) and error.errno not in _FULL:
+      command_line.refuse(error)
     print(
         f'error: {error}; the run folder is whole: make room, then the same '
         'command resumes',
-        file=sys.stderr)
-    sys.exit(interruption.EXIT_CODE)
+        file=sys.stderr,
+        flush=True)
+    # The folder is closed; threads of orbax that failed too would still talk.
+    os._exit(interruption.EXIT_CODE)  # pylint: disable=protected-access
 
 
 def parse_flags(argv: list[str]):
   """Parses the command line; returns configuration and run folder."""
+  rest = command_line.parse(argv)
   try:
-    rest = flags.FLAGS(argv, known_only=True)[1:]
-    if flags.FLAGS['verbosity'].using_default_value:
-      # The libraries' reports of their own work would bury the run's.
-      logging.set_verbosity(logging.WARNING)
     overrides = dict(map(_override, rest))
     if not _CONFIG.value:
       raise config_lib.ConfigError('no configuration: give one as '
                                    '--config=configs/hmpo.py')
     config = config_file.load(_CONFIG.value, overrides)
-    return config, _WORKDIR.value or _default_workdir(_CONFIG.value)
-  except (config_lib.ConfigError, flags.Error) as error:
-    _refuse(error)
+  except config_lib.ConfigError as error:
+    command_line.refuse(error)
+  return config, _WORKDIR.value or _default_workdir(_CONFIG.value)
 
 
 def _override(argument):
@@ -71,11 +75,6 @@ def _override(argument):
         f'argument {argument!r}: must be --config=FILE, --workdir=FOLDER or '
         '--config.KEY=VALUE')
   return key, text
-
-
-def _refuse(error: Exception) -> NoReturn:
-  print(f'error: {error}', file=sys.stderr)
-  sys.exit(_BAD_INPUT)
 
 
 def _default_workdir(config_path: str) -> pathlib.Path:

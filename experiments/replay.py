@@ -5,29 +5,25 @@
 A step with skipped updates is named in faults.jsonl of the run folder.
 """
 
-import sys
-
 from absl import app
 from absl import flags
-from absl import logging
 
+from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import rerun
+from hmpo_jax.tasks import reward
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _STEP = flags.DEFINE_integer('step', None, 'Step, from 1.', required=True)
 
 
-def main(argv: list[str]) -> None:
+def main(_) -> None:
   """Replays one step."""
-  del argv
-  logging.set_verbosity(logging.WARNING)
   try:
     with rerun.opened(_WORKDIR.value, print) as recorded:
       suspects = list(recorded.suspects(_STEP.value))
-  except config_lib.ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  except (config_lib.ConfigError, reward.RewardError) as error:
+    command_line.refuse(error)
   if not suspects:
     print(f'step {_STEP.value}: every array was finite')
     return
@@ -45,4 +41,4 @@ def _line(suspect):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_all)

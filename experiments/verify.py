@@ -10,31 +10,30 @@ import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 
+from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import rerun
+from hmpo_jax.tasks import reward
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 
 
-def main(argv: list[str]) -> None:
+def main(_) -> None:
   """Verifies one run folder."""
-  del argv
-  logging.set_verbosity(logging.WARNING)
+  notes: list[str] = []
   try:
-    with rerun.opened(_WORKDIR.value, print) as recorded:
+    with rerun.opened(_WORKDIR.value, notes.append) as recorded:
       check = recorded.verify()
-  except config_lib.ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-  if check.difference:
-    print(f'differs after steps {check.start + 1} to {check.end}: '
-          f'{check.difference}')
+  except (config_lib.ConfigError, reward.RewardError) as error:
+    command_line.refuse(error)
+  steps = f'steps {check.start + 1} to {check.end}'
+  if check.difference or notes:
+    print(f'differs in {steps}: {"; ".join([*notes, check.difference])}')
     sys.exit(1)
-  print(f'bit-equal: steps {check.start + 1} to {check.end}, '
-        f'{check.num_arrays} arrays and all metrics')
+  print(f'bit-equal: {steps}, {check.num_arrays} arrays, training and held-out '
+        'metrics')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_all)

@@ -90,7 +90,8 @@ class Checkpointer:
       self._wait()
     finally:
       self._pool.shutdown()
-      self._manager.close()
+      with _translated_errors():
+        self._manager.close()
 
   def save(self, step: int, state: Any, extra: dict, score: float) -> None:
     """Saves a pytree of arrays and a JSON-able dict; returns before the end.
@@ -224,8 +225,10 @@ def _translated_errors():
   """Orbax and tensorstore raise many types for a disk that takes no more."""
   try:
     yield
+  except SaveError:
+    raise
   except Exception as error:
-    reason = str(error).splitlines()[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise SaveError(f'checkpoint not written: {reason}') from error
 
 

@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from hmpo_jax import base
 from hmpo_jax import config_rules
@@ -173,7 +174,9 @@ def validate(config) -> None:
   _check_keys(config, default_config(), '')
   for key, is_allowed, allowed in config_rules.RULES:
     value = lookup(config, key)
-    if not is_allowed(value):
+    # Traced values are float32: what rounds to 0 or 1 there is not allowed.
+    used = float(np.float32(value)) if isinstance(value, float) else value
+    if not is_allowed(used):
       raise ConfigError(f'config.{key} = {value!r}: must be {allowed}')
   for keys, is_allowed, allowed in config_rules.JOINT_RULES:
     if not is_allowed(config):
@@ -226,6 +229,9 @@ def _check_keys(config, reference, prefix):
     elif isinstance(default, float) and _FLOAT32_MAX < abs(value) < math.inf:
       raise ConfigError(f'config.{prefix}{key} = {value!r}: must be inf or '
                         f'within float32, +-{_FLOAT32_MAX:.1e}')
+    elif isinstance(default, int) and abs(value) >= 2**31:
+      raise ConfigError(f'config.{prefix}{key} = {value!r}: must be within '
+                        'int32, +-2**31')
 
 
 def _unknown_key(key, known):

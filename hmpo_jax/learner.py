@@ -135,10 +135,16 @@ def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
 
 def heldout_metrics(rollout: base.Rollout,
                     scores: task_lib.Score) -> base.Metrics:
-  """Mean reward, exact match and length of greedy responses."""
+  """Mean reward, exact match and length of greedy responses.
+
+  A reward that is NaN, which only a function on the host can give, counts as 0
+  and in `eval/nan_rewards`.
+  """
+  reward = jnp.nan_to_num(scores.reward)
   return {
-      'eval/reward': jnp.mean(scores.reward),
-      'eval/reward_stderr': _standard_error(scores.reward),
+      'eval/reward': jnp.mean(reward),
+      'eval/reward_stderr': _standard_error(reward),
+      'eval/nan_rewards': jnp.sum(jnp.isnan(scores.reward)),
       'eval/exact': jnp.mean(scores.exact),
       'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
   }

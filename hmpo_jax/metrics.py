@@ -19,6 +19,8 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto import summary_pb2
 
+from hmpo_jax import config as config_lib
+
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
 FAULTS = 'faults.jsonl'
 _APPENDED = (METRICS, TABLE, TIMING, FAULTS)
@@ -44,9 +46,16 @@ class Writer:
         so is a last line that is not whole.
       config_text: for TensorBoard's text page, where it stands as it is; ''
         for none.
+
+    Raises:
+      ConfigError: a file that doesn't hold these steps, each once.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     records = _keep_until(workdir / METRICS, step)
+    if len(records) != step:
+      raise config_lib.ConfigError(
+          f'{workdir / METRICS} holds {len(records)} of the {step} steps that '
+          'the checkpoint has: put it back, or choose another --workdir')
     _keep_until(workdir / TIMING, step)
     _keep_until(workdir / FAULTS, step)
     self._last: dict[str, Value] = {}
@@ -153,7 +162,11 @@ class _Board:
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
-  """The records of a run folder, in the order of their steps."""
+  """The records of a run folder, of the steps 1, 2, 3, ...
+
+  Raises:
+    ConfigError: the file is damaged.
+  """
   return _whole_lines(workdir / METRICS)
 
 
@@ -188,7 +201,7 @@ def _table(records):
   if not records:
     return ''
   columns = _columns(records[0])
-  rows = [[record[name] for name in columns] for record in records]
+  rows = [[record.get(name) for name in columns] for record in records]
   return ''.join(map(_row, [columns, *rows]))
 
 
@@ -213,8 +226,21 @@ def _whole_lines(file):
   """Records of a JSONL file, without a last line that a kill cut."""
   if not file.exists():
     return []
-  *lines, _ = file.read_text(encoding='utf-8').split('\n')
-  return [json.loads(line) for line in lines]
+  records: list[dict] = []
+  try:
+    *lines, _ = file.read_text(encoding='utf-8').split('\n')
+    for line in lines:
+      records.append(json.loads(line))
+      if not isinstance(records[-1]['step'], int):
+        raise TypeError('"step" is no integer')
+    if file.name == METRICS:
+      if [r['step'] for r in records] != list(range(1, len(records) + 1)):
+        raise ValueError('the steps are not 1, 2, 3, ...')
+  except (ValueError, KeyError, TypeError) as error:
+    raise config_lib.ConfigError(
+        f'{file}, line {len(records)}: damaged ({error!r}); put it back, or '
+        'choose another --workdir') from error
+  return records
 
 
 def _replace(file, text):

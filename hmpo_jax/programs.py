@@ -34,6 +34,10 @@ class Programs:
     Raises:
       ConfigError: a file or a function of the configuration can't be used.
     """
+    if jnp.zeros(()).dtype != jnp.float32:
+      raise config_lib.ConfigError(
+          'JAX_ENABLE_X64 is on: must be off, runs are '
+          'in float32')
     self._config = config
     self._warm_key, self._run_key = jax.random.split(
         jax.random.key(config.seed))

@@ -39,6 +39,9 @@ class Recorded:
   """A run folder, held against others while it is read."""
 
   def __init__(self, workdir: pathlib.Path, note):
+    if not (workdir / run_folder.CONFIG).is_file():
+      raise config_lib.ConfigError(
+          f'--workdir={workdir} holds no run: there is no {run_folder.CONFIG}')
     self._workdir = workdir
     self._note = note
     self.config = config_file.load(str(workdir / run_folder.CONFIG), {})
@@ -61,10 +64,17 @@ class Recorded:
       start = steps[0] if len(steps) > 1 else 0
       state = self._at(start, saver)
       recorded = saver.restore(state, steps[-1]).state
-    records = {r['step']: r for r in metrics.read(self._workdir)}
+    records = metrics.read(self._workdir)
+    if len(records) < steps[-1]:
+      raise config_lib.ConfigError(
+          f'{self._workdir} holds records of {len(records)} steps and a '
+          f'checkpoint of {steps[-1]}')
     for step in range(start + 1, steps[-1] + 1):
       state, values = self._step(state, step)
-      if difference := _record_difference(step, values, records[step]):
+      if records[step - 1]['eval/step'] == step:
+        values |= self.programs.evaluate(state.params)
+      difference = _record_difference(step, values, records[step - 1])
+      if difference:
         return Check(start, step, 0, difference)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return Check(start, steps[-1], len(leaves),

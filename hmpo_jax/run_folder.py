@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import subprocess
 
@@ -14,10 +15,14 @@ import jax
 
 from hmpo_jax import config as config_lib
 
+_JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_default_prng_impl',
+                 'jax_threefry_partitionable')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Parts of the description that make a run another one.
-_IDENTITY = ('config', 'inputs', 'versions')
+_IDENTITY = ('config', 'inputs', 'settings', 'versions')
 CONFIG, _LOCK = 'config.json', '.lock'
+# What a run leaves beside its config.json.
+_CONTENT = ('checkpoints', 'metrics.jsonl', 'summary.json')
 
 
 def describe(config) -> dict:
@@ -25,6 +30,7 @@ def describe(config) -> dict:
   return {
       'config': _plain(config.to_dict()),
       'inputs': inputs(config),
+      'settings': settings(),
       'commit': _commit(),
       'versions': versions(),
       'device': jax.devices()[0].device_kind,
@@ -33,14 +39,19 @@ def describe(config) -> dict:
 
 def inputs(config) -> dict[str, str]:
   """SHA-256 of the files that a configuration names, by its keys."""
-  files = {
-      'task.prompts': config.task.prompts,
-      'reward.function': config.reward.function.rpartition(':')[0],
-  }
+  file = pathlib.Path(config.task.prompts)
+  if not file.is_file():
+    return {}
+  return {'task.prompts': hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def settings() -> dict[str, str]:
+  """What else decides a run's bits: the platform and settings of JAX."""
   return {
-      key: hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
-      for key, file in files.items()
-      if pathlib.Path(file).is_file()
+      'platform': jax.default_backend(),
+      'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+  } | {
+      name: str(getattr(jax.config, name)) for name in _JAX_SETTINGS
   }
 
 
@@ -59,6 +70,11 @@ def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
   _refuse_file(workdir)
   file = workdir / CONFIG
   if not file.exists():
+    orphans = [name for name in _CONTENT if (workdir / name).exists()]
+    if orphans:
+      raise config_lib.ConfigError(
+          f'{workdir} holds {", ".join(orphans)} but no {CONFIG}, so whose run '
+          'it is can\'t be told: choose another --workdir')
     return
   theirs = _read_description(file)
   differing = [
@@ -84,7 +100,11 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
     ConfigError: another process holds the folder, or see `refuse_other_run`.
   """
   _refuse_file(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise config_lib.ConfigError(
+        f'--workdir={workdir} can\'t be made: {error}') from error
   with open(workdir / _LOCK, 'w', encoding='utf-8') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,6 +163,8 @@ def _plain(tree):
 def _commit():
   """Commit of the source tree; 'unknown' if installed, or without git."""
   root = pathlib.Path(__file__).parent.parent
+  if not (root / '.git').exists():
+    return 'unknown'  # git would name the commit of a folder around it
   try:
     result = subprocess.run(
         ['git', '-C', str(root), 'describe', '--always', '--dirty'],

@@ -1,5 +1,8 @@
 """What a run came to: its summary, and the closing table that shows it."""
 
+import json
+import pathlib
+
 import numpy as np
 
 from hmpo_jax import update
@@ -70,6 +73,16 @@ def make(records, extra, baselines, config):
           for cause in update.SKIP_CAUSES
       },
   }
+
+
+def read(file: pathlib.Path) -> dict | None:
+  """The summary of a finished run; None if there is none that is whole."""
+  try:
+    summary = json.loads(file.read_text(encoding='utf-8'))
+    rows(summary, file.parent)
+  except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    return None
+  return summary
 
 
 def _mean_compared(records, name):

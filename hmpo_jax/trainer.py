@@ -64,22 +64,8 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     RewardStop: the reward function failed; all steps before are kept.
     OSError: the disk takes no more; what was written is whole.
   """
-  config_lib.validate(config)
-  workdir = pathlib.Path(workdir).absolute()
-  programs = programs_lib.Programs(config)
-  description = run_folder.describe(config)
-  run_folder.refuse_other_run(workdir, description)
-  summary_file = workdir / 'summary.json'
-  if not summary_file.exists():
-    with run_folder.claimed(workdir, description):
-      try:
-        summary = _run(config, workdir, programs)
-      except reward_lib.RewardError as error:
-        raise RewardStop(str(error)) from error
-      run_folder.write_json(summary_file, summary)
-  summary = json.loads(summary_file.read_text(encoding='utf-8'))
-  progress_lib.summary_table(summary_lib.rows(summary, workdir))
-  return summary
+  with interruption_lib.Interruption() as interruption:
+    return _train(config, pathlib.Path(workdir).absolute(), interruption)
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -123,10 +109,27 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
   return params
 
 
-def _run(config, workdir, programs):
+def _train(config, workdir, interruption):
+  config_lib.validate(config)
+  programs = programs_lib.Programs(config)
+  description = run_folder.describe(config)
+  run_folder.refuse_other_run(workdir, description)
+  file = workdir / 'summary.json'
+  summary = summary_lib.read(file)
+  if summary is None:
+    with run_folder.claimed(workdir, description):
+      try:
+        summary = _run(config, workdir, programs, interruption)
+      except reward_lib.RewardError as error:
+        raise RewardStop(str(error)) from error
+      run_folder.write_json(file, summary)
+  progress_lib.summary_table(summary_lib.rows(summary, workdir))
+  return summary
+
+
+def _run(config, workdir, programs, interruption):
   """Trains from the newest checkpoint, or from the warm start."""
   with contextlib.ExitStack() as stack:
-    interruption = stack.enter_context(interruption_lib.Interruption())
     progress = stack.enter_context(progress_lib.Progress(config.num_steps))
     saver = stack.enter_context(
         checkpoint.Checkpointer(workdir / CHECKPOINTS, config.checkpoint.keep,
@@ -228,7 +231,7 @@ class _Loop:
     """Held-out metrics as floats, with the step they were made at."""
     values = jax.device_get(self._programs.evaluate(params))
     return {
-        name: float(value) for name, value in values.items()
+        name: metrics_lib.plain(value) for name, value in values.items()
     } | {
         'eval/step': step
     }

@@ -9,7 +9,8 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('base', 'config_rules', 'config', 'config_file', 'kernels', 'optim',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
           'update', 'learner', 'programs', 'checkpoint', 'metrics', 'progress',
-          'interruption', 'run_folder', 'summary', 'trainer', 'rerun')
+          'interruption', 'run_folder', 'summary', 'trainer', 'rerun',
+          'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'}
 
 
@@ -56,7 +57,8 @@ class LayeringTest(absltest.TestCase):
   def test_only_the_shell_touches_the_disk(self):
     shell = {
         'checkpoint.py', 'config_file.py', 'interruption.py', 'metrics.py',
-        'prompt_file.py', 'reward.py', 'rerun.py', 'run_folder.py', 'trainer.py'
+        'prompt_file.py', 'reward.py', 'rerun.py', 'run_folder.py',
+        'summary.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:

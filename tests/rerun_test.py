@@ -110,7 +110,7 @@ class RerunTest(absltest.TestCase):
     self.assertIn('loss', [suspect.name for suspect in rest])
 
   def test_what_can_not_be_done_again(self):
-    with self.assertRaisesRegex(config_lib.ConfigError, 'no file'):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'holds no run'):
       with rerun.opened(self.folder, self.fail):
         pass
     self._train(num_steps=1)

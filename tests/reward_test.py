@@ -12,6 +12,7 @@ import numpy as np
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
+from hmpo_jax import run_folder
 from hmpo_jax import trainer
 from hmpo_jax.tasks import reward
 from tests import small
@@ -33,7 +34,8 @@ def judge(prompts, responses):
 number = 3
 def nothing(prompts, responses): return None
 def texts(prompts, responses): return ['a'] * len(prompts)
-def seen(prompts, responses): return [10 * len(p) + len(r)
+def large(prompts, responses): return [2.] * len(prompts)
+def seen(prompts, responses): return [(10 * len(p) + len(r)) / 100
                                       for p, r in zip(prompts, responses)]
 def leave(prompts, responses): raise SystemExit('bye\\nbye')
 def hang(prompts, responses): time.sleep(60)
@@ -63,12 +65,13 @@ class HostRewardTest(_FolderTest):
         mask=np.array([[1, 1, 0], [1, 1, 1]], bool),
         logprobs=np.zeros((2, 3)))
     scores = self._host('seen')(rollout)
-    np.testing.assert_array_equal(scores.reward, [22, 33])
+    np.testing.assert_allclose(scores.reward, [.22, .33])
     np.testing.assert_array_equal(scores.exact, [0, 0])
 
   @parameterized.parameters(
       ('nothing', 'returned'),
       ('texts', 'returned no numbers'),
+      ('large', 'returned values from 2 to 2, must be from 0 to 1'),
       ('leave', 'raised SystemExit: bye bye'),
       ('hang', r'took longer than config\.reward\.timeout = 0\.1 s'),
   )
@@ -132,14 +135,16 @@ class TrainTest(_FolderTest):
                      (self.folder / 'whole' / 'metrics.jsonl').read_bytes())
 
   def test_nan_rewards_are_skipped_and_counted(self):
-    self.file.write_text(
-        'def judge(p, r): return [float("nan"), .3] + [.1, .2] * (len(p) // 2 - 1)'
-    )
+    values = '[float("nan"), .3] + [.1, .2] * (len(p) // 2 - 1)'
+    self.file.write_text(f'def judge(p, r): return {values}')
     trainer.train(self._config(), self.folder / 'run')
     for record in metrics.read(self.folder / 'run'):
       # One group of four is spoiled; both minibatches of an epoch see it.
       self.assertGreater(record['skipped/reward'], 0)
       self.assertGreater(record['nonfinite_values'], 0)
+      self.assertGreater(record['eval/nan_rewards'], 0)
+    summary = (self.folder / 'run' / 'summary.json').read_text('utf-8')
+    self.assertNotIn('NaN', summary)
 
   def test_file_of_prompts_trains_without_answers(self):
     prompts = self.folder / 'prompts.jsonl'
@@ -160,12 +165,22 @@ class TrainTest(_FolderTest):
       trainer.train(config, self.folder / 'other')
     self.assertFalse((self.folder / 'other').exists())
 
-  def test_another_function_is_another_run(self):
-    trainer.train(self._config(num_steps=1), self.folder / 'run')
-    self.file.write_text(_SORTED + '\n', encoding='utf-8')
+  def test_another_file_of_prompts_is_another_run(self):
+    prompts = self.folder / 'prompts.jsonl'
+    lines = [json.dumps({'prompt': [2 + i, 13]}) + '\n' for i in range(12)]
+    prompts.write_text(''.join(lines), encoding='utf-8')
+    description = lambda: run_folder.describe(
+        self._config(
+            task__name='file',
+            task__prompts=str(prompts),
+            task__vocab_size=14,
+            task__response_len=4))
+    with run_folder.claimed(self.folder / 'run', description()):
+      pass
+    prompts.write_text(''.join(lines[1:]), encoding='utf-8')
     with self.assertRaisesRegex(config_lib.ConfigError,
-                                r'inputs\.reward\.function'):
-      trainer.train(self._config(num_steps=1), self.folder / 'run')
+                                r'inputs\.task\.prompts'):
+      run_folder.refuse_other_run(self.folder / 'run', description())
 
 
 if __name__ == '__main__':

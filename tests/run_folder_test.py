@@ -25,6 +25,7 @@ _OURS: dict = {
         }
     },
     'inputs': {},
+    'settings': {},
     'versions': {
         'jax': '1.0'
     },
@@ -79,6 +80,16 @@ class RunFolderTest(parameterized.TestCase):
     text = (self.folder / 'config.json').read_text(encoding='utf-8')
     self.assertEqual(json.loads(text), _OURS)
 
+  @parameterized.parameters('checkpoints', 'metrics.jsonl', 'summary.json')
+  def test_content_without_its_description_is_refused(self, name):
+    self.folder.mkdir(parents=True)
+    (self.folder / name).touch()
+    self._assert_refused(_OURS, f'holds {name} but no config.json')
+
+  def test_folder_that_can_not_be_made_is_bad_input(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, "can't be made"):
+      self._claim(folder=pathlib.Path('/proc/run'))
+
   def test_file_is_refused_and_stays(self):
     file = self.root / 'file'
     file.write_text('precious', encoding='utf-8')
@@ -129,8 +140,9 @@ class RunFolderTest(parameterized.TestCase):
       ('cut', json.dumps(_OURS).encode()[:40]),
       ('binary', b'\xff\xfe\x00'),
       ('list', b'[1, 2]'),
-      ('without_versions', b'{"config": {}, "inputs": {}}'),
-      ('config_is_a_number', b'{"config": 3, "inputs": {}, "versions": {}}'),
+      ('without_versions', b'{"config": {}, "inputs": {}, "settings": {}}'),
+      ('config_is_a_number',
+       b'{"config": 3, "inputs": {}, "settings": {}, "versions": {}}'),
   )
   def test_unreadable_description_is_refused_and_stays(self, content):
     self.folder.mkdir(parents=True)

@@ -90,6 +90,24 @@ class TrainerTest(absltest.TestCase):
     self.assertLen(notes, 1)
     self.assertIn('every mean is the same algorithm', notes[0])
 
+  def test_damaged_summary_is_made_again(self):
+    summary = trainer.train(_config(), self.folder)
+    for text in ('', '{"steps": 5}', '[]'):
+      (self.folder / 'summary.json').write_text(text, 'utf-8')
+      self.assertEqual(trainer.train(_config(), self.folder), summary)
+
+  def test_damaged_metrics_are_refused_and_stay(self):
+    trainer.train(_config(), self.folder)
+    (self.folder / 'summary.json').unlink()
+    file = self.folder / metrics.METRICS
+    lines = file.read_text('utf-8').splitlines(keepends=True)
+    for damage in (lines[1:], lines[:1] + lines[2:], lines[:3],
+                   [*lines[:2], '{"st\n', *lines[2:]], []):
+      file.write_text(''.join(damage), 'utf-8')
+      with self.assertRaisesRegex(config_lib.ConfigError, r'metrics\.jsonl'):
+        trainer.train(_config(), self.folder)
+      self.assertEqual(file.read_text('utf-8'), ''.join(damage))
+
   def test_config_file_is_plain_json(self):
     trainer.train(_config(num_steps=1), self.folder)
     refuse = lambda constant: self.fail(f'{constant} is not JSON')

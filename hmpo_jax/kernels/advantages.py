@@ -29,7 +29,7 @@ def group_advantages(
     advantages [N, G], exactly 0 in a group of equal rewards, and metrics.
 
   Raises:
-    ValueError: unknown baseline or scale, or a group of fewer than two.
+    ValueError: unknown baseline, scale or ddof, or a group of fewer than two.
   """
   chex.assert_rank(rewards, 2)
   size = rewards.shape[1]
@@ -40,6 +40,8 @@ def group_advantages(
     raise ValueError(f'{baseline=}: must be mean or leave_one_out')
   if scale not in ('std', 'none'):
     raise ValueError(f'{scale=}: must be std or none')
+  if ddof not in (0, 1):
+    raise ValueError(f'{ddof=}: must be 0 or 1')
   rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
   # Relative to the largest, equal rewards leave exactly 0: the residue of a
   # rounded mean, 1e-8, would grow to 1e-2 in the division by eps.

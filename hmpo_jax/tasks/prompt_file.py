@@ -79,10 +79,12 @@ def _read(file):
   except (OSError, ValueError) as error:
     raise _error(file, f'must be a readable text file ({error})') from error
   lines = []
-  for number, line in enumerate(text.splitlines(), 1):
+  for number, line in enumerate(text.split('\n'), 1):
+    if not line.strip():
+      continue
     try:
       content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise _error(file, f'line {number} is no JSON ({error})') from error
     if not isinstance(content, dict) or 'prompt' not in content:
       raise _error(file, f'line {number} must be an object with a "prompt"')

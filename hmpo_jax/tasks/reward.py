@@ -15,7 +15,7 @@ from hmpo_jax import config as config_lib
 from hmpo_jax.tasks import task as task_lib
 
 # Takes prompts and responses, lists of token lists without padding (a response
-# with its stop token), and returns one number for each.
+# with its stop token), and returns one number from 0 to 1 for each.
 Function = Callable[[list[list[int]], list[list[int]]], list[float]]
 
 
@@ -43,11 +43,11 @@ class HostReward:
   def __call__(self, rollout: base.Rollout) -> task_lib.Score:
     """Scores the responses of a rollout; `exact` is a reward of 1.
 
-    Not finite rewards pass: the learner skips and counts their updates.
+    NaN passes: the learner skips and counts the updates that it spoils.
 
     Raises:
       RewardError: the function raised, returned something else than one number
-        for each response, or took longer than the timeout.
+        from 0 to 1 for each response, or took longer than the timeout.
     """
     tokens, valid = np.asarray(rollout.tokens), np.asarray(rollout.valid)
     part = lambda columns: [
@@ -63,6 +63,9 @@ class HostReward:
     if reward.shape != (len(tokens),):
       raise self._error(f'returned shape {reward.shape}, must be one number '
                         f'for each of {len(tokens)} responses')
+    if np.any((reward < 0) | (reward > 1)):
+      raise self._error(f'returned values from {np.nanmin(reward):.6g} to '
+                        f'{np.nanmax(reward):.6g}, must be from 0 to 1')
     exact = (reward == 1).astype(np.float32)
     return task_lib.Score(jnp.asarray(reward), jnp.asarray(exact))
 

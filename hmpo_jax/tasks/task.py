@@ -117,7 +117,8 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
     return np.stack(list(kept.values())[:num])
   raise ValueError(
       f'task {task.name} has only {len(kept)} different held-out prompts, '
-      f'config.eval.num_prompts = {num}: ask for fewer or for longer prompts')
+      f'config.eval.num_prompts = {num}: ask for fewer, or give longer or more '
+      'prompts')
 
 
 def score_rollout(task: Task, rollout: base.Rollout) -> Score:
@@ -144,7 +145,7 @@ def baselines(task: Task, prompts: jax.Array,
             valid=jnp.concatenate([prompts != task.pad, mask], 1),
             mask=mask,
             logprobs=jnp.zeros(mask.shape)))
-    result[f'{name}_reward'] = float(reward.mean())
+    result[f'{name}_reward'] = float(jnp.nan_to_num(reward).mean())
     result[f'{name}_exact'] = float(exact.mean())
   return result
 
