@@ -64,3 +64,6 @@ class Batch(NamedTuple):
   old_logprobs: jax.Array  # [B, T] float32 under the policy that sampled
   ref_logprobs: jax.Array  # [B, T] float32 under the KL anchor; 0 without KL
   advantages: jax.Array  # [B] float32
+  # [] bool: the policy is still the one that sampled, so that every ratio is 1,
+  # to the last bit and whatever the compiler makes of two equal passes.
+  is_on_policy: jax.Array

@@ -127,6 +127,23 @@ def prepare(
   return batch, orders, metrics | batch_metrics
 
 
+def take(static, batch: base.Batch, rows: jax.Array,
+         is_first: jax.Array) -> base.Batch:
+  """The minibatch of one update: rows [B / M] int32 of the whole batch.
+
+  Args:
+    static: hashable part of the configuration.
+    batch: from `prepare`.
+    rows: from `prepare`.
+    is_first: [] bool, no update was made since `prepare`.
+  """
+  is_same = (
+      static.rollout.staleness == 0 and
+      static.rollout.old_logprobs == 'recompute')
+  minibatch = jax.tree.map(lambda x: x[rows] if x.ndim else x, batch)
+  return minibatch._replace(is_on_policy=is_first & is_same)
+
+
 def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
   """One greedy response to each of the prompts [M, P]."""
   keys = jax.random.split(jax.random.key(0), (len(prompts), 1))
@@ -217,7 +234,7 @@ def _make_batch(static, state, hparams, rollout, advantages, key):
     ref_logprobs = again(state.reference)
   gap = jnp.where(rollout.mask, jnp.abs(recomputed - rollout.logprobs), 0)
   batch = base.Batch(rollout.tokens, rollout.valid, trained, old_logprobs,
-                     ref_logprobs, advantages)
+                     ref_logprobs, advantages, jnp.bool_(False))
   return batch, {'rollout/sampler_gap_max': jnp.max(gap)}
 
 
@@ -237,12 +254,12 @@ def _rollout_logprobs(static, hparams, rollout, params):
 
 def _update_epochs(static, state, hparams, batch, orders, measure):
   """All updates of a step, one scan over epochs x minibatches."""
-  last = jnp.arange(len(orders)) == len(orders) - 1
+  number = jnp.arange(len(orders))
 
   def body(carry, inputs):
     params, opt_state, compared, skips = carry
-    rows, is_last = inputs
-    minibatch = jax.tree.map(lambda x: x[rows], batch)
+    rows, is_first, is_last = inputs
+    minibatch = take(static, batch, rows, is_first)
     compared = jax.lax.cond(
         measure & is_last,
         lambda: mechanism.compare_means(static, params, hparams, minibatch),
@@ -253,7 +270,8 @@ def _update_epochs(static, state, hparams, batch, orders, measure):
     return (params, opt_state, compared, skips), reports
 
   start = (state.params, state.opt_state, state.compared, state.skips)
-  carry, reports = jax.lax.scan(body, start, (orders, last))
+  carry, reports = jax.lax.scan(
+      body, start, (orders, number == 0, number == len(orders) - 1))
   params, opt_state, compared, skips = carry
   state = state._replace(
       params=params, opt_state=opt_state, compared=compared, skips=skips)

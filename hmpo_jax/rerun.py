@@ -106,7 +106,8 @@ class Recorded:
     batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
     params, opt_state = state.params, state.opt_state
     for number, rows in enumerate(orders):
-      minibatch = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+      minibatch = learner.take(static, batch, rows,
+                               jax.numpy.asarray(number == 0))
       arrays = _trace(static, params, opt_state, hparams, minibatch)
       yield from _nonfinite(str(number), arrays)
       params, opt_state, _ = _update(static, params, opt_state, hparams,

@@ -24,6 +24,7 @@ _REDUCE = {
     'ratio/min': jnp.min,
     'ratio/max': jnp.max,
     'ratio/clamped_frac': jnp.max,
+    'ratio/recompute_gap': jnp.max,
     'log_ratio/abs_max': jnp.max,
 }
 
@@ -161,8 +162,13 @@ def _loss(static, params, hparams, batch):
                                                       batch.tokens, batch.valid,
                                                       batch.mask,
                                                       hparams.temperature)
-  loss, metrics = _policy_loss(static, hparams)(logprobs, batch.old_logprobs,
+  old_logprobs = jnp.where(batch.is_on_policy, jax.lax.stop_gradient(logprobs),
+                           batch.old_logprobs)
+  loss, metrics = _policy_loss(static, hparams)(logprobs, old_logprobs,
                                                 batch.advantages, batch.mask)
+  metrics['ratio/recompute_gap'] = jnp.max(
+      jnp.where(batch.mask & batch.is_on_policy,
+                jnp.abs(logprobs - batch.old_logprobs), 0))
   if static.loss.kl_estimator != 'none':
     kl = losses.kl_penalty(
         logprobs,

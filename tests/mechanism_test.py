@@ -75,6 +75,7 @@ class CompareMeansTest(absltest.TestCase):
     self.log_ratio = jnp.asarray(0.7 * rng.normal(size=mask.shape), jnp.float32)
     zeros = jnp.zeros(mask.shape)
     self.batch = base.Batch(
+        is_on_policy=jnp.bool_(False),
         tokens=tokens,
         valid=valid,
         mask=mask,

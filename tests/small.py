@@ -80,4 +80,5 @@ def batch(static, state, hparams, seed=0):
                                                 hparams.temperature)
   return base.Batch(sampled.tokens, sampled.valid, sampled.mask, old_logprobs,
                     jnp.zeros_like(old_logprobs),
-                    jax.random.normal(keys[2], sampled.mask.shape[:1]))
+                    jax.random.normal(keys[2], sampled.mask.shape[:1]),
+                    jnp.bool_(False))
