@@ -124,7 +124,8 @@ def _table_row(name, arm, rows):
 
 def _draw(workdir):
   """Held-out reward against episodes: every seed, and the mean of the arm."""
-  from matplotlib import figure  # pylint: disable=import-outside-toplevel
+  # An extra, so maybe not there.
+  from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
   styles = {
       ('hmpo', 'as configured'): ('tab:blue', 'HMPO, p = -1'),
       ('gspo', 'as configured'): ('tab:orange', 'GSPO, p = 0'),
