@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import means
+from hmpo_jax.kernels import ratios
 
 
 def power_mean_loss(
@@ -49,23 +50,23 @@ def power_mean_loss(
     loss [], 0 if no row has a token, and metrics; rows without tokens count
     nowhere.
   """
-  log_ratio, clamp_metrics = _log_ratio(logprobs, old_logprobs, mask,
-                                        log_ratio_max)
-  rows, advantages = _of_rows(advantages, mask)
+  log_ratio, clamp_metrics = ratios.log_ratio(logprobs, old_logprobs, mask,
+                                              log_ratio_max)
+  rows, advantages = ratios.of_rows(advantages, mask)
   log_mean = means.log_power_mean(log_ratio, mask, p)
   objective, low, high = _clipped(log_mean, advantages, clip_eps_low,
                                   clip_eps_high)
   weight = jnp.exp(log_mean) * advantages
   metrics = {
-      'clip/low_frac': _row_mean(low, rows),
-      'clip/high_frac': _row_mean(high, rows),
-      'loss/live_frac': _row_mean(~low & ~high & (advantages != 0), rows),
+      'clip/low_frac': ratios.row_mean(low, rows),
+      'clip/high_frac': ratios.row_mean(high, rows),
+      'loss/live_frac': ratios.row_mean(~low & ~high & (advantages != 0), rows),
       **_ratio_metrics(jnp.exp(log_mean), rows),
       **_effective_variance(weight, rows),
       **_log_ratio_metrics(log_ratio, mask),
       **clamp_metrics,
   }
-  return -_row_mean(objective, rows), metrics
+  return -ratios.row_mean(objective, rows), metrics
 
 
 def grpo_loss(
@@ -98,23 +99,23 @@ def grpo_loss(
     loss [], 0 if no row has a token, and metrics; rows without tokens count
     nowhere. Ratios and clipped fractions are means over rows of token means.
   """
-  log_ratio, clamp_metrics = _log_ratio(logprobs, old_logprobs, mask,
-                                        log_ratio_max)
-  rows, advantages = _of_rows(advantages, mask)
+  log_ratio, clamp_metrics = ratios.log_ratio(logprobs, old_logprobs, mask,
+                                              log_ratio_max)
+  rows, advantages = ratios.of_rows(advantages, mask)
   objective, low, high = _clipped(log_ratio, advantages[:, None], clip_eps_low,
                                   clip_eps_high)
   live = jnp.any(mask & ~low & ~high, axis=1) & (advantages != 0)
-  mean_ratio = _token_mean(jnp.exp(log_ratio), mask)
+  mean_ratio = ratios.token_mean(jnp.exp(log_ratio), mask)
   metrics = {
-      'clip/low_frac': _row_mean(_token_mean(low, mask), rows),
-      'clip/high_frac': _row_mean(_token_mean(high, mask), rows),
-      'loss/live_frac': _row_mean(live, rows),
+      'clip/low_frac': ratios.row_mean(ratios.token_mean(low, mask), rows),
+      'clip/high_frac': ratios.row_mean(ratios.token_mean(high, mask), rows),
+      'loss/live_frac': ratios.row_mean(live, rows),
       **_ratio_metrics(mean_ratio, rows),
       **_effective_variance(mean_ratio * advantages, rows),
       **_log_ratio_metrics(log_ratio, mask),
       **clamp_metrics,
   }
-  return -_row_mean(_token_mean(objective, mask), rows), metrics
+  return -ratios.row_mean(ratios.token_mean(objective, mask), rows), metrics
 
 
 def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
@@ -139,7 +140,7 @@ def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
   Raises:
     ValueError: unknown estimator.
   """
-  difference, _ = _log_ratio(
+  difference, _ = ratios.log_ratio(
       ref_logprobs, logprobs, mask, 20., flow_to_old=True)
   if estimator == 'k1':
     penalty = -difference
@@ -149,38 +150,8 @@ def kl_penalty(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array, *,
     penalty = jnp.expm1(difference) - difference
   else:
     raise ValueError(f'{estimator=}: must be k1, k2 or k3')
-  return _row_mean(_token_mean(penalty, mask), jnp.any(mask, axis=1))
-
-
-def _log_ratio(logprobs, old_logprobs, mask, log_ratio_max, flow_to_old=False):
-  """[B, T] x within +-log_ratio_max, 0 off the mask; gradient 0 beyond.
-
-  A token that both policies rule out (-inf twice) counts as clamped, to 0.
-  """
-  chex.assert_rank([logprobs, old_logprobs, mask], 2)
-  chex.assert_equal_shape([logprobs, old_logprobs, mask])
-  chex.assert_type(mask, bool)
-  dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
-  new = jnp.where(mask, logprobs, 0).astype(dtype)
-  old = jnp.where(mask, old_logprobs, 0).astype(dtype)
-  if flow_to_old:
-    new = jax.lax.stop_gradient(new)
-  else:
-    old = jax.lax.stop_gradient(old)
-  ruled_out = jnp.isneginf(new) & jnp.isneginf(old)
-  difference = jnp.where(ruled_out, 0, new - old)
-  clamped = ruled_out | (jnp.abs(difference) > log_ratio_max)
-  bounded = jnp.clip(difference, -log_ratio_max, log_ratio_max)
-  log_ratio = jnp.where(clamped, jax.lax.stop_gradient(bounded), difference)
-  count = jnp.maximum(jnp.sum(mask), 1)
-  return log_ratio, {'ratio/clamped_frac': jnp.sum(clamped) / count}
-
-
-def _of_rows(advantages, mask):
-  """Which rows have tokens, and the advantages [B], 0 in all other rows."""
-  chex.assert_shape(advantages, mask.shape[:1])
-  rows = jnp.any(mask, axis=1)
-  return rows, jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
+  return ratios.row_mean(
+      ratios.token_mean(penalty, mask), jnp.any(mask, axis=1))
 
 
 def _clipped(log_ratio, advantages, clip_eps_low, clip_eps_high):
@@ -195,22 +166,10 @@ def _clipped(log_ratio, advantages, clip_eps_low, clip_eps_high):
   return jnp.exp(kept) * advantages, low, high
 
 
-def _row_mean(values, rows):
-  """[] mean over the rows that have tokens; 0 if there is none."""
-  total = jnp.sum(jnp.where(rows, values, 0))
-  return total / jnp.maximum(jnp.sum(rows), 1)
-
-
-def _token_mean(values, mask):
-  """[B] mean over the tokens of each row; 0 for a row without tokens."""
-  total = jnp.sum(jnp.where(mask, values, 0), axis=1)
-  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
-
-
 def _ratio_metrics(ratio, rows):
   largest = jnp.max(ratio, where=rows, initial=0)
   return {
-      'ratio/mean': _row_mean(ratio, rows),
+      'ratio/mean': ratios.row_mean(ratio, rows),
       'ratio/min': jnp.min(ratio, where=rows, initial=largest),
       'ratio/max': largest,
   }
@@ -218,27 +177,37 @@ def _ratio_metrics(ratio, rows):
 
 def _effective_variance(weight, rows):
   """Variance over rows of A_i M_i, what the clip and the mean make of A."""
-  mean = _row_mean(weight, rows)
-  return {'advantage/effective_variance': _row_mean((weight - mean)**2, rows)}
+  mean = ratios.row_mean(weight, rows)
+  return {
+      'advantage/effective_variance': ratios.row_mean((weight - mean)**2, rows)
+  }
 
 
 def _log_ratio_metrics(log_ratio, mask):
   """How far tokens have left the policy that sampled them, and their means."""
   rows = jnp.any(mask, axis=1)
   log_ratio = jax.lax.stop_gradient(log_ratio)
-  variance = _token_mean((log_ratio - _token_mean(log_ratio, mask)[:, None])**2,
-                         mask)
+  variance = ratios.token_mean(
+      (log_ratio - ratios.token_mean(log_ratio, mask)[:, None])**2, mask)
   harmonic, geometric, arithmetic = (
       means.log_power_mean(log_ratio, mask, p) for p in (-1, 0, 1))
   log_a, log_h = means.arithmetic_harmonic(arithmetic, harmonic, 5)
   distance = jnp.mean(jnp.tanh((log_a - log_h) / 2), axis=0)
   return {
-      'log_ratio/mean': _row_mean(_token_mean(log_ratio, mask), rows),
-      'log_ratio/abs_max': jnp.max(jnp.abs(log_ratio), initial=0),
-      'log_ratio/row_variance': _row_mean(variance, rows),
-      'agm/arithmetic': _row_mean(jnp.exp(arithmetic), rows),
-      'agm/geometric': _row_mean(jnp.exp(geometric), rows),
-      'agm/harmonic': _row_mean(jnp.exp(harmonic), rows),
-      'agm/gap': _row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
-      'agm/convergence_rate': 1 - _row_mean(distance, rows),
+      'log_ratio/mean':
+          ratios.row_mean(ratios.token_mean(log_ratio, mask), rows),
+      'log_ratio/abs_max':
+          jnp.max(jnp.abs(log_ratio), initial=0),
+      'log_ratio/row_variance':
+          ratios.row_mean(variance, rows),
+      'agm/arithmetic':
+          ratios.row_mean(jnp.exp(arithmetic), rows),
+      'agm/geometric':
+          ratios.row_mean(jnp.exp(geometric), rows),
+      'agm/harmonic':
+          ratios.row_mean(jnp.exp(harmonic), rows),
+      'agm/gap':
+          ratios.row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
+      'agm/convergence_rate':
+          1 - ratios.row_mean(distance, rows),
   }
