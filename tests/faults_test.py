@@ -20,6 +20,7 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _MAIN = str(_ROOT / 'experiments' / 'main.py')
+_SIGNALLED_MAIN = str(_ROOT / 'tests' / 'signalled_main.py')
 _KILLED_MAIN = str(_ROOT / 'tests' / 'killed_main.py')
 # Starts Python again where no file may grow beyond a number of bytes.
 _LIMITED = """
@@ -72,10 +73,10 @@ class FaultsTest(absltest.TestCase):
     output, errors = process.communicate()
     return process.returncode, output, errors
 
-  def _assert_same_bytes(self, workdir):
+  def _assert_same_bytes(self, workdir, undisturbed='whole'):
     for name in _FILES:
       self.assertEqual((workdir / name).read_bytes(),
-                       (self.base / 'whole' / name).read_bytes(), name)
+                       (self.base / undisturbed / name).read_bytes(), name)
 
   def _kill(self, times, seed):
     """Kills runs until `times` are dead; each that ends is compared."""
@@ -109,21 +110,23 @@ class FaultsTest(absltest.TestCase):
       print(f'{20 * seed} kills, this seed {runs} runs, all bytes equal')
 
   def test_signal_ends_with_75_and_the_run_goes_on(self):
-    for number, signal_number in enumerate((signal.SIGTERM, signal.SIGINT)):
-      workdir = self.base / f'signalled_{number}'
-      process = _start((_MAIN, f'--workdir={workdir}'))
-      while not (workdir / '.lock').exists():
-        self.assertIsNone(process.poll())
-        time.sleep(0.01)
-      time.sleep(number)  # at once, while it compiles; later, while it steps
-      process.send_signal(signal_number)
-      _, errors = process.communicate()
-      self.assertIn(process.returncode, (0, 75), errors)
-      if process.returncode:
+    judge = self.base / 'judge.py'
+    judge.write_text('def judge(_, responses):\n'
+                     '  return [len(set(r)) / 6 for r in responses]\n')
+    options = {'reward__function': f'{judge}:judge'}
+    self.assertEqual(self._run(self.base / 'judged', **options)[0], 0)
+    for phase, name in (('compile', 'SIGINT'), ('rollout', 'SIGTERM'),
+                        ('update', 'SIGINT'), ('save', 'SIGTERM')):
+      with self.subTest(phase):
+        workdir = self.base / phase
+        process = _start((_SIGNALLED_MAIN, phase, name, f'--workdir={workdir}'),
+                         **options)
+        _, errors = process.communicate()
+        self.assertEqual(process.returncode, 75, errors)
         self.assertIn('the same command goes on', errors)
         self.assertNotIn('Traceback', errors)
-      self.assertEqual(self._run(workdir)[0], 0)
-      self._assert_same_bytes(workdir)
+        self.assertEqual(self._run(workdir, **options)[0], 0)
+        self._assert_same_bytes(workdir, 'judged')
 
   def test_full_disk_is_one_line_and_nothing_is_lost(self):
     for limit in (300, 20_000):

@@ -39,6 +39,9 @@ def seen(prompts, responses): return [(10 * len(p) + len(r)) / 100
                                       for p, r in zip(prompts, responses)]
 def leave(prompts, responses): raise SystemExit('bye\\nbye')
 def hang(prompts, responses): time.sleep(60)
+class Mute(Exception):
+  def __str__(self): raise ValueError
+def mute(prompts, responses): raise Mute
 """
 
 
@@ -73,6 +76,7 @@ class HostRewardTest(_FolderTest):
       ('texts', 'returned no numbers'),
       ('large', 'returned values from 2 to 2, must be from 0 to 1'),
       ('leave', 'raised SystemExit: bye bye'),
+      ('mute', r'raised Mute \(its text could not be made\)'),
       ('hang', r'took longer than config\.reward\.timeout = 0\.1 s'),
   )
   def test_failure_is_named(self, function, words):

@@ -87,8 +87,7 @@ class HostReward:
           f'took longer than config.reward.timeout = {self._timeout} s'
       ) from None
     if error is not None:
-      text = ' '.join(f'{type(error).__name__}: {error}'.split())
-      raise self._error(f'raised {text}') from error
+      raise self._error(f'raised {_in_one_line(error)}') from error
     return result
 
   def _error(self, text):
@@ -106,8 +105,17 @@ def _import(name):
       raise TypeError(f'{function} is not callable')
   except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
     # The module is the user's: its import can raise anything.
-    text = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise config_lib.ConfigError(
         f'config.reward.function = {name!r}: must be module:function or '
-        f'file.py:function; importing it ended in {text}') from error
+        f'file.py:function; importing it ended in {_in_one_line(error)}'
+    ) from error
   return found
+
+
+def _in_one_line(error):
+  """Type and text of an exception that is not ours: its text can fail too."""
+  try:
+    text = f'{type(error).__name__}: {error}'
+  except Exception:  # pylint: disable=broad-exception-caught
+    text = f'{type(error).__name__} (its text could not be made)'
+  return ' '.join(text.split())
