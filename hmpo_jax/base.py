@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 import jax
 
+from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import exponents
+
 # Nested dicts of arrays: parameters, gradients, updates.
 Params = dict
 # Flat dict of arrays by stable name: scalars, or [N_l, H] for values per head.
@@ -32,11 +35,13 @@ Metrics = dict[str, jax.Array]
 
 class HParams(NamedTuple):
   """What may differ between runs of one compiled program: traced scalars."""
-  p: jax.Array  # [] order of the power mean
-  clip_eps_low: jax.Array  # [] in (0, 1)
-  clip_eps_high: jax.Array  # [] positive
-  log_ratio_max: jax.Array  # [] nats, inf = off
-  kl_weight: jax.Array  # [] weight of the KL to the reference policy
+  loss: dict[str, jax.Array]  # keyword arguments of losses that are scalars
+  exponent: exponents.Settings  # how the order of the mean evolves
+  tracking: clips.Tracking  # how the clip range follows its targets
+  kl_weight: jax.Array  # [] weight of the KL to the reference policy, in J
+  reward_kl_weight: jax.Array  # [] the same in the reward
+  exclude_nonfinite: jax.Array  # [] bool: rewards, else they stop updates
+  entropy_weight: jax.Array  # [] weight of the entropy bonus, per token
   temperature: jax.Array  # [] divides the logits in sampler and loss
   learning_rate: jax.Array  # [] of the hidden matrices (AdamW: of all)
   adam_learning_rate: jax.Array  # [] of all else under MuonClip
@@ -46,6 +51,12 @@ class HParams(NamedTuple):
   tau: jax.Array  # [] threshold on the attention logits
   mask_truncated: jax.Array  # [] bool: responses without stop are not trained
   permute_advantages: jax.Array  # [] bool: control that must not learn
+
+
+class Controls(NamedTuple):
+  """What evolves beside the parameters, by rules of its own."""
+  exponent: exponents.State
+  widths: clips.Widths  # of the clip range
 
 
 class Rollout(NamedTuple):
@@ -64,6 +75,7 @@ class Batch(NamedTuple):
   old_logprobs: jax.Array  # [B, T] float32 under the policy that sampled
   ref_logprobs: jax.Array  # [B, T] float32 under the KL anchor; 0 without KL
   advantages: jax.Array  # [B] float32
+  group: jax.Array  # [B] int32 index of the prompt, below N
   # [] bool: the policy is still the one that sampled, so that every ratio is 1,
   # to the last bit and whatever the compiler makes of two equal passes.
   is_on_policy: jax.Array

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 import difflib
 import math
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from hmpo_jax import base
 from hmpo_jax import config_rules
+from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import exponents
+from hmpo_jax.kernels import losses
 
 _FLOAT32_MAX = 3.4e38
 
@@ -39,6 +43,12 @@ def default_config() -> ml_collections.ConfigDict:
   # the share of the answer's tokens that stand at their place.
   config.reward.function = ''
   config.reward.timeout = 60.  # seconds for one call
+  # none | k1 | abs | k2 | k3, of the response to the warm start, in nats
+  config.reward.kl_estimator = 'none'
+  config.reward.kl_weight = 0.  # of that KL, taken from the reward
+  # Leave responses whose reward is not finite out of their groups; else the
+  # updates that see one of their groups are skipped.
+  config.reward.exclude_nonfinite = False
 
   config.model = ml_collections.ConfigDict()
   config.model.num_layers = 2  # N_l
@@ -69,14 +79,59 @@ def default_config() -> ml_collections.ConfigDict:
   config.advantage.eps = 1e-6  # added to the standard deviation, reward units
   config.advantage.permute = False  # control: shuffled within the group
 
+  # Keys of `loss` up to log_ratio_max are arguments of kernels/losses.py; one
+  # that the loss doesn't take must keep its default.
   config.loss = ml_collections.ConfigDict()
-  config.loss.name = 'power_mean'  # power_mean | grpo
+  # power_mean | arithmetic_harmonic | gspo_token | grpo | cispo | sapo |
+  # reinforce
+  config.loss.name = 'power_mean'
   config.loss.p = -1.  # order: 1 arithmetic, 0 geometric (GSPO), -1 HMPO
-  config.loss.clip_eps_low = 0.05  # ratio's distance below 1, in (0, 1)
+  config.loss.p_clip = math.inf  # order that decides what is clipped; inf = p
+  config.loss.p_grad = math.inf  # order of the gradient's weights; inf = p
+  config.loss.clip = 'sequence'  # sequence | token | token_log
+  config.loss.clip_center = 'one'  # one | geometric | unbiased
+  config.loss.clip_eps_low = 0.05  # ratio's distance below 1, in (0, 1]
   config.loss.clip_eps_high = 0.05  # ratio's distance above 1
+  config.loss.dual_clip = math.inf  # bound on the ratio where A < 0, above 1
+  config.loss.tau_positive = 1.  # temperature of SAPO's gate where A > 0
+  config.loss.tau_negative = 1.05  # and where A <= 0
+  # sequence-mean-token-mean | token-mean | sequence-mean-token-sum
+  config.loss.aggregation = 'sequence-mean-token-mean'
+  config.loss.length_scale = 1.  # tokens that divide sequence-mean-token-sum
   config.loss.log_ratio_max = 20.  # nats per token, inf = off
-  config.loss.kl_estimator = 'none'  # none | k1 | k2 | k3, to the warm start
+  # none | abs | k2 | k3 | k3+, to the warm start
+  config.loss.kl_estimator = 'none'
   config.loss.kl_weight = 0.  # of that KL in the loss, per token
+  config.loss.kl_off_policy = False  # weigh its tokens by their ratios
+  config.loss.entropy_bonus = False
+  config.loss.entropy_weight = 0.  # of the entropy in the loss, per token
+
+  # How p evolves from loss.p, see kernels/exponents.py.
+  config.exponent = ml_collections.ConfigDict()
+  # fixed | linear | cosine | learnable | matched | adaptive
+  config.exponent.kind = 'fixed'
+  config.exponent.end = -2.  # linear, cosine: p after num_steps
+  config.exponent.num_steps = 300.  # linear, cosine: steps of the schedule
+  config.exponent.rate = 0.1  # learnable: change of p per unit of dJ/dp
+  config.exponent.placebo = False  # learnable: with the sign turned
+  config.exponent.pull = 0.  # learnable: towards prior, dJ/dp per unit of p
+  config.exponent.prior = 0.
+  config.exponent.low = -2.  # learnable, adaptive: bounds on p
+  config.exponent.high = 2.
+  config.exponent.gap_low = 0.01  # adaptive: nats of log A - log H
+  config.exponent.gap_high = 0.05
+  config.exponent.trend = 0.1  # adaptive: relative excess that is a rise
+  config.exponent.fast_window = 5.  # adaptive: steps of the averages
+  config.exponent.slow_window = 25.
+  config.exponent.step_size = 0.05  # adaptive: change of p per decision
+
+  # How the clip range follows clipped fractions, see kernels/clips.py.
+  config.tracking = ml_collections.ConfigDict()
+  config.tracking.rate = 0.  # of log eps, per step; 0 = the range is fixed
+  config.tracking.target_low = 0.2  # of the rows with A < 0
+  config.tracking.target_high = 0.2  # of the rows with A > 0
+  config.tracking.eps_min = 1e-4  # bounds on both widths
+  config.tracking.eps_max = 0.9
 
   config.train = ml_collections.ConfigDict()
   config.train.num_epochs = 2  # passes over a rollout
@@ -113,13 +168,25 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def hparams(config) -> base.HParams:
-  """Returns the traced part of a configuration as float32 scalars."""
+  """Returns the traced part of a configuration as scalar arrays."""
+  loss, exponent = config.loss, config.exponent
   values = base.HParams(
-      p=config.loss.p,
-      clip_eps_low=config.loss.clip_eps_low,
-      clip_eps_high=config.loss.clip_eps_high,
-      log_ratio_max=config.loss.log_ratio_max,
-      kl_weight=config.loss.kl_weight,
+      loss={key: loss[key] for key in _TRACED_LOSS_KEYS},
+      exponent=exponents.Settings(
+          **{
+              key: value
+              for key, value in exponent.items()
+              if key in exponents.Settings._fields
+          } | {
+              'kind': jnp.int32(exponents.index_of(exponent.kind)),
+              'start': loss.p,
+              'sign': -1. if exponent.placebo else 1.
+          }),
+      tracking=clips.Tracking(**config.tracking),
+      kl_weight=loss.kl_weight,
+      reward_kl_weight=config.reward.kl_weight,
+      exclude_nonfinite=config.reward.exclude_nonfinite,
+      entropy_weight=loss.entropy_weight,
       temperature=config.rollout.temperature,
       learning_rate=config.optim.learning_rate,
       adam_learning_rate=config.optim.adam_learning_rate,
@@ -129,11 +196,18 @@ def hparams(config) -> base.HParams:
       tau=config.optim.tau,
       mask_truncated=config.rollout.mask_truncated,
       permute_advantages=config.advantage.permute)
-  is_flag = lambda value: isinstance(value, bool)
-  return base.HParams(
-      *(jnp.asarray(value, bool if is_flag(value) else jnp.float32)
-        for value in values))
+  return jax.tree.map(_traced, values)
 
+
+def _traced(value):
+  """A number as a float32 array; what is bool or an array stays."""
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return jnp.asarray(value, jnp.float32 if is_number else None)
+
+
+_TRACED_LOSS_KEYS = ('p_clip', 'p_grad', 'clip_eps_low', 'clip_eps_high',
+                     'dual_clip', 'tau_positive', 'tau_negative',
+                     'length_scale', 'log_ratio_max')
 
 # Sections and keys that shape the program; all else is traced or the loop's.
 _STATIC = {
@@ -141,7 +215,9 @@ _STATIC = {
     'model': None,
     'rollout': ('num_prompts', 'group_size', 'staleness', 'old_logprobs'),
     'advantage': ('baseline', 'scale', 'ddof', 'eps'),
-    'loss': ('name', 'kl_estimator'),
+    'reward': ('kl_estimator',),
+    'loss': ('name', 'clip', 'clip_center', 'aggregation', 'kl_estimator',
+             'kl_off_policy', 'entropy_bonus'),
     'train': ('num_epochs', 'num_minibatches'),
     'optim': ('name', 'adam_b1', 'adam_b2', 'qk_clip'),
     'warm_start': ('batch_size',),
@@ -178,10 +254,27 @@ def validate(config) -> None:
     used = float(np.float32(value)) if isinstance(value, float) else value
     if not is_allowed(used):
       raise ConfigError(f'config.{key} = {value!r}: must be {allowed}')
+  _check_loss_options(config)
   for keys, is_allowed, allowed in config_rules.JOINT_RULES:
     if not is_allowed(config):
       given = (f'config.{key} = {lookup(config, key)!r}' for key in keys)
       raise ConfigError(f'{", ".join(given)}: {allowed}')
+
+
+def _check_loss_options(config):
+  """What the loss has no use for keeps its default: it would do nothing."""
+  name, default = config.loss.name, default_config()
+  taken = losses.options(name)
+  unused = [f'loss.{key}' for key in losses.OPTIONS if key not in taken]
+  if 'clip_eps_low' not in taken:
+    unused += flat(default.tracking, 'tracking.')
+  if 'p' not in taken:
+    unused += flat(default.exponent, 'exponent.')
+  for key in unused:
+    value, unset = lookup(config, key), lookup(default, key)
+    if value != unset:
+      raise ConfigError(f'config.{key} = {value!r}: must be {unset!r} with '
+                        f'config.loss.name = {name!r}, which has no use for it')
 
 
 def lookup(config, key: str):

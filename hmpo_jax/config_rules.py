@@ -2,9 +2,13 @@
 
 import math
 
+from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import exponents
+from hmpo_jax.kernels import kl
+from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import ratios
+
 TASKS = ('sort', 'addition', 'file')
-LOSSES = ('power_mean', 'grpo')
-KL_ESTIMATORS = ('none', 'k1', 'k2', 'k3')
 OPTIMIZERS = ('muon_clip', 'adamw')
 QK_CLIPS = ('off', 'weights')
 
@@ -23,6 +27,9 @@ def _one_of(*choices):
 
 _POSITIVE = (lambda x: 0 < x < math.inf, 'finite and above 0')
 _POSITIVE_OR_INF = (lambda x: x > 0, 'above 0 (inf = off)')
+_FINITE = (math.isfinite, 'finite')
+_FINITE_OR_INF = (lambda x: x > -math.inf, 'finite (inf = loss.p)')
+_UNIT = (lambda x: 0 <= x <= 1, 'from 0 to 1')
 _OPEN_UNIT = (lambda x: 0 < x < 1, 'above 0 and below 1')
 _MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
 
@@ -36,6 +43,8 @@ RULES = tuple((key, *rule) for key, rule in (
     ('task.stop', _at_least(0)),
     ('task.response_len', _at_least(0)),
     ('reward.timeout', _POSITIVE),
+    ('reward.kl_estimator', _one_of('none', *kl.REWARD_ESTIMATORS)),
+    ('reward.kl_weight', _finite_at_least(0)),
     ('model.num_layers', _at_least(1)),
     ('model.embed_dim', _at_least(1)),
     ('model.num_heads', _at_least(1)),
@@ -53,13 +62,42 @@ RULES = tuple((key, *rule) for key, rule in (
     ('advantage.scale', _one_of('std', 'none')),
     ('advantage.ddof', _one_of(0, 1)),
     ('advantage.eps', _finite_at_least(0)),
-    ('loss.name', _one_of(*LOSSES)),
-    ('loss.p', (math.isfinite, 'finite')),
-    ('loss.clip_eps_low', _OPEN_UNIT),
+    ('loss.name', _one_of(*losses.LOSSES)),
+    ('loss.p', _FINITE),
+    ('loss.p_clip', _FINITE_OR_INF),
+    ('loss.p_grad', _FINITE_OR_INF),
+    ('loss.clip', _one_of(*losses.CLIPS)),
+    ('loss.clip_center', _one_of(*clips.CENTERS)),
+    ('loss.clip_eps_low', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
     ('loss.clip_eps_high', _POSITIVE_OR_INF),
+    ('loss.dual_clip', (lambda x: x > 1, 'above 1 (inf = off)')),
+    ('loss.tau_positive', _POSITIVE),
+    ('loss.tau_negative', _POSITIVE),
+    ('loss.aggregation', _one_of(*ratios.AGGREGATIONS)),
+    ('loss.length_scale', _POSITIVE),
     ('loss.log_ratio_max', _POSITIVE_OR_INF),
-    ('loss.kl_estimator', _one_of(*KL_ESTIMATORS)),
+    ('loss.kl_estimator', _one_of('none', *kl.LOSS_ESTIMATORS)),
     ('loss.kl_weight', _finite_at_least(0)),
+    ('loss.entropy_weight', _FINITE),
+    ('exponent.kind', _one_of(*exponents.KINDS)),
+    ('exponent.end', _FINITE),
+    ('exponent.num_steps', _finite_at_least(1)),
+    ('exponent.rate', _finite_at_least(0)),
+    ('exponent.pull', _finite_at_least(0)),
+    ('exponent.prior', _FINITE),
+    ('exponent.low', _FINITE),
+    ('exponent.high', _FINITE),
+    ('exponent.gap_low', _finite_at_least(0)),
+    ('exponent.gap_high', _finite_at_least(0)),
+    ('exponent.trend', _finite_at_least(0)),
+    ('exponent.fast_window', _finite_at_least(1)),
+    ('exponent.slow_window', _finite_at_least(1)),
+    ('exponent.step_size', _finite_at_least(0)),
+    ('tracking.rate', _finite_at_least(0)),
+    ('tracking.target_low', _UNIT),
+    ('tracking.target_high', _UNIT),
+    ('tracking.eps_min', _OPEN_UNIT),
+    ('tracking.eps_max', _OPEN_UNIT),
     ('train.num_epochs', _at_least(1)),
     ('train.num_minibatches', _at_least(1)),
     ('train.max_grad_norm', _POSITIVE_OR_INF),
@@ -101,6 +139,28 @@ def _are_minibatches_even(c):
   return size % c.train.num_minibatches == 0
 
 
+def _is_range_apart(c):
+  # A token clip knows no mean whose order or place could differ.
+  return c.loss.clip == 'sequence' or (c.loss.clip_center == 'one' and
+                                       c.loss.p_clip == math.inf)
+
+
+def _is_clip_open(c):
+  """In nats a low edge may lie anywhere; of a ratio it lies above 0."""
+  return c.loss.clip_eps_low < 1 or c.loss.name == 'cispo'
+
+
+def _is_start_within(c):
+  bounded = c.exponent.kind in ('learnable', 'adaptive')
+  return not bounded or c.exponent.low <= c.loss.p <= c.exponent.high
+
+
+def _is_tracked_within(c):
+  widths = (c.loss.clip_eps_low, c.loss.clip_eps_high)
+  low, high = c.tracking.eps_min, c.tracking.eps_max
+  return c.tracking.rate == 0 or all(low <= width <= high for width in widths)
+
+
 # Keys, what must hold of them, and that in words.
 JOINT_RULES = (
     (('task.name', *_FILE_KEYS), _is_file_alone,
@@ -113,6 +173,34 @@ JOINT_RULES = (
     (('train.num_minibatches', 'rollout.num_prompts',
       'rollout.group_size'), _are_minibatches_even,
      'the first must divide the product of the others, the sequences'),
+    (('loss.clip', 'loss.clip_center', 'loss.p_clip'), _is_range_apart,
+     'the last two must be one and inf unless the first is sequence'),
+    (('loss.clip_eps_low', 'loss.name'), _is_clip_open,
+     'the first must be below 1 unless the loss is cispo'),
+    (('exponent.low', 'loss.p', 'exponent.high',
+      'exponent.kind'), _is_start_within,
+     'the first three must not fall with a learnable or adaptive order'),
+    (('exponent.gap_low',
+      'exponent.gap_high'), lambda c: c.exponent.gap_low <= c.exponent.gap_high,
+     'the first must not exceed the second'),
+    (('exponent.fast_window', 'exponent.slow_window'),
+     lambda c: c.exponent.fast_window <= c.exponent.slow_window,
+     'the first must not exceed the second'),
+    (('tracking.eps_min', 'loss.clip_eps_low', 'loss.clip_eps_high',
+      'tracking.eps_max', 'tracking.rate'), _is_tracked_within,
+     'with a rate above 0 both widths must lie between the bounds'),
+    (('reward.kl_weight', 'reward.kl_estimator'),
+     lambda c: c.reward.kl_estimator != 'none' or c.reward.kl_weight == 0,
+     'the weight must be 0 while there is no estimator'),
+    (('loss.kl_off_policy', 'loss.kl_estimator'),
+     lambda c: c.loss.kl_estimator != 'none' or not c.loss.kl_off_policy,
+     'the first must be False while there is no estimator'),
+    (('loss.entropy_weight', 'loss.entropy_bonus'),
+     lambda c: c.loss.entropy_bonus or c.loss.entropy_weight == 0,
+     'the weight must be 0 while the bonus is off'),
+    (('loss.length_scale', 'loss.aggregation'), lambda c: c.loss.aggregation ==
+     'sequence-mean-token-sum' or c.loss.length_scale == 1,
+     'the first must be 1. unless the second is sequence-mean-token-sum'),
     (('loss.kl_weight', 'loss.kl_estimator'),
      lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0,
      'the weight must be 0 while there is no estimator'),

@@ -20,6 +20,9 @@ from hmpo_jax import policy
 from hmpo_jax import rollout as rollout_lib
 from hmpo_jax import update
 from hmpo_jax.kernels import advantages as advantages_lib
+from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import exponents
+from hmpo_jax.kernels import kl
 from hmpo_jax.tasks import task as task_lib
 
 
@@ -28,6 +31,7 @@ class TrainState(NamedTuple):
   step: jax.Array  # [] int32 finished steps
   params: base.Params
   opt_state: optax.OptState
+  controls: base.Controls  # order of the mean and clip range
   key: jax.Array  # [] typed key of the run, folded with the step, never spent
   past_params: base.Params | tuple  # leaves [staleness, ...], oldest first
   reference: base.Params | tuple  # KL anchor, () without KL
@@ -40,14 +44,14 @@ def init(static, hparams: base.HParams, params: base.Params,
   """State before the first step, from the parameters of the warm start."""
   lag = static.rollout.staleness
   repeat = lambda x: jnp.repeat(x[None], lag, axis=0)
-  has_kl = static.loss.kl_estimator != 'none'
   return TrainState(
       step=jnp.int32(0),
       params=params,
       opt_state=update.optimizer(static, hparams).init(params),
+      controls=update.start_controls(hparams),
       key=key,
       past_params=jax.tree.map(repeat, params) if lag else (),
-      reference=jax.tree.map(jnp.copy, params) if has_kl else (),
+      reference=jax.tree.map(jnp.copy, params) if _has_anchor(static) else (),
       compared={name: jnp.float32(0) for name in mechanism.KEYS},
       skips=jnp.int32(0))
 
@@ -100,14 +104,19 @@ def learn(static, state: TrainState, hparams: base.HParams,
     measure: see `train_step`.
   """
   batch, orders, metrics = prepare(static, state, hparams, rollout, scores)
-  updated, update_metrics = _update_epochs(static, state, hparams, batch,
-                                           orders, measure)
-  metrics |= _rollout_metrics(static, rollout, scores) | update_metrics
+  updated, reports = _update_epochs(static, state, hparams, batch, orders,
+                                    measure)
+  controls, control_metrics = _end_step(hparams, updated.controls, reports)
+  metrics |= _rollout_metrics(static, rollout, scores) | control_metrics
+  metrics |= update.summarise(reports) | updated.compared
+  metrics |= _effective_metrics(static, batch, orders, reports.effective)
+  metrics['skipped/in_a_row'] = updated.skips
   past = ()
   if static.rollout.staleness:
     push = lambda past, new: jnp.concatenate([past[1:], new[None]])
     past = jax.tree.map(push, state.past_params, state.params)
-  return updated._replace(step=state.step + 1, past_params=past), metrics
+  return updated._replace(
+      step=state.step + 1, controls=controls, past_params=past), metrics
 
 
 def prepare(
@@ -120,11 +129,31 @@ def prepare(
     metrics.
   """
   *_, permute_key, order_key, epoch_key = _step_keys(state)
-  advantages, metrics = _advantages(static, hparams, scores.reward, permute_key)
-  batch, batch_metrics = _make_batch(static, state, hparams, rollout,
-                                     advantages, order_key)
-  orders = _minibatch_rows(static, len(batch.advantages), epoch_key)
-  return batch, orders, metrics | batch_metrics
+  order = jax.random.permutation(order_key, scores.reward.shape[0])
+  shuffled = jax.tree.map(lambda x: x[order], rollout)
+  old_logprobs, ref_logprobs, metrics = _logprobs(static, state, hparams,
+                                                  shuffled)
+  penalty, kl_metrics = _reward_penalty(static, hparams, shuffled, old_logprobs,
+                                        ref_logprobs)
+  rewards = scores.reward.at[order].add(-penalty)
+  advantages, advantage_metrics = _advantages(static, hparams, rewards,
+                                              permute_key)
+  trained = shuffled.mask & ~(hparams.mask_truncated
+                              & _truncated(static, shuffled))[:, None]
+  group = jnp.arange(len(order)) // static.rollout.group_size
+  batch = base.Batch(shuffled.tokens, shuffled.valid, trained, old_logprobs,
+                     ref_logprobs, advantages[order], group[order],
+                     jnp.bool_(False))
+  orders = _minibatch_rows(static, len(order), epoch_key)
+  return batch, orders, metrics | kl_metrics | advantage_metrics
+
+
+def at_first_update(hparams: base.HParams, state: TrainState) -> update.Learned:
+  """What the updates of a step start from; a scheduled order has moved on."""
+  exponent = exponents.at_step(hparams.exponent, state.controls.exponent,
+                               state.step)
+  return update.Learned(state.params, state.opt_state,
+                        state.controls._replace(exponent=exponent))
 
 
 def take(static, batch: base.Batch, rows: jax.Array,
@@ -205,37 +234,55 @@ def _sample(static, params, prompts, keys, temperature, greedy=False):
       greedy=greedy)
 
 
+def _has_anchor(static):
+  return {static.loss.kl_estimator, static.reward.kl_estimator} != {'none'}
+
+
 def _advantages(static, hparams, rewards, key):
-  """[B] advantages; permuted within their groups where the control asks."""
+  """[B] advantages; permuted within their groups where the control asks.
+
+  They are NaN, which skips updates, in a group with a reward that is not
+  finite, unless such responses are left out and others remain.
+  """
   grouped = rewards.reshape(static.rollout.num_prompts, -1)
   advantages, metrics = advantages_lib.group_advantages(grouped,
                                                         **static.advantage)
+  finite = jnp.isfinite(grouped)
+  sound = jnp.all(finite, axis=1, keepdims=True)
+  sound |= hparams.exclude_nonfinite & jnp.any(finite)
   permuted = advantages_lib.permute_within_groups(key, advantages)
   chosen = jnp.where(hparams.permute_advantages, permuted, advantages)
-  return chosen.reshape(-1), metrics
+  return jnp.where(sound, chosen, jnp.nan).reshape(-1), metrics
 
 
-def _make_batch(static, state, hparams, rollout, advantages, key):
-  """The rollout in a random order, with log-probabilities to compare with.
+def _reward_penalty(static, hparams, rollout, old_logprobs, ref_logprobs):
+  """[B] what the KL to the anchor takes from the rewards."""
+  if static.reward.kl_estimator == 'none':
+    return jnp.zeros(rollout.mask.shape[0]), {}
+  divergence = kl.kl_in_reward(
+      old_logprobs,
+      ref_logprobs,
+      rollout.mask,
+      estimator=static.reward.kl_estimator)
+  return hparams.reward_kl_weight * divergence, {
+      'reward/kl': jnp.mean(divergence)
+  }
 
-  They are computed on minibatches of the size that the updates use, so that
-  the ratio of the first update is 1 to the last bit.
+
+def _logprobs(static, state, hparams, rollout):
+  """Log-probabilities [B, T] to compare with: of the sampler, of the anchor.
+
+  They are computed on minibatches of the size that the updates use.
   """
-  order = jax.random.permutation(key, advantages.shape[0])
-  rollout, advantages = jax.tree.map(lambda x: x[order], (rollout, advantages))
-  trained = rollout.mask & ~(hparams.mask_truncated
-                             & _truncated(static, rollout))[:, None]
   again = functools.partial(_rollout_logprobs, static, hparams, rollout)
   recomputed = again(_sampler(static, state))
   from_sampler = static.rollout.old_logprobs == 'sampler'
   old_logprobs = rollout.logprobs if from_sampler else recomputed
   ref_logprobs = jnp.zeros_like(old_logprobs)
-  if static.loss.kl_estimator != 'none':
+  if _has_anchor(static):
     ref_logprobs = again(state.reference)
   gap = jnp.where(rollout.mask, jnp.abs(recomputed - rollout.logprobs), 0)
-  batch = base.Batch(rollout.tokens, rollout.valid, trained, old_logprobs,
-                     ref_logprobs, advantages, jnp.bool_(False))
-  return batch, {'rollout/sampler_gap_max': jnp.max(gap)}
+  return old_logprobs, ref_logprobs, {'rollout/sampler_gap_max': jnp.max(gap)}
 
 
 def _rollout_logprobs(static, hparams, rollout, params):
@@ -257,26 +304,60 @@ def _update_epochs(static, state, hparams, batch, orders, measure):
   number = jnp.arange(len(orders))
 
   def body(carry, inputs):
-    params, opt_state, compared, skips = carry
+    learned, compared, skips = carry
     rows, is_first, is_last = inputs
     minibatch = take(static, batch, rows, is_first)
     compared = jax.lax.cond(
         measure & is_last,
-        lambda: mechanism.compare_means(static, params, hparams, minibatch),
+        lambda: mechanism.compare_means(static, learned.params, hparams, learned
+                                        .controls.widths, minibatch),
         lambda: compared)
-    params, opt_state, reports = update.update(static, params, opt_state,
-                                               hparams, minibatch)
+    learned, reports = update.update(static, learned, hparams, minibatch)
     skips = jnp.where(update.is_sound(reports.cause), 0, skips + 1)
-    return (params, opt_state, compared, skips), reports
+    return (learned, compared, skips), reports
 
-  start = (state.params, state.opt_state, state.compared, state.skips)
-  carry, reports = jax.lax.scan(
-      body, start, (orders, number == 0, number == len(orders) - 1))
-  params, opt_state, compared, skips = carry
-  state = state._replace(
-      params=params, opt_state=opt_state, compared=compared, skips=skips)
-  metrics = update.summarise(reports) | compared | {'skipped/in_a_row': skips}
-  return state, metrics
+  learned = at_first_update(hparams, state)
+  (learned, compared, skips), reports = jax.lax.scan(
+      body, (learned, state.compared, state.skips),
+      (orders, number == 0, number == len(orders) - 1))
+  state = state._replace(compared=compared, skips=skips, **learned._asdict())
+  return state, reports
+
+
+def _end_step(hparams, controls, reports):
+  """Controls for the next step, from what the updates of this one report."""
+  metrics = reports.metrics
+  sound = update.is_sound(reports.cause)
+  gap = jnp.sum(jnp.where(sound, metrics['agm/log_gap'], 0)) / jnp.sum(sound)
+  exponent, exponent_metrics = exponents.after_step(hparams.exponent,
+                                                    controls.exponent, gap)
+  # In the first updates of a rollout the ratios are still close to 1.
+  late = sound & (jnp.arange(len(sound)) >= len(sound) // 2)
+  shares = (
+      jnp.where(late, metrics[name], 0)
+      for name in ('clip/low_frac', 'clip/high_frac', 'advantage/negative_frac',
+                   'advantage/positive_frac'))
+  widths = clips.track(hparams.tracking, controls.widths, *shares)
+  used = {
+      'clip/eps_low': controls.widths.eps_low,
+      'clip/eps_high': controls.widths.eps_high,
+      'exponent/p': controls.exponent.p
+  }
+  return base.Controls(exponent, widths), exponent_metrics | used
+
+
+def _effective_metrics(static, batch, orders, effective):
+  """How far the effective advantages of a group are from a sum of 0.
+
+  The advantages themselves sum to 0 in every group; what the clip and the mean
+  make of them doesn't. Mean over groups and epochs of the absolute sum.
+  """
+  epochs = static.train.num_epochs
+  group = batch.group[orders].reshape(epochs, -1)
+  sums = jnp.zeros((epochs, static.rollout.num_prompts))
+  sums = jax.vmap(lambda total, index, value: total.at[index].add(value))(
+      sums, group, effective.reshape(epochs, -1))
+  return {'advantage/effective_group_sum': jnp.mean(jnp.abs(sums))}
 
 
 def _minibatch_rows(static, size, key):
@@ -297,10 +378,10 @@ def _truncated(static, rollout):
 
 
 def _rollout_metrics(static, rollout, scores):
-  length = jnp.sum(rollout.mask, 1)
+  length, finite = jnp.sum(rollout.mask, 1), jnp.isfinite(scores.reward)
   return {
-      'reward/mean': jnp.mean(scores.reward),
-      'reward/std': jnp.std(scores.reward),
+      'reward/mean': jnp.mean(scores.reward, where=finite),
+      'reward/std': jnp.std(scores.reward, where=finite),
       'reward/exact': jnp.mean(scores.exact),
       'rollout/length_mean': jnp.mean(length),
       'rollout/truncated_frac': jnp.mean(_truncated(static, rollout)),

@@ -6,6 +6,7 @@ import optax
 
 from hmpo_jax import base
 from hmpo_jax import policy
+from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import losses
 
 KEYS = ('mechanism/cosine', 'mechanism/cosine_unclipped',
@@ -16,13 +17,14 @@ _NO_CLIP_LOW = 1 - 2.**-20
 
 
 def compare_means(static, params: base.Params, hparams: base.HParams,
-                  batch: base.Batch) -> base.Metrics:
+                  widths: clips.Widths, batch: base.Batch) -> base.Metrics:
   """Compares the gradients of the geometric and the harmonic mean.
 
   Args:
     static: hashable part of the configuration.
     params: where the gradients are taken.
-    hparams: traced part; its clip range is the one of 'cosine'.
+    hparams: traced part of the configuration.
+    widths: of the clip range of 'cosine'.
     batch: one minibatch.
 
   Returns:
@@ -45,13 +47,13 @@ def compare_means(static, params: base.Params, hparams: base.HParams,
       p=p,
       clip_eps_low=low,
       clip_eps_high=high,
-      log_ratio_max=hparams.log_ratio_max)
+      log_ratio_max=hparams.loss['log_ratio_max'])
 
   def gradient(setting):
     slope, metrics = jax.grad(loss, has_aux=True)(logprobs, *setting)
     return pull_back(slope)[0], metrics['log_ratio/row_variance']
 
-  low, high = hparams.clip_eps_low, hparams.clip_eps_high
+  low, high = widths
   settings = jnp.array([
       (0, low, high),
       (-1, low, high),

@@ -65,5 +65,5 @@ def response_logprobs(
 def mean_entropy(logits: jax.Array, mask: jax.Array,
                  temperature: jax.Array | float) -> jax.Array:
   """[] entropy per trained token, nats, from logits [B, T, V]; 0 if none."""
-  entropy = logprobs_lib.entropy(jax.lax.stop_gradient(logits), temperature)
+  entropy = logprobs_lib.entropy(logits, temperature)
   return jnp.sum(jnp.where(mask, entropy, 0)) / jnp.maximum(jnp.sum(mask), 1)

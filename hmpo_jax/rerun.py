@@ -104,14 +104,13 @@ class Recorded:
     yield from _nonfinite('rollout', rollout)
     yield from _nonfinite('rollout', scores)
     batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
-    params, opt_state = state.params, state.opt_state
+    learned = learner.at_first_update(hparams, state)
     for number, rows in enumerate(orders):
       minibatch = learner.take(static, batch, rows,
                                jax.numpy.asarray(number == 0))
-      arrays = _trace(static, params, opt_state, hparams, minibatch)
-      yield from _nonfinite(str(number), arrays)
-      params, opt_state, _ = _update(static, params, opt_state, hparams,
-                                     minibatch)
+      yield from _nonfinite(
+          str(number), _trace(static, learned, hparams, minibatch))
+      learned, _ = _update(static, learned, hparams, minibatch)
 
   def _checkpoints(self):
     return checkpoint.Checkpointer(self._workdir / trainer.CHECKPOINTS,

@@ -221,8 +221,6 @@ class _Loop:
             step * config.rollout.num_prompts * config.rollout.group_size,
         'total/tokens':
             extra['tokens'],
-        'mean/p':
-            config.loss.p,
     }
     self._show(step, record, timing)
     return state, extra, record, timing

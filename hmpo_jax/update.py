@@ -9,7 +9,11 @@ import optax
 
 from hmpo_jax import base
 from hmpo_jax import policy
+from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import exponents
+from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import ratios
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import factory
 
@@ -23,6 +27,11 @@ NUMERICAL_CAUSES = SKIP_CAUSES[:_NO_SIGNAL]
 _REDUCE = {
     'ratio/min': jnp.min,
     'ratio/max': jnp.max,
+    'ratio/token/min': jnp.min,
+    'ratio/token/max': jnp.max,
+    'token_weight/max': jnp.max,
+    'kl/wide_gap_frac': jnp.max,
+    'exponent/at_bound': jnp.max,
     'ratio/clamped_frac': jnp.max,
     'ratio/recompute_gap': jnp.max,
     'log_ratio/abs_max': jnp.max,
@@ -33,13 +42,22 @@ class Reports(NamedTuple):
   """What an update reports; a scan stacks each leaf to [U, ...]."""
   metrics: base.Metrics  # scalars
   max_logits: jax.Array  # [N_l, H]
+  effective: jax.Array  # [B] effective advantages, see `update`; 0 if skipped
   cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
+
+
+class Learned(NamedTuple):
+  """What updates change."""
+  params: base.Params
+  opt_state: optax.OptState
+  controls: base.Controls
 
 
 class Trace(NamedTuple):
   """The arrays of an update, in the order in which they are made."""
   params: base.Params
   opt_state: optax.OptState
+  controls: base.Controls
   advantages: jax.Array  # [B]
   old_logprobs: jax.Array  # [B, T], 0 off the mask
   max_logits: jax.Array  # [N_l, H], 0 where no key was visible
@@ -49,6 +67,12 @@ class Trace(NamedTuple):
   gradient_norm: jax.Array  # [] infinite beyond 1e19, which is a fault too
   update: base.Params
   update_norm: jax.Array  # []
+
+
+class _Probes(NamedTuple):
+  """Zeros whose gradients tell what the loss makes of each row."""
+  logprobs: jax.Array  # [B] added to all log-probabilities of a row
+  order: jax.Array  # [B] added to its order
 
 
 class _Forward(NamedTuple):
@@ -68,9 +92,16 @@ def optimizer(static,
       attention=transformer.ATTENTION_PATH)
 
 
-def update(static, params: base.Params, opt_state: optax.OptState,
-           hparams: base.HParams,
-           batch: base.Batch) -> tuple[base.Params, optax.OptState, Reports]:
+def start_controls(hparams: base.HParams) -> base.Controls:
+  """Order of the mean and clip range before the first step."""
+  widths = clips.Widths(
+      jnp.array(hparams.loss['clip_eps_low']),
+      jnp.array(hparams.loss['clip_eps_high']))
+  return base.Controls(exponents.init(hparams.exponent), widths)
+
+
+def update(static, learned: Learned, hparams: base.HParams,
+           batch: base.Batch) -> tuple[Learned, Reports]:
   """One update, or none where there is a cause to skip it.
 
   A numerical cause is a value that is not finite among the advantages
@@ -78,47 +109,52 @@ def update(static, params: base.Params, opt_state: optax.OptState,
   gradients or the updates. 'no_signal' is a minibatch in which every row is
   clipped, masked or of zero advantage: Muon and Adam would walk on in a stale
   direction there.
-  A skipped update leaves parameters and optimizer state bit-equal.
+  A skipped update leaves all that is learned bit-equal.
+
+  The effective advantage of a row is what multiplies the gradient of its mean
+  log-probability, times the number of rows: A_i M_i where it is not clipped, of
+  a loss that is a mean over rows of token means.
 
   Args:
     static: hashable part of the configuration.
-    params: before the update.
-    opt_state: of `optimizer`.
+    learned: before the update.
     hparams: traced part of the configuration.
     batch: one minibatch.
-
-  Returns:
-    parameters, optimizer state and reports.
   """
-  (loss, forward), grads = jax.value_and_grad(
-      functools.partial(_loss, static), has_aux=True)(params, hparams, batch)
-  updates, new_state = optimizer(static, hparams).update(
-      grads, opt_state, params, max_logits=forward.max_logits)
+  (loss, forward), (grads, probed) = _differentiate(static, learned, hparams,
+                                                    batch)
+  updates, opt_state = optimizer(static, hparams).update(
+      grads, learned.opt_state, learned.params, max_logits=forward.max_logits)
   cause = _skip_cause(batch, forward, loss, grads, updates)
   skip = cause < len(SKIP_CAUSES)
-  keep = lambda new, old: jnp.where(skip, old, new)
-  new_params, new_state = jax.tree.map(
-      keep, (optax.apply_updates(params, updates), new_state),
-      (params, opt_state))
-  metrics = forward.metrics | {'loss/total': loss}
+  rows = jnp.any(batch.mask, axis=1)
+  exponent, metrics = exponents.after_update(hparams.exponent,
+                                             learned.controls.exponent,
+                                             probed.order, rows)
+  new = Learned(
+      optax.apply_updates(learned.params, updates), opt_state,
+      learned.controls._replace(exponent=exponent))
+  new = jax.tree.map(lambda new, old: jnp.where(skip, old, new), new, learned)
+  metrics |= forward.metrics | {'loss/total': loss}
   metrics |= _size_metrics(grads, updates, skip)
-  metrics |= _clip_metrics(static, hparams, forward.max_logits, skip, new_state)
-  return new_params, new_state, Reports(metrics, forward.max_logits, cause)
+  metrics |= _clip_metrics(static, hparams, forward.max_logits, skip,
+                           new.opt_state)
+  effective = jnp.where(skip, 0, -probed.logprobs * jnp.sum(rows))
+  return new, Reports(metrics, forward.max_logits, effective, cause)
 
 
-def trace(static, params: base.Params, opt_state: optax.OptState,
-          hparams: base.HParams, batch: base.Batch) -> Trace:
+def trace(static, learned: Learned, hparams: base.HParams,
+          batch: base.Batch) -> Trace:
   """The arrays of an update, of which the first bad one names the fault.
 
   The arguments are those of `update`.
   """
-  (loss, forward), grads = jax.value_and_grad(
-      functools.partial(_loss, static), has_aux=True)(params, hparams, batch)
+  (loss, forward), (grads, _) = _differentiate(static, learned, hparams, batch)
   updates, _ = optimizer(static, hparams).update(
-      grads, opt_state, params, max_logits=forward.max_logits)
+      grads, learned.opt_state, learned.params, max_logits=forward.max_logits)
   on_mask = lambda x: jnp.where(batch.mask, x, 0)
   seen = ~jnp.isneginf(forward.max_logits)  # -inf: no key was visible
-  return Trace(params, opt_state, batch.advantages, on_mask(batch.old_logprobs),
+  return Trace(*learned, batch.advantages, on_mask(batch.old_logprobs),
                jnp.where(seen, forward.max_logits,
                          0), on_mask(forward.logprobs), loss, grads,
                optax.tree.norm(grads), updates, optax.tree.norm(updates))
@@ -132,11 +168,15 @@ def is_sound(cause: jax.Array) -> jax.Array:
 def summarise(reports: Reports) -> base.Metrics:
   """From the reports of a step's updates [U, ...] to the step's metrics.
 
-  Updates that were skipped for a numerical cause count in no mean.
+  Updates that were skipped for a numerical cause count in no mean; values that
+  were not finite count over all updates.
   """
   sound = is_sound(reports.cause)
   metrics = {}
   for name, values in reports.metrics.items():
+    if name.startswith('nonfinite/'):
+      metrics[name] = jnp.sum(values)
+      continue
     # Without a sound update the metric has no value: NaN says so.
     values = jnp.where(sound, values, values[jnp.argmax(sound)])
     values = jnp.where(jnp.any(sound), values, jnp.nan)
@@ -156,7 +196,15 @@ def summarise(reports: Reports) -> base.Metrics:
   return metrics
 
 
-def _loss(static, params, hparams, batch):
+def _differentiate(static, learned, hparams, batch):
+  """Loss and forward of a minibatch; gradients of parameters and probes."""
+  zeros = jnp.zeros(batch.mask.shape[:1])
+  loss = functools.partial(_loss, static, hparams, learned.controls, batch)
+  return jax.value_and_grad(
+      loss, argnums=(0, 1), has_aux=True)(learned.params, _Probes(zeros, zeros))
+
+
+def _loss(static, hparams, controls, batch, params, probes):
   """Loss [] of one minibatch and what it computed on its way."""
   logprobs, logits, output = policy.response_logprobs(static, params,
                                                       batch.tokens, batch.valid,
@@ -164,37 +212,61 @@ def _loss(static, params, hparams, batch):
                                                       hparams.temperature)
   old_logprobs = jnp.where(batch.is_on_policy, jax.lax.stop_gradient(logprobs),
                            batch.old_logprobs)
-  loss, metrics = _policy_loss(static, hparams)(logprobs, old_logprobs,
-                                                batch.advantages, batch.mask)
+  loss, metrics = _policy_loss(static, hparams, controls, batch,
+                               logprobs + probes.logprobs[:, None],
+                               old_logprobs, probes.order)
   metrics['ratio/recompute_gap'] = jnp.max(
       jnp.where(batch.mask & batch.is_on_policy,
                 jnp.abs(logprobs - batch.old_logprobs), 0))
+  metrics |= kl.kl_metrics(logprobs, old_logprobs, batch.mask)
   if static.loss.kl_estimator != 'none':
-    kl = losses.kl_penalty(
+    penalty, kl_metrics = kl.kl_penalty(
         logprobs,
         batch.ref_logprobs,
         batch.mask,
-        estimator=static.loss.kl_estimator)
-    loss += hparams.kl_weight * kl
-    metrics['kl/reference'] = kl
-    # The KL pulls even where no row has an advantage.
-    metrics['loss/live_frac'] = jnp.where(hparams.kl_weight > 0, 1.,
-                                          metrics['loss/live_frac'])
-  metrics['policy/entropy'] = policy.mean_entropy(logits, batch.mask,
-                                                  hparams.temperature)
+        estimator=static.loss.kl_estimator,
+        old_logprobs=old_logprobs if static.loss.kl_off_policy else None,
+        log_ratio_max=hparams.loss['log_ratio_max'])
+    loss += hparams.kl_weight * penalty
+    metrics |= kl_metrics | {'kl/reference': penalty}
+  entropy = policy.mean_entropy(logits, batch.mask, hparams.temperature)
+  metrics['policy/entropy'] = entropy
+  if static.loss.entropy_bonus:
+    loss -= hparams.entropy_weight * entropy
+  # These pull even where no row has an advantage.
+  pulls = (hparams.kl_weight > 0) | (hparams.entropy_weight != 0)
+  metrics['loss/live_frac'] = jnp.where(pulls, 1., metrics['loss/live_frac'])
   return loss, _Forward(logprobs, output.max_logits, metrics)
 
 
-def _policy_loss(static, hparams):
+def _policy_loss(static, hparams, controls, batch, logprobs, old_logprobs,
+                 order_probe):
   """The loss of the configuration with its traced settings."""
-  clip = {
-      'clip_eps_low': hparams.clip_eps_low,
-      'clip_eps_high': hparams.clip_eps_high,
-      'log_ratio_max': hparams.log_ratio_max
+  widths = {
+      'clip_eps_low': controls.widths.eps_low,
+      'clip_eps_high': controls.widths.eps_high
   }
-  if static.loss.name == 'grpo':
-    return functools.partial(losses.grpo_loss, **clip)
-  return functools.partial(losses.power_mean_loss, p=hparams.p, **clip)
+  settings = static.loss.to_dict() | hparams.loss | widths
+  if static.loss.clip != 'sequence':
+    settings['p_clip'] = None
+  if static.loss.name == 'power_mean':
+    settings['p'] = order_probe + _orders(static, hparams, controls, batch,
+                                          logprobs, old_logprobs, widths)
+  taken = losses.options(static.loss.name)
+  return losses.LOSSES[static.loss.name](
+      logprobs, old_logprobs, batch.advantages, batch.mask, **{
+          key: value for key, value in settings.items() if key in taken
+      })
+
+
+def _orders(static, hparams, controls, batch, logprobs, old_logprobs, widths):
+  """[B] order of the mean of each row."""
+  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
+                           hparams.loss['log_ratio_max'])
+  clipped = losses.clip_tokens(static.loss.clip, ratio.x, batch.advantages,
+                               **widths)
+  return exponents.of_rows(hparams.exponent, controls.exponent, clipped.values,
+                           batch.mask, clipped.stopped)
 
 
 def _skip_cause(batch, forward, loss, grads, updates):

@@ -3,6 +3,8 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import hypothesis
+from hypothesis import strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,12 @@ from tests import reference
 _group_advantages = jax.jit(
     advantages.group_advantages,
     static_argnames=('baseline', 'scale', 'ddof', 'eps'))
+
+_OPTIONS = {
+    'baseline': ('mean', 'leave_one_out'),
+    'scale': ('std', 'none'),
+    'ddof': (0, 1)
+}
 
 
 def _rewards(num_groups=4, size=5):
@@ -62,11 +70,34 @@ class ValueTest(parameterized.TestCase):
     unscaled = _group_advantages(3 * rewards, scale='none')[1]
     np.testing.assert_allclose(unscaled['advantage/reward_variance'], 9 / 2)
     np.testing.assert_allclose(unscaled['advantage/abs_mean'], 1)
+    # 3 [-1, 0, 1] and 3 [0, 0, 0].
+    expected = {'mean': 0, 'std': 3**.5, 'min': -3, 'max': 3}
+    for name, value in expected.items():
+      np.testing.assert_allclose(
+          unscaled[f'advantage/{name}'], value, rtol=1e-6)
+    self.assertEqual(unscaled['advantage/nonfinite_rewards'], 0)
 
-  @parameterized.parameters('mean', 'leave_one_out')
-  def test_groups_sum_to_zero(self, baseline):
-    values, _ = _group_advantages(_rewards(), baseline=baseline)
-    np.testing.assert_allclose(np.sum(values, axis=1), 0, atol=1e-6)
+  @hypothesis.settings(deadline=None, derandomize=True, max_examples=30)
+  @hypothesis.given(
+      strategies.lists(
+          strategies.floats(-1e6, 1e6, width=32), min_size=8, max_size=8),
+      strategies.sampled_from(_OPTIONS['baseline']))
+  def test_groups_sum_to_zero(self, rewards, baseline):
+    values, metrics = _group_advantages(
+        jnp.float32(rewards).reshape(1, 8), baseline=baseline)
+    self.assertLess(metrics['advantage/group_sum_abs_max'], 1e-5)
+    self.assertLess(abs(float(np.sum(values))), 1e-5)
+    # sqrt(n) is the advantage of a single winner that is left out.
+    self.assertLess(np.abs(values).max(), 8**.5 + 1e-5)
+
+  def test_largest_sum_of_a_group_is_reported(self):
+    # Of G advantages of either sign, each rounded: about 1e-5 of 1000.
+    rewards = _rewards(3, 1000)
+    values, metrics = _group_advantages(rewards)
+    sums = np.abs(np.sum(np.float64(values), axis=1))
+    np.testing.assert_allclose(
+        metrics['advantage/group_sum_abs_max'], sums.max(), atol=1e-4)
+    self.assertLess(sums.max(), 1e-3)
 
   def test_groups_do_not_see_each_other(self):
     rewards = _rewards()
@@ -82,9 +113,22 @@ class ValueTest(parameterized.TestCase):
       values, _ = _group_advantages(rewards, eps=0.)
       np.testing.assert_allclose(values[0, 3], 7 / 8**.5, rtol=1e-5)
 
+  @parameterized.product(sign=(1., -1.), ddof=(0, 1))
+  def test_one_that_deviates_is_bounded_though_the_others_are_equal(
+      self, sign, ddof):
+    # The others' own deviation is 0: sqrt(8), or 8 / sqrt(7), not .35 / eps.
+    rewards = jnp.full((1, 8), .35).at[0, 5].add(.35 * sign)
+    values, _ = _group_advantages(
+        rewards, baseline='leave_one_out', ddof=ddof, eps=0.)
+    largest = 8**.5 if ddof else 8 / 7**.5
+    expected = np.full(8, -largest * sign / 7)
+    expected[5] = largest * sign
+    np.testing.assert_allclose(values[0], expected, rtol=1e-6)
+
   def test_plain_call_equals_jit(self):
     plain = advantages.group_advantages(_rewards())
-    chex.assert_trees_all_close(_group_advantages(_rewards()), plain, rtol=1e-5)
+    chex.assert_trees_all_close(
+        _group_advantages(_rewards()), plain, rtol=1e-5, atol=1e-6)
     for metric in plain[1].values():
       self.assertEqual((metric.shape, metric.dtype), ((), np.float32))
 
@@ -124,21 +168,96 @@ class NumbersTest(parameterized.TestCase):
     values, _ = _group_advantages(jnp.asarray(rewards))
     self.assertLess(np.abs(values).max(), .05)
 
-  @parameterized.product(value=(np.nan, np.inf, -np.inf), scale=('std', 'none'))
-  def test_not_finite_is_seen_in_the_whole_group_alone(self, value, scale):
-    rewards = _rewards()
-    spoiled = rewards.at[1, 2].set(value)
-    values, metrics = _group_advantages(spoiled, scale=scale)
-    expected, _ = _group_advantages(rewards, scale=scale)
-    self.assertTrue(np.all(np.isnan(values[1])))
-    for i in (0, 2, 3):
-      np.testing.assert_array_equal(values[i], expected[i])
-    self.assertEqual(metrics['advantage/zero_variance_frac'], 0)
+  # Also where float32 can hold the reward, but no square or difference of it.
+  @parameterized.product(size=(1e30, 3.4e38), baseline=_OPTIONS['baseline'])
+  def test_huge_rewards_do_not_overflow(self, size, baseline):
+    signs = np.float32([[1, -1, 1, 1], [0, 0, 0, -1], [1, 1, 1, 1]])
+    expected, _ = _group_advantages(signs, baseline=baseline, eps=0.)
+    for eps in (0., 1e-6):
+      values, metrics = _group_advantages(
+          size * signs, baseline=baseline, eps=eps)
+      np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics['advantage/zero_variance_frac'], 1 / 3)
+    self.assertFalse(any(np.isnan(list(metrics.values()))))
+    unscaled, _ = _group_advantages(1e30 * signs, scale='none')
+    np.testing.assert_allclose(
+        unscaled[0], 5e29 * np.float32([1, -3, 1, 1]), rtol=1e-6)
 
-  def test_group_of_nans_is_not_a_tie(self):
-    values, metrics = _group_advantages(jnp.full((1, 3), jnp.nan))
-    self.assertTrue(np.all(np.isnan(values)))
+  @parameterized.parameters(1e-38, 1e-42, 1e-20)
+  def test_tiny_differences_neither_vanish_nor_explode(self, size):
+    # Those below 1e-38 are 0 to XLA, and so are no signal.
+    rewards = size * np.float32([[1, 0, 0, 0]])
+    values, metrics = _group_advantages(rewards, eps=0.)
+    chex.assert_tree_all_finite((values, metrics))
+    if size > 1e-38:
+      np.testing.assert_allclose(values[0, 0], 1.5, rtol=1e-6)
+    damped, _ = _group_advantages(rewards)
+    self.assertLess(np.abs(damped).max(), 1e-13)
+
+  @parameterized.product(**_OPTIONS, eps=(0., 1e-6), size=(1, 2))
+  def test_group_without_comparison_is_zero(self, size, **options):
+    rewards = jnp.array([[.3, .3], [-7., -7.], [np.nan, 2.]])[:, -size:]
+    values, metrics = _group_advantages(rewards, **options)
+    np.testing.assert_array_equal(values, 0)
+    chex.assert_tree_all_finite(metrics)
+    self.assertEqual(metrics['advantage/zero_variance_frac'], 1)
+    self.assertEqual(metrics['advantage/nonfinite_rewards'], size - 1)
+
+  @parameterized.product(value=(np.nan, np.inf, -np.inf), **_OPTIONS)
+  def test_not_finite_is_left_out_of_its_group(self, value, **options):
+    rewards = _rewards()
+    spoiled = rewards.at[1, 2].set(value).at[2, 0].set(value)
+    values, metrics = _group_advantages(spoiled, **options)
+    whole, _ = _group_advantages(rewards, **options)
+    for i, finite in ((1, [0, 1, 3, 4]), (2, [1, 2, 3, 4])):
+      others, _ = _group_advantages(rewards[i:i + 1, jnp.array(finite)],
+                                    **options)
+      np.testing.assert_allclose(
+          values[i, jnp.array(finite)], others[0], rtol=2e-6)
+    self.assertEqual((values[1, 2], values[2, 0]), (0, 0))
+    for i in (0, 3):
+      np.testing.assert_array_equal(values[i], whole[i])
+    chex.assert_tree_all_finite(metrics)
+    self.assertEqual(metrics['advantage/nonfinite_rewards'], 2)
     self.assertEqual(metrics['advantage/zero_variance_frac'], 0)
+    variances = [
+        np.var(r[np.isfinite(r)], ddof=options['ddof'])
+        for r in np.asarray(spoiled)
+    ]
+    np.testing.assert_allclose(
+        metrics['advantage/reward_variance'], np.mean(variances), rtol=1e-5)
+
+  @parameterized.product(**_OPTIONS)
+  def test_literal_loop_over_what_is_finite(self, baseline, scale, ddof):
+    rng = np.random.default_rng(3)
+    rewards = np.float32(rng.normal(size=(6, 7)))
+    rewards[rng.random(rewards.shape) < .4] = np.nan
+    expected = np.zeros(rewards.shape)
+    for i, group in enumerate(rewards):
+      kept = [j for j, reward in enumerate(group) if np.isfinite(reward)]
+      known = np.float64(group[kept])
+      if len(kept) < 2:
+        continue
+      for j, reward in zip(kept, known):
+        mean = sum(known) / len(known)
+        if baseline == 'leave_one_out':
+          mean = (sum(known) - reward) / (len(known) - 1)
+        expected[i, j] = reward - mean
+        if scale == 'std':
+          expected[i, j] /= np.std(known, ddof=ddof) + 1e-6
+    values, _ = _group_advantages(
+        rewards, baseline=baseline, scale=scale, ddof=ddof)
+    np.testing.assert_allclose(values, expected, rtol=3e-6, atol=1e-6)
+
+  @parameterized.product(**_OPTIONS)
+  def test_fewer_than_two_finite_rewards_are_no_signal(self, **options):
+    rewards = jnp.array([[np.nan, np.nan, np.inf], [np.nan, .7, -np.inf]])
+    values, metrics = _group_advantages(rewards, **options)
+    np.testing.assert_array_equal(values, 0)
+    chex.assert_tree_all_finite(metrics)
+    self.assertEqual(metrics['advantage/zero_variance_frac'], 1)
+    self.assertEqual(metrics['advantage/nonfinite_rewards'], 5)
+    self.assertEqual(metrics['advantage/reward_variance'], 0)
 
   @parameterized.parameters(jnp.bfloat16, jnp.float16, jnp.int32, bool)
   def test_other_types_are_computed_in_float32(self, dtype):
@@ -150,15 +269,54 @@ class NumbersTest(parameterized.TestCase):
     self.assertEqual(metrics['advantage/zero_variance_frac'], .5)
 
 
+class ContractTest(absltest.TestCase):
+
+  def test_float64(self):
+    with reference.x64():
+      rewards = jnp.asarray(1e6 + np.random.default_rng(0).random((3, 5)))
+      values, metrics = _group_advantages(rewards)
+      expected = reference.group_advantages(rewards, False, 1, 1e-6)
+      np.testing.assert_allclose(values, expected, rtol=1e-8)
+      for leaf in (values, *metrics.values()):
+        self.assertEqual(leaf.dtype, np.float64)
+      narrow, _ = _group_advantages(rewards.astype(jnp.float32))
+      self.assertEqual(narrow.dtype, np.float32)
+
+  def test_vmap_and_one_program(self):
+    traces = []
+
+    @jax.jit
+    def run(rewards):
+      traces.append(None)
+      return jax.vmap(advantages.group_advantages)(rewards)
+
+    spoiled = _rewards().at[0, 0].set(np.nan)
+    together = run(jnp.stack([_rewards(), spoiled]))
+    run(jnp.stack([spoiled, spoiled]))
+    self.assertLen(traces, 1)
+    for i, rewards in enumerate((_rewards(), spoiled)):
+      chex.assert_trees_all_close(
+          jax.tree.map(lambda x, i=i: x[i], together),
+          _group_advantages(rewards),
+          rtol=1e-5,
+          atol=1e-6)
+
+  def test_gradient_is_finite(self):
+    rewards = _rewards().at[0].set(.3).at[1, 1].set(np.nan)
+    of = lambda x: jnp.sum(advantages.group_advantages(x)[0]**2)
+    self.assertTrue(np.all(np.isfinite(jax.jit(jax.grad(of))(rewards))))
+
+
 class ErrorsTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(
-      ('singleton', (4, 1), {}, ValueError, 'at least 2'),
-      ('rank', (4,), {}, AssertionError, 'rank'), ('baseline', (4, 2), {
-          'baseline': 'median'
-      }, ValueError, 'median'), ('scale', (4, 2), {
-          'scale': 'range'
-      }, ValueError, 'range'))
+  @parameterized.named_parameters(('rank', (4,), {}, AssertionError, 'rank'),
+                                  ('baseline', (4, 2), {
+                                      'baseline': 'median'
+                                  }, ValueError, 'median'), ('scale', (4, 2), {
+                                      'scale': 'range'
+                                  }, ValueError, 'range'), ('ddof', (4, 2), {
+                                      'ddof': 2
+                                  }, ValueError, 'ddof=2: must be 0 or 1'))
   def test_raises_when_traced(self, shape, options, error, message):
     with self.assertRaisesRegex(error, message):
       jax.eval_shape(lambda x: advantages.group_advantages(x, **options),

@@ -14,6 +14,9 @@ import numpy as np
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import programs
+from hmpo_jax.kernels import kl
+from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import ratios
 from tests import small
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -27,6 +30,12 @@ _TRACED = st.fixed_dictionaries({
     'loss__clip_eps_low': _UNIT,
     'loss__clip_eps_high': _POSITIVE,
     'loss__log_ratio_max': _POSITIVE,
+    'loss__p_clip': st.floats(-50, 50),
+    'loss__p_grad': st.floats(-50, 50),
+    'loss__dual_clip': st.floats(1.01, 1e6),
+    'exponent__kind': st.sampled_from(['fixed', 'linear', 'cosine', 'matched']),
+    'exponent__end': st.floats(-50, 50),
+    'exponent__num_steps': st.floats(1, 1e6),
     'rollout__temperature': st.floats(1e-3, 1e3),
     'rollout__mask_truncated': st.booleans(),
     'advantage__permute': st.booleans(),
@@ -50,8 +59,11 @@ _STATIC = st.fixed_dictionaries({
     'advantage__baseline': st.sampled_from(['mean', 'leave_one_out']),
     'advantage__scale': st.sampled_from(['std', 'none']),
     'advantage__ddof': st.sampled_from([0, 1]),
-    'loss__name': st.sampled_from(['power_mean', 'grpo']),
-    'loss__kl_estimator': st.sampled_from(['none', 'k1', 'k2', 'k3']),
+    'loss__name': st.sampled_from(sorted(losses.LOSSES)),
+    'loss__aggregation': st.sampled_from(ratios.AGGREGATIONS),
+    'loss__kl_estimator': st.sampled_from(['none', *kl.LOSS_ESTIMATORS]),
+    'loss__entropy_bonus': st.booleans(),
+    'reward__kl_estimator': st.sampled_from(['none', *kl.REWARD_ESTIMATORS]),
     'train__num_epochs': st.integers(1, 3),
     'train__num_minibatches': st.sampled_from([1, 2, 4, 8]),
 })

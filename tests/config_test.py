@@ -4,9 +4,10 @@ import math
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
 import ml_collections
 
-from hmpo_jax import base
 from hmpo_jax import config as config_lib
 
 
@@ -38,6 +39,24 @@ class ConfigTest(parameterized.TestCase):
       ('loss.clip_eps_high', 0.),
       ('loss.log_ratio_max', math.nan),
       ('loss.kl_weight', 0.1),
+      ('loss.kl_estimator', 'k1'),
+      ('loss.kl_off_policy', True),
+      ('loss.entropy_weight', 0.1),
+      ('loss.p_clip', math.nan),
+      ('loss.clip', 'tokens'),
+      ('loss.clip_center', 'zero'),
+      ('loss.dual_clip', 1.),
+      ('loss.length_scale', 8.),
+      ('loss.tau_positive', 2.),
+      ('loss.aggregation', 'mean'),
+      ('reward.kl_weight', 0.1),
+      ('reward.kl_estimator', 'k3+'),
+      ('exponent.kind', 'random'),
+      ('exponent.num_steps', 0.),
+      ('exponent.gap_low', 0.1),
+      ('exponent.fast_window', 50.),
+      ('tracking.target_low', 1.5),
+      ('tracking.eps_max', 1.),
       ('train.num_minibatches', 3),
       ('optim.learning_rate', -1.),
       ('optim.momentum', 1.),
@@ -54,6 +73,55 @@ class ConfigTest(parameterized.TestCase):
     with self.assertRaisesRegex(config_lib.ConfigError, key) as caught:
       config_lib.validate(config)
     self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+      ({
+          'loss.name': 'grpo',
+          'loss.clip': 'token'
+      }, 'loss.clip'),
+      ({
+          'loss.name': 'grpo',
+          'loss.p': 1.
+      }, 'loss.p'),
+      ({
+          'loss.name': 'sapo',
+          'loss.dual_clip': 3.
+      }, 'loss.dual_clip'),
+      ({
+          'loss.name': 'reinforce',
+          'tracking.rate': 0.1
+      }, 'tracking.rate'),
+      ({
+          'loss.name': 'cispo',
+          'exponent.kind': 'learnable'
+      }, 'exponent.kind'),
+      ({
+          'loss.clip': 'token',
+          'loss.p_clip': 0.
+      }, 'loss.p_clip'),
+      ({
+          'loss.clip': 'token_log',
+          'loss.clip_center': 'geometric'
+      }, 'loss.clip_center'),
+      ({
+          'exponent.kind': 'adaptive',
+          'exponent.low': 0.
+      }, 'exponent.low'),
+      ({
+          'tracking.rate': 0.1,
+          'tracking.eps_min': 0.1
+      }, 'tracking.eps_min'),
+  )
+  def test_what_does_nothing_or_contradicts_is_named(self, values, key):
+    config = config_lib.default_config()
+    config.update_from_flattened_dict(values)
+    with self.assertRaisesRegex(config_lib.ConfigError, key):
+      config_lib.validate(config)
+
+  def test_cispo_may_have_no_lower_bound(self):
+    config = config_lib.default_config()
+    config.loss.name, config.loss.clip_eps_low = 'cispo', 1.
+    config_lib.validate(config)
 
   def test_unknown_key_names_the_nearest(self):
     config = config_lib.default_config()
@@ -95,11 +163,17 @@ class ConfigTest(parameterized.TestCase):
     self.assertNotEqual(config_lib.static(config), changed)
 
   def test_hparams_are_strong_scalars(self):
-    hparams = config_lib.hparams(config_lib.default_config())
-    for name in base.HParams._fields:
-      value = getattr(hparams, name)
+    config = config_lib.default_config()
+    config.loss.p = 1
+    hparams = config_lib.hparams(config)
+    for path, value in jax.tree_util.tree_leaves_with_path(hparams):
+      name = jax.tree_util.keystr(path)
       self.assertEqual(value.shape, ())
       self.assertFalse(value.weak_type, name)
+      is_kind, is_flag = '.kind' in name, value.dtype == bool
+      self.assertEqual(
+          value.dtype,
+          jnp.int32 if is_kind else jnp.bool_ if is_flag else jnp.float32, name)
     self.assertIsInstance(
         config_lib.static(config_lib.default_config()),
         ml_collections.FrozenConfigDict)

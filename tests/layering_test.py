@@ -2,16 +2,17 @@
 
 import ast
 import pathlib
+import sys
 
 from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_ORDER = ('base', 'config_rules', 'config', 'config_file', 'kernels', 'optim',
+_ORDER = ('kernels', 'base', 'config_rules', 'config', 'config_file', 'optim',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
           'update', 'learner', 'programs', 'checkpoint', 'metrics', 'progress',
           'interruption', 'run_folder', 'summary', 'trainer', 'rerun',
           'command_line')
-_KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'}
+_KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 
 def _imports(file):

@@ -30,7 +30,7 @@ def _steps(config, num=1, seed=0):
 
 class TrainStepTest(parameterized.TestCase):
 
-  @parameterized.parameters('power_mean', 'grpo')
+  @parameterized.parameters('power_mean', 'grpo', 'cispo')
   def test_ratio_of_the_first_update_is_exactly_one(self, loss):
     _, records = _steps(small.config(loss__name=loss), num=3)
     for record in records:
@@ -68,7 +68,13 @@ class TrainStepTest(parameterized.TestCase):
 
     step = jax.jit(counted, static_argnums=0)
     variants = ({}, {
-        'loss__p': 0.5
+        'loss__p': 0.5,
+        'loss__p_clip': 0.
+    }, {
+        'exponent__kind': 'learnable'
+    }, {
+        'exponent__kind': 'cosine',
+        'tracking__rate': 0.5
     }, {
         'loss__clip_eps_low': 0.2,
         'loss__clip_eps_high': 0.3

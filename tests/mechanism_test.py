@@ -12,6 +12,7 @@ from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import mechanism
 from hmpo_jax import policy
+from hmpo_jax import update
 from hmpo_jax.kernels import losses
 from hmpo_jax.model import transformer
 from tests import small
@@ -35,7 +36,7 @@ def _gradient(static, params, hparams, batch, p, low, high):
         p=p,
         clip_eps_low=low,
         clip_eps_high=high,
-        log_ratio_max=hparams.log_ratio_max)
+        log_ratio_max=hparams.loss['log_ratio_max'])
     return value, logprobs
 
   grads, logprobs = jax.grad(loss, has_aux=True)(params)
@@ -67,6 +68,7 @@ class CompareMeansTest(absltest.TestCase):
         rollout__temperature=0.8)
     self.static = config_lib.static(config)
     self.hparams = config_lib.hparams(config)
+    self.widths = update.start_controls(self.hparams).widths
     self.params = _params(self.static)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, 14, (32, 12), np.int32))
@@ -81,6 +83,7 @@ class CompareMeansTest(absltest.TestCase):
         mask=mask,
         old_logprobs=zeros,
         ref_logprobs=zeros,
+        group=jnp.arange(32) // 8,
         advantages=jnp.asarray(rng.normal(size=32), jnp.float32))
     _, self.logprobs = self._gradient(0, 0.5, 0.5)
     self.batch = self.batch._replace(old_logprobs=self.logprobs -
@@ -91,7 +94,7 @@ class CompareMeansTest(absltest.TestCase):
                      *map(jnp.float32, (p, low, high)))
 
   def _compare(self, **changes):
-    values = _compare(self.static, self.params, self.hparams,
+    values = _compare(self.static, self.params, self.hparams, self.widths,
                       self.batch._replace(**changes))
     self.assertEqual(tuple(values), mechanism.KEYS)
     return {name.split('/')[1]: float(x) for name, x in values.items()}
@@ -104,7 +107,7 @@ class CompareMeansTest(absltest.TestCase):
 
   def test_equals_gradients_computed_one_at_a_time(self):
     values = self._compare()
-    clip = (self.hparams.clip_eps_low, self.hparams.clip_eps_high)
+    clip = self.widths
     geometric, harmonic, geometric_free, harmonic_free = (
         self._gradient(p, *bounds)[0]
         for bounds in (clip, (1 - 1e-6, jnp.inf))

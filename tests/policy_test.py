@@ -83,11 +83,14 @@ class MeanEntropyTest(absltest.TestCase):
         policy.mean_entropy(jnp.ones((2, 3, 4)), jnp.zeros((2, 3), bool), 1.),
         0)
 
-  def test_passes_no_gradient(self):
+  def test_gradient(self):
     logits = jnp.arange(4.).reshape(1, 1, 4)
-    mask = jnp.ones((1, 1), bool)
-    np.testing.assert_array_equal(
-        jax.grad(policy.mean_entropy)(logits, mask, 1.), 0)
+    probs = np.exp(np.arange(4.)) / np.exp(np.arange(4.)).sum()
+    entropy = -np.sum(probs * np.log(probs))
+    np.testing.assert_allclose(
+        jax.grad(policy.mean_entropy)(logits, jnp.ones((1, 1), bool), 1.)[0, 0],
+        -probs * (np.log(probs) + entropy),
+        atol=1e-6)
 
 
 if __name__ == '__main__':

@@ -81,4 +81,4 @@ def batch(static, state, hparams, seed=0):
   return base.Batch(sampled.tokens, sampled.valid, sampled.mask, old_logprobs,
                     jnp.zeros_like(old_logprobs),
                     jax.random.normal(keys[2], sampled.mask.shape[:1]),
-                    jnp.bool_(False))
+                    jnp.repeat(jnp.arange(4), 8), jnp.bool_(False))

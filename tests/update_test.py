@@ -13,6 +13,10 @@ from tests import small
 _update = jax.jit(update.update, static_argnums=0)
 
 
+def _learned(state):
+  return update.Learned(state.params, state.opt_state, state.controls)
+
+
 def _cause(reports):
   return (*update.SKIP_CAUSES, 'none')[int(reports.cause)]
 
@@ -24,22 +28,19 @@ class SkipTest(parameterized.TestCase):
     self.static, self.hparams, self.state = small.start(small.config())
     self.batch = small.batch(self.static, self.state, self.hparams)
     # One sound update, so that the momentum is not zero.
-    self.params, self.opt_state, reports = _update(self.static,
-                                                   self.state.params,
-                                                   self.state.opt_state,
-                                                   self.hparams, self.batch)
+    self.learned, reports = _update(self.static, _learned(self.state),
+                                    self.hparams, self.batch)
     self.assertEqual(_cause(reports), 'none')
 
-  def _assert_skipped(self, batch, cause, times=1, params=None):
-    params = self.params if params is None else params
-    new_params, new_state = params, self.opt_state
+  def _assert_skipped(self, batch, cause, times=1, **changes):
+    before = self.learned._replace(**changes)
+    after = before
     for _ in range(times):
-      new_params, new_state, reports = _update(self.static, new_params,
-                                               new_state, self.hparams, batch)
+      after, reports = _update(self.static, after, self.hparams, batch)
       self.assertEqual(_cause(reports), cause)
       self.assertEqual(reports.metrics['update/norm'], 0)
-    chex.assert_trees_all_equal(new_params, params)
-    chex.assert_trees_all_equal(new_state, self.opt_state)
+      np.testing.assert_array_equal(reports.effective, 0)
+    chex.assert_trees_all_equal(after, before)
 
   def test_fifty_batches_without_signal_move_nothing(self):
     silent = self.batch._replace(
@@ -59,11 +60,11 @@ class SkipTest(parameterized.TestCase):
 
   def test_one_live_row_is_a_signal(self):
     advantages = jnp.zeros_like(self.batch.advantages).at[3].set(1)
-    params, _, reports = _update(self.static, self.params, self.opt_state,
-                                 self.hparams,
-                                 self.batch._replace(advantages=advantages))
+    after, reports = _update(self.static, self.learned, self.hparams,
+                             self.batch._replace(advantages=advantages))
     self.assertEqual(_cause(reports), 'none')
-    self.assertGreater(np.abs(params['embed'] - self.params['embed']).max(), 0)
+    change = after.params['embed'] - self.learned.params['embed']
+    self.assertGreater(np.abs(change).max(), 0)
 
   def test_no_signal_does_not_hide_the_pull_of_the_kl(self):
     config = small.config(loss__kl_estimator='k3', loss__kl_weight=0.5)
@@ -72,8 +73,7 @@ class SkipTest(parameterized.TestCase):
     silent = batch._replace(
         advantages=jnp.zeros_like(batch.advantages),
         ref_logprobs=batch.old_logprobs - 0.3)
-    _, _, reports = _update(static, state.params, state.opt_state, hparams,
-                            silent)
+    _, reports = _update(static, _learned(state), hparams, silent)
     self.assertEqual(_cause(reports), 'none')
 
   @parameterized.parameters(jnp.nan, jnp.inf)
@@ -92,13 +92,13 @@ class SkipTest(parameterized.TestCase):
     old = jnp.where(mask, self.batch.old_logprobs, jnp.nan)
     clean = self.batch._replace(mask=mask)
     results = [
-        _update(self.static, self.params, self.opt_state, self.hparams, batch)
+        _update(self.static, self.learned, self.hparams, batch)
         for batch in (clean, clean._replace(old_logprobs=old))
     ]
-    chex.assert_trees_all_equal(results[0][0], results[1][0])
+    chex.assert_trees_all_equal(results[0][0].params, results[1][0].params)
 
   def test_parameters_that_are_not_finite_name_the_first_symptom(self):
-    params = jax.tree.map(lambda x: x, self.params)
+    params = jax.tree.map(lambda x: x, self.learned.params)
     params['layers']['attention']['query']['kernel'] *= jnp.nan
     self._assert_skipped(self.batch, 'logprob', params=params)
 
@@ -114,12 +114,15 @@ class SummariseTest(absltest.TestCase):
                 'loss/total': values,
                 'ratio/max': values,
                 'log_ratio/abs_max': values,
-                'log_ratio/row_variance': values
+                'log_ratio/row_variance': values,
+                'nonfinite/logprobs': jnp.array([0., 2., 1.])
             },
             max_logits=jnp.ones((3, 2, 4)),
+            effective=jnp.zeros((3, 5)),
             cause=jnp.array([none, 3, none])))
     self.assertEqual(metrics['loss/total'], 2)
     self.assertEqual(metrics['ratio/max'], 3)
+    self.assertEqual(metrics['nonfinite/logprobs'], 3)
     self.assertEqual(metrics['skipped/loss'], 1)
     self.assertEqual(metrics['skipped/no_signal'], 0)
     self.assertEqual(metrics['qk/max_logit_per_head'].shape, (2, 4))

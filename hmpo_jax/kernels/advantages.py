@@ -14,52 +14,70 @@ def group_advantages(
     eps: float = 1e-6) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Advantages within groups, A_ij = (R_ij - b_ij) / (std_i + eps).
 
+  A reward that is not finite says nothing about its response: the response
+  gets advantage 0, and baseline and deviation are those of the n_i others. A
+  group of equal rewards, or of fewer than two, is 0 throughout, exactly.
+
+  The deviation is that of the whole group with either baseline: that of the
+  others alone is 0 where one reward differs from all others. So |A_ij| is at
+  most (n - 1) / sqrt(n), or sqrt(n) if left out, with ddof 1, and the sum over
+  a group is 0.
+
   See "DeepSeekMath" by Shao et al. (https://arxiv.org/abs/2402.03300), section
   4.1; scale 'none' follows "Understanding R1-Zero-Like Training" by Liu et al.
   (https://arxiv.org/abs/2503.20783).
 
   Args:
-    rewards: [N, G] one row for each prompt.
+    rewards: [N, G] one row for each prompt; those beyond 1/16 of the largest
+      float count as that.
     baseline: 'mean' of the group, or 'leave_one_out': of its other members.
     scale: 'std' divides by the group's standard deviation, 'none' by 1.
-    ddof: 1 for the unbiased variance (divisor G - 1), 0 for the population's.
+    ddof: 1 for the unbiased variance (divisor n - 1), 0 for the population's.
     eps: added to the standard deviation, in units of the reward.
 
   Returns:
-    advantages [N, G], exactly 0 in a group of equal rewards, and metrics.
+    advantages [N, G] and metrics: moments and extremes of the advantages over
+    all responses, the mean over groups of the variance of the rewards, the
+    fraction of groups that are 0 throughout, the largest |sum_j A_ij|, which
+    is rounding, and the number of rewards that are not finite.
 
   Raises:
-    ValueError: unknown baseline, scale or ddof, or a group of fewer than two.
+    ValueError: unknown baseline, scale or ddof.
   """
   chex.assert_rank(rewards, 2)
-  size = rewards.shape[1]
-  if size < 2:
-    raise ValueError(
-        f'a group needs at least 2 responses, got {rewards.shape=}')
   if baseline not in ('mean', 'leave_one_out'):
     raise ValueError(f'{baseline=}: must be mean or leave_one_out')
   if scale not in ('std', 'none'):
     raise ValueError(f'{scale=}: must be std or none')
   if ddof not in (0, 1):
     raise ValueError(f'{ddof=}: must be 0 or 1')
-  rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
-  # Relative to the largest, equal rewards leave exactly 0: the residue of a
-  # rounded mean, 1e-8, would grow to 1e-2 in the division by eps.
-  offset = rewards - jnp.max(rewards, 1, keepdims=True)
-  varies = jnp.any(offset != 0, 1, keepdims=True)
-  centred = offset - jnp.mean(offset, 1, keepdims=True)
-  variance = jnp.sum(centred**2, 1, keepdims=True) / (size - ddof)
-  advantages = centred * (
-      size / (size - 1) if baseline == 'leave_one_out' else 1)
+  offset, finite = _offsets(rewards)
+  spread = -jnp.min(offset, 1, keepdims=True)
+  varies = spread > 0
+  # In units of the spread, no square overflows or vanishes.
+  unit = jnp.where(varies, spread, 1)
+  offset /= unit
+  count = jnp.sum(finite, 1, keepdims=True, dtype=offset.dtype)
+  count, others = jnp.maximum(count, 1), jnp.maximum(count - 1, 1)
+  centred = offset - jnp.sum(offset, 1, keepdims=True) / count
+  centred = jnp.where(finite, centred, 0)
+  variance = jnp.sum(centred**2, 1, keepdims=True) / (others if ddof else count)
+  advantages = centred * (count / others if baseline == 'leave_one_out' else 1)
   if scale == 'std':
-    advantages /= jnp.where(varies, jnp.sqrt(variance), 1) + eps
-  # Not only the response whose reward is infinite: its group has no mean.
-  finite = jnp.all(jnp.isfinite(rewards), 1, keepdims=True)
-  advantages = jnp.where(finite, advantages, jnp.nan)
+    advantages /= jnp.sqrt(jnp.where(varies, variance, 1)) + eps / unit
+  else:
+    advantages *= unit
+  dtype = advantages.dtype
   return advantages, {
-      'advantage/reward_variance': jnp.mean(variance),
-      'advantage/zero_variance_frac': jnp.mean(~varies, dtype=rewards.dtype),
+      'advantage/reward_variance': jnp.mean(variance * unit**2),
+      'advantage/zero_variance_frac': jnp.mean(~varies, dtype=dtype),
+      'advantage/nonfinite_rewards': jnp.sum(~finite, dtype=dtype),
       'advantage/abs_mean': jnp.mean(jnp.abs(advantages)),
+      'advantage/mean': jnp.mean(advantages),
+      'advantage/std': jnp.std(advantages),
+      'advantage/min': jnp.min(advantages),
+      'advantage/max': jnp.max(advantages),
+      'advantage/group_sum_abs_max': jnp.max(jnp.abs(jnp.sum(advantages, 1))),
   }
 
 
@@ -70,3 +88,19 @@ def permute_within_groups(key: jax.Array, advantages: jax.Array) -> jax.Array:
   they say about the responses is gone, so that nothing may be learned.
   """
   return jax.random.permutation(key, advantages, axis=1, independent=True)
+
+
+def _offsets(rewards):
+  """Rewards relative to their group's largest, and which are finite.
+
+  Equal rewards leave exactly 0: the residue of a rounded mean, 1e-8, would
+  grow to 1e-2 in the division by eps. Where not finite, the offset is 0.
+  """
+  dtype = jnp.promote_types(rewards.dtype, jnp.float32)
+  rewards = rewards.astype(dtype)
+  finite = jnp.isfinite(rewards)
+  # Of the difference of two, a compiler may take the inverse: it is not 0.
+  limit = jnp.finfo(dtype).max / 16
+  rewards = jnp.clip(rewards, -limit, limit)
+  largest = jnp.max(rewards, 1, keepdims=True, where=finite, initial=-jnp.inf)
+  return jnp.where(finite, rewards - largest, 0), finite

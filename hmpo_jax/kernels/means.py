@@ -54,6 +54,27 @@ def token_weights(log_x: jax.Array, mask: jax.Array,
   return _softmax(log_x, mask, p)[0]
 
 
+def effective_sample_size(weights: jax.Array, mask: jax.Array) -> jax.Array:
+  """1 / (n sum_t w_t^2): the share of its tokens that a row makes use of.
+
+  Args:
+    weights: [B, T] from `token_weights`, 0 off the mask.
+    mask: [B, T] bool.
+
+  Returns:
+    [B] from 1 / n, all weight on one token, to 1, equal weights; 0 for a row
+    whose mask is empty.
+  """
+  count, square = jnp.sum(mask, axis=1), jnp.sum(weights**2, axis=1)
+  return jnp.where(count > 0, 1 / jnp.where(square > 0, square * count, 1), 0)
+
+
+def weight_entropy(weights: jax.Array) -> jax.Array:
+  """-sum_t w_t log w_t of `token_weights` [B, T]: [B] nats, 0 to log n."""
+  log_weights = jnp.log(jnp.where(weights > 0, weights, 1))
+  return -jnp.sum(weights * log_weights, axis=1)
+
+
 def arithmetic_harmonic(log_a: jax.Array, log_h: jax.Array,
                         num_steps: int) -> tuple[jax.Array, jax.Array]:
   """Iterates a' = (a + h) / 2 and h' = 2 a h / (a + h), in logs.
@@ -75,6 +96,39 @@ def arithmetic_harmonic(log_a: jax.Array, log_h: jax.Array,
     half_gaps.append(_log_cosh(half_gaps[-1]))
   stacked = jnp.stack(half_gaps)
   return middle + stacked, middle - stacked
+
+
+def arithmetic_harmonic_limit(log_a: jax.Array, log_h: jax.Array) -> jax.Array:
+  """Log of sqrt(a h), where both iterates of `arithmetic_harmonic` end.
+
+  With a = M_1 and h = M_-1 of the same tokens it is their geometric mean M_0
+  only for two tokens or log-symmetric ones.
+  """
+  return (log_a + log_h) / 2
+
+
+def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
+                                 step: jax.Array | int) -> jax.Array:
+  """(a_k - g) / (a_k + g) after k steps: tanh((log a - log h) / 4)^(2^k).
+
+  g is the limit; the square at each step is the quadratic convergence.
+
+  Args:
+    log_a: [...] log of the arithmetic start, in nats.
+    log_h: [...] log of the harmonic start, in nats, at most log_a.
+    step: [] k.
+
+  Returns:
+    [...] from 0, no distance, to 1.
+  """
+  quarter = jnp.maximum(log_a - log_h, 0) / 4
+  has_gap = quarter > 0
+  decay = jnp.exp(-2 * jnp.where(has_gap, quarter, 1))
+  # log tanh: near 1, where tanh rounds, by its distance from 1.
+  log_start = jnp.where(decay < 0.5, jnp.log1p(-decay),
+                        jnp.log(-jnp.expm1(-2 * quarter - ~has_gap)))
+  log_start -= jnp.log1p(decay)
+  return jnp.where(has_gap, jnp.exp(2.**step * log_start), 0)
 
 
 def _checked(log_x, mask, p):

@@ -1,37 +1,68 @@
 """Log-ratios of the tokens of a mask, and means that skip empty rows."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 
+AGGREGATIONS = ('sequence-mean-token-mean', 'token-mean',
+                'sequence-mean-token-sum')
 
-def log_ratio(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    mask: jax.Array,
-    log_ratio_max: jax.Array | float,
-    flow_to_old: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """[B, T] x within +-log_ratio_max, 0 off the mask; gradient 0 beyond.
+# Bound on an infinite log-ratio, in nats, where no smaller one is set.
+_INFINITE = 20.
 
-  A token that both policies rule out (-inf twice) counts as clamped, to 0.
+
+class LogRatio(NamedTuple):
+  """How far each token has left the policy that sampled it."""
+  x: jax.Array  # [B, T] nats, 0 off the mask
+  clamped: jax.Array  # [B, T] bool, tokens without gradient
+  logprobs: jax.Array  # [B, T] under the new policy, finite, 0 off the mask
+  metrics: dict[str, jax.Array]
+
+
+def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
+              log_ratio_max: jax.Array | float) -> LogRatio:
+  """x_t = logprobs - old_logprobs within +-log_ratio_max; no gradient beyond.
+
+  A token that both policies rule out (-inf twice) is clamped to 0, one that
+  only one of them rules out to 20 nats where log_ratio_max is infinite.
+
+  Args:
+    logprobs: [B, T] under the policy that learns, in nats.
+    old_logprobs: [B, T] under the policy that sampled; a constant.
+    mask: [B, T] bool, true on the trained tokens.
+    log_ratio_max: [] positive, inf = off.
   """
   chex.assert_rank([logprobs, old_logprobs, mask], 2)
   chex.assert_equal_shape([logprobs, old_logprobs, mask])
   chex.assert_type(mask, bool)
+  chex.assert_type([logprobs, old_logprobs], float)
   dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
   new = jnp.where(mask, logprobs, 0).astype(dtype)
-  old = jnp.where(mask, old_logprobs, 0).astype(dtype)
-  if flow_to_old:
-    new = jax.lax.stop_gradient(new)
-  else:
-    old = jax.lax.stop_gradient(old)
+  old = jax.lax.stop_gradient(jnp.where(mask, old_logprobs, 0).astype(dtype))
   ruled_out = jnp.isneginf(new) & jnp.isneginf(old)
   difference = jnp.where(ruled_out, 0, new - old)
-  clamped = ruled_out | (jnp.abs(difference) > log_ratio_max)
-  bounded = jnp.clip(difference, -log_ratio_max, log_ratio_max)
-  x = jnp.where(clamped, jax.lax.stop_gradient(bounded), difference)
-  count = jnp.maximum(jnp.sum(mask), 1)
-  return x, {'ratio/clamped_frac': jnp.sum(clamped) / count}
+  bound = jnp.where(
+      jnp.isinf(difference), jnp.minimum(log_ratio_max, _INFINITE),
+      log_ratio_max)
+  clamped = ruled_out | (jnp.abs(difference) > bound)
+  bounded = jax.lax.stop_gradient(jnp.clip(difference, -bound, bound))
+  x = jnp.where(clamped, bounded, difference)
+  # Of the two, what is finite: a token at -inf has the value of its bound.
+  substitute = jnp.where(jnp.isfinite(old), old + bounded, 0)
+  substitute = jnp.where(jnp.isneginf(new), substitute, new)
+  logprobs = jnp.where(clamped, jax.lax.stop_gradient(substitute), new)
+  bad = lambda values: jnp.sum(~jnp.isfinite(values), dtype=dtype)
+  return LogRatio(
+      x, clamped, logprobs, {
+          'ratio/clamped_frac':
+              jnp.sum(clamped) / jnp.maximum(jnp.sum(mask), 1),
+          'nonfinite/logprobs':
+              bad(new),
+          'nonfinite/old_logprobs':
+              bad(old),
+      })
 
 
 def of_rows(advantages: jax.Array,
@@ -52,3 +83,38 @@ def token_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
   """[B] mean over the tokens of each row; 0 for a row without tokens."""
   total = jnp.sum(jnp.where(mask, values, 0), axis=1)
   return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
+
+
+def aggregate(token_means: jax.Array, mask: jax.Array, aggregation: str,
+              length_scale: jax.Array | float) -> jax.Array:
+  """From the rows' means over tokens to one number.
+
+    sequence-mean-token-mean   mean_i mean_t: every response counts the same
+                               (GRPO, GSPO).
+    token-mean                 sum_it / sum_i n_i: every token counts the same
+                               (DAPO, BNPO, CISPO).
+    sequence-mean-token-sum    mean_i sum_t / length_scale: every token counts
+                               the same whatever else is in the batch (Dr. GRPO
+                               with length_scale the longest response; LUSPO).
+
+  Args:
+    token_means: [B]; of a loss on sequences, its value for each.
+    mask: [B, T] bool, true on the trained tokens.
+    aggregation: one of AGGREGATIONS.
+    length_scale: [] tokens; used by the last alone.
+
+  Returns:
+    [] 0 if no row has a token; rows without tokens count nowhere.
+
+  Raises:
+    ValueError: unknown aggregation.
+  """
+  rows, lengths = jnp.any(mask, axis=1), jnp.sum(mask, axis=1)
+  if aggregation == 'sequence-mean-token-mean':
+    return row_mean(token_means, rows)
+  sums = jnp.where(rows, token_means * lengths, 0)
+  if aggregation == 'token-mean':
+    return jnp.sum(sums) / jnp.maximum(jnp.sum(lengths), 1)
+  if aggregation == 'sequence-mean-token-sum':
+    return row_mean(sums, rows) / length_scale
+  raise ValueError(f'{aggregation=}: must be one of {", ".join(AGGREGATIONS)}')

@@ -1,0 +1,155 @@
+"""What every loss reports, under the same keys.
+
+A fraction of a loss that clips tokens is a mean over rows of token means. No
+gradient flows through any of it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import means
+from hmpo_jax.kernels import ratios
+
+
+def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
+            row_ratio: jax.Array, coefficients: jax.Array,
+            clipped: clips.Clipped, dual: jax.Array) -> dict[str, jax.Array]:
+  """Metrics of a loss.
+
+  Args:
+    ratio: from `ratios.log_ratio`.
+    mask: [B, T] bool, true on the trained tokens.
+    advantages: [B], 0 for rows without tokens.
+    row_ratio: [B] what stands for the ratio of a row, not clipped.
+    coefficients: [B, T] not negative; share of each token in the gradient of
+      its row, up to a factor, without a clip of the whole row.
+    clipped: low and high [B] or [B, T].
+    dual: bool [B] or [B, T], stopped by the dual clip.
+
+  Returns:
+    Scalars by name. The effective advantage of a row is A_i times its ratio,
+    0 where it is stopped.
+  """
+  ratio, advantages, row_ratio, coefficients = jax.lax.stop_gradient(
+      (ratio, advantages, row_ratio, coefficients))
+  rows = jnp.any(mask, axis=1)
+  if dual.ndim < clipped.low.ndim:
+    dual = dual[:, None]
+  fraction = lambda stopped: ratios.row_mean(_per_row(stopped, mask), rows)
+  stopped = clipped.stopped | dual
+  open_rows = ~stopped if stopped.ndim == 1 else jnp.any(mask & ~stopped, 1)
+  live = rows & open_rows & (advantages != 0)
+  effective = jnp.where(live, advantages * row_ratio, 0)
+  return {
+      'clip/low_frac':
+          fraction(clipped.low),
+      'clip/high_frac':
+          fraction(clipped.high),
+      'clip/dual_frac':
+          fraction(dual),
+      'loss/live_frac':
+          ratios.row_mean(live, rows),
+      'advantage/negative_frac':
+          ratios.row_mean(advantages < 0, rows),
+      'advantage/positive_frac':
+          ratios.row_mean(advantages > 0, rows),
+      'advantage/effective_mean':
+          ratios.row_mean(effective, live),
+      'advantage/effective_variance':
+          _variance(effective, live),
+      'nonfinite/advantages':
+          jnp.sum(~jnp.isfinite(advantages), dtype=ratio.x.dtype),
+      **_spread('ratio', row_ratio, rows),
+      **_spread('ratio/token', jnp.exp(ratio.x), mask),
+      **_weight_metrics(coefficients, mask),
+      **_log_ratio_metrics(ratio.x, mask),
+      **_mean_metrics(ratio.x, mask),
+      **ratio.metrics,
+  }
+
+
+def of_order(log_ratio: jax.Array, mask: jax.Array,
+             p: jax.Array) -> dict[str, jax.Array]:
+  """p and d log M_p / dp, means over rows, of a loss that has an order [B]."""
+  rows = jnp.any(mask, axis=1)
+  x, p = jax.lax.stop_gradient((log_ratio, p))
+  slope = jax.jvp(lambda p: means.log_power_mean(x, mask, p), (p,),
+                  (jnp.ones_like(p),))[1]
+  return {
+      'mean/p': ratios.row_mean(p, rows),
+      'mean/dlog_dp': ratios.row_mean(slope, rows),
+  }
+
+
+def _per_row(values, mask):
+  return values if values.ndim == 1 else ratios.token_mean(values, mask)
+
+
+def _variance(values, where):
+  mean = ratios.row_mean(values, where)
+  return ratios.row_mean((values - mean)**2, where)
+
+
+def _spread(name, values, where):
+  """Mean, standard deviation and range over all entries that count."""
+  values, where = values.reshape(-1), where.reshape(-1)
+  largest = jnp.max(values, where=where, initial=0)
+  return {
+      f'{name}/mean': ratios.row_mean(values, where),
+      f'{name}/std': jnp.sqrt(_variance(values, where)),
+      f'{name}/min': jnp.min(values, where=where, initial=largest),
+      f'{name}/max': largest,
+  }
+
+
+def _weight_metrics(coefficients, mask):
+  """How evenly the gradient of a row is spread; 1 of n tokens has ESS 1 / n."""
+  kept = jnp.where(mask, coefficients, 0)
+  # By the largest: tiny coefficients would vanish in the squares.
+  peak = jnp.max(kept, axis=1, keepdims=True, initial=0)
+  kept /= jnp.where(peak > 0, peak, 1)
+  total = jnp.sum(kept, axis=1, keepdims=True)
+  rows = total[:, 0] > 0
+  weights = kept / jnp.where(total > 0, total, 1)
+  return {
+      'token_weight/ess':
+          ratios.row_mean(means.effective_sample_size(weights, mask), rows),
+      'token_weight/entropy':
+          ratios.row_mean(means.weight_entropy(weights), rows),
+      'token_weight/max':
+          jnp.max(weights, initial=0),
+  }
+
+
+def _log_ratio_metrics(x, mask):
+  """Cumulants of the tokens' log-ratios within rows, in nats."""
+  rows = jnp.any(mask, axis=1)
+  deviation = x - ratios.token_mean(x, mask)[:, None]
+  variance = ratios.token_mean(deviation**2, mask)
+  third = ratios.token_mean(deviation**3, mask)
+  spread = variance > jnp.finfo(x.dtype).eps**2
+  skew = third / jnp.where(spread, variance, 1)**1.5
+  return {
+      'log_ratio/mean': ratios.row_mean(ratios.token_mean(x, mask), rows),
+      'log_ratio/row_variance': ratios.row_mean(variance, rows),
+      'log_ratio/skew': ratios.row_mean(skew, rows & spread),
+      'log_ratio/abs_max': jnp.max(jnp.abs(x), initial=0),
+  }
+
+
+def _mean_metrics(x, mask):
+  """The three classical means of the ratios and how fast A and H meet."""
+  rows = jnp.any(mask, axis=1)
+  harmonic, geometric, arithmetic = (
+      means.log_power_mean(x, mask, p) for p in (-1, 0, 1))
+  log_a, log_h = means.arithmetic_harmonic(arithmetic, harmonic, 5)
+  distance = jnp.mean(jnp.tanh((log_a - log_h) / 2), axis=0)
+  return {
+      'agm/arithmetic': ratios.row_mean(jnp.exp(arithmetic), rows),
+      'agm/geometric': ratios.row_mean(jnp.exp(geometric), rows),
+      'agm/harmonic': ratios.row_mean(jnp.exp(harmonic), rows),
+      'agm/gap': ratios.row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
+      'agm/log_gap': ratios.row_mean(arithmetic - harmonic, rows),
+      'agm/convergence_rate': 1 - ratios.row_mean(distance, rows),
+  }
