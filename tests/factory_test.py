@@ -133,8 +133,9 @@ class ContractTest(parameterized.TestCase):
     expected = _second(name, mode, start)
     count = len(_TRACES)
     for field in start._fields:
-      value = getattr(start, field)
-      halved = start._replace(**{field: (value / 2).astype(value.dtype)})
+      halve = lambda value: (value / 2).astype(value.dtype)
+      halved = start._replace(
+          **{field: jax.tree.map(halve, getattr(start, field))})
       equal = jax.tree.map(np.array_equal, _second(name, mode, halved),
                            expected)
       self.assertEqual(all(jax.tree.leaves(equal)), field not in fields, field)

@@ -46,16 +46,22 @@ def log_power_mean(log_x, p):
                                           float), float(divergence / p**2))
 
 
+def power_mean(ratios, p):
+  """((1/n) sum r^p)^(1/p) of one row, the n-th root of the product at p = 0."""
+  if p == 0:
+    return math.prod(r**(1 / len(ratios)) for r in ratios)
+  return (math.fsum(r**p for r in ratios) / len(ratios))**(1 / p)
+
+
 def power_mean_loss(logprobs, old_logprobs, advantages, mask, p, eps_low,
                     eps_high):
   """Negative mean over rows of min(M A, clip(M) A)."""
-  objectives = []
-  for x, advantage in _rows(logprobs, old_logprobs, advantages, mask):
-    if p == 0:
-      mean = math.prod(math.exp(v) for v in x)**(1 / len(x))
-    else:
-      mean = (sum(math.exp(v)**p for v in x) / len(x))**(1 / p)
-    objectives.append(_clipped(mean, advantage, eps_low, eps_high))
+  objectives = [
+      clipped(
+          power_mean([math.exp(v)
+                      for v in x], p), advantage, eps_low, eps_high)
+      for x, advantage in _rows(logprobs, old_logprobs, advantages, mask)
+  ]
   return -sum(objectives) / len(objectives)
 
 
@@ -69,17 +75,42 @@ def gspo_loss(logprobs, old_logprobs, advantages, mask, eps_low, eps_high):
       probability = math.exp(sum(v for v, m in zip(new, valid) if m))
       old_probability = math.exp(sum(v for v, m in zip(old, valid) if m))
       ratio = (probability / old_probability)**(1 / length)
-      objectives.append(_clipped(ratio, advantage, eps_low, eps_high))
+      objectives.append(clipped(ratio, advantage, eps_low, eps_high))
   return -sum(objectives) / len(objectives)
 
 
-def grpo_loss(logprobs, old_logprobs, advantages, mask, eps_low, eps_high):
-  """Negative mean over rows of the mean over tokens of min(r A, clip(r) A)."""
+def token_clip_loss(logprobs, old_logprobs, advantages, mask, p, low, high):
+  """Negative mean over rows of M(r') A; r' is within low or high, by A."""
   objectives = []
   for x, advantage in _rows(logprobs, old_logprobs, advantages, mask):
-    tokens = [_clipped(math.exp(v), advantage, eps_low, eps_high) for v in x]
-    objectives.append(sum(tokens) / len(tokens))
+    bound = (lambda r, a=advantage: min(r, high) if a > 0 else max(r, low))
+    mean = power_mean([bound(math.exp(v)) for v in x], p)
+    objectives.append(mean * advantage)
   return -sum(objectives) / len(objectives)
+
+
+def token_loss(logprobs,
+               old_logprobs,
+               advantages,
+               mask,
+               of_token,
+               aggregation='sequence-mean-token-mean',
+               length_scale=1.):
+  """Negative aggregate of of_token(ratio, advantage, log-probability)."""
+  rows = []
+  for new, old, advantage, valid in zip(logprobs, old_logprobs, advantages,
+                                        mask):
+    if any(valid):
+      rows.append([
+          of_token(math.exp(float(a) - float(b)), float(advantage), float(a))
+          for a, b, m in zip(new, old, valid)
+          if m
+      ])
+  if aggregation == 'token-mean':
+    return -sum(map(sum, rows)) / sum(map(len, rows))
+  if aggregation == 'sequence-mean-token-sum':
+    return -sum(map(sum, rows)) / len(rows) / length_scale
+  return -sum(sum(row) / len(row) for row in rows) / len(rows)
 
 
 def group_advantages(rewards, leave_one_out, ddof, eps):
@@ -113,6 +144,8 @@ def _rows(logprobs, old_logprobs, advantages, mask):
       yield x, float(advantage)
 
 
-def _clipped(ratio, advantage, eps_low, eps_high):
-  clipped = min(max(ratio, 1 - eps_low), 1 + eps_high)
-  return min(ratio * advantage, clipped * advantage)
+def clipped(ratio, advantage, eps_low, eps_high, dual_clip=math.inf):
+  """min(r A, clip(r) A), at least dual_clip A where A < 0."""
+  inside = min(max(ratio, 1 - eps_low), 1 + eps_high)
+  objective = min(ratio * advantage, inside * advantage)
+  return max(objective, dual_clip * advantage) if advantage < 0 else objective

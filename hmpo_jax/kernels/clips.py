@@ -13,6 +13,8 @@ from hmpo_jax.kernels import ratios
 
 CENTERS = ('one', 'geometric', 'unbiased')
 
+_SHIFT_MAX = 20.  # nats
+
 
 class Clipped(NamedTuple):
   """Values after a clip, and which of them the low and the high side stop."""
@@ -59,6 +61,7 @@ def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
     geometric   c_i = log M_p,i - log M_0,i: every order has the mask of GSPO
     unbiased    c_i = (p - 1) v / 2, v the mean over rows of the population
                 variance within the row; moves p = 0 too, so it is not GSPO.
+                At most 20 nats, so that the value of an edge is finite.
 
   The mean of 'unbiased' is over the whole batch that the loss is given, on all
   its devices where that is sharded under jit.
@@ -75,7 +78,7 @@ def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
   Raises:
     ValueError: unknown center.
   """
-  x = jax.lax.stop_gradient(log_ratio)
+  x, p = jax.lax.stop_gradient((log_ratio, p))
   log_mean = means.log_power_mean(x, mask, p)
   if clip_center == 'one':
     return jnp.zeros_like(log_mean), log_mean
@@ -86,7 +89,8 @@ def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
     variance = ratios.token_mean((x - ratios.token_mean(x, mask)[:, None])**2,
                                  mask)
     middle = ratios.row_mean(variance, jnp.any(mask, axis=1))
-    shift = jnp.broadcast_to((p - 1) * middle / 2, log_mean.shape)
+    shift = jnp.clip((p - 1) * middle / 2, -_SHIFT_MAX, _SHIFT_MAX)
+    shift = jnp.broadcast_to(shift, log_mean.shape)
     return shift, log_mean - shift
   raise ValueError(f'{clip_center=}: must be one of {", ".join(CENTERS)}')
 
@@ -111,8 +115,10 @@ def track(tracking: Tracking, widths: Widths, low: jax.Array, high: jax.Array,
   """Widths for the next rollout, log eps += k (fraction - target).
 
   One shared range confounds the order with how tight the clip is. With widths
-  that follow, the total that is clipped is nearly equal for all orders, and
-  they differ in which side clips. Ours.
+  that follow, what is clipped is nearly equal for all orders, and it is the
+  widths that differ; a side whose width ends at a bound clips less or more than
+  its target, as the high side of the harmonic mean does at eps_min while few of
+  its ratios are above 1. Ours.
 
   Args:
     tracking: rate, targets and bounds.

@@ -20,7 +20,7 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
   Args:
     ratio: from `ratios.log_ratio`.
     mask: [B, T] bool, true on the trained tokens.
-    advantages: [B], 0 for rows without tokens.
+    advantages: [B] or [B, T], 0 for rows without tokens and off the mask.
     row_ratio: [B] what stands for the ratio of a row, not clipped.
     coefficients: [B, T] not negative; share of each token in the gradient of
       its row, up to a factor, without a clip of the whole row.
@@ -35,11 +35,12 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
       (ratio, advantages, row_ratio, coefficients))
   rows = jnp.any(mask, axis=1)
   if dual.ndim < clipped.low.ndim:
-    dual = dual[:, None]
+    dual = _per_token(dual)
   fraction = lambda stopped: ratios.row_mean(_per_row(stopped, mask), rows)
   stopped = clipped.stopped | dual
-  open_rows = ~stopped if stopped.ndim == 1 else jnp.any(mask & ~stopped, 1)
-  live = rows & open_rows & (advantages != 0)
+  passes = _per_token(~stopped) & _per_token(advantages != 0)
+  live = jnp.any(mask & passes, axis=1)
+  advantages = _per_row(advantages, mask)
   effective = jnp.where(live, advantages * row_ratio, 0)
   return {
       'clip/low_frac':
@@ -80,6 +81,10 @@ def of_order(log_ratio: jax.Array, mask: jax.Array,
       'mean/p': ratios.row_mean(p, rows),
       'mean/dlog_dp': ratios.row_mean(slope, rows),
   }
+
+
+def _per_token(values):
+  return values[:, None] if values.ndim == 1 else values
 
 
 def _per_row(values, mask):

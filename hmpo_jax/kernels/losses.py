@@ -189,7 +189,9 @@ def gspo_token_loss(logprobs: jax.Array,
     chex.assert_shape(advantages, mask.shape[:1])
     advantages = jnp.broadcast_to(advantages[:, None], mask.shape)
   chex.assert_equal_shape([advantages, mask])
+  chex.assert_type(advantages, float)
   advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0))
+  advantages = advantages.astype(ratio.x.dtype)
   constant = jax.lax.stop_gradient(ratio.x)
   log_mean = means.log_power_mean(constant, mask, 0.)
   return _token_loss(
@@ -226,9 +228,9 @@ def grpo_loss(logprobs: jax.Array,
   """
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   _, advantages = ratios.of_rows(advantages, mask)
-  return _token_loss(ratio, mask, advantages[:, None], ratio.x,
-                     jnp.exp(ratio.x), (clip_eps_low, clip_eps_high), dual_clip,
-                     aggregation, length_scale)
+  return _token_loss(ratio, mask, advantages, ratio.x, jnp.exp(ratio.x),
+                     (clip_eps_low, clip_eps_high), dual_clip, aggregation,
+                     length_scale)
 
 
 def cispo_loss(logprobs: jax.Array,
@@ -407,15 +409,15 @@ def _token_loss(ratio,
                 aggregation,
                 length_scale,
                 row_ratio=None):
-  """Loss of tokens that are clipped one by one; advantages [B, 1] or [B, T]."""
+  """Loss of tokens that are clipped one by one; advantages [B] or [B, T]."""
+  of_tokens = advantages[:, None] if advantages.ndim == 1 else advantages
   low_edge, high_edge = clips.edges(clip_eps[0], clip_eps[1], log_value.dtype)
-  clipped = clips.one_sided(log_value, advantages, low_edge, high_edge)
-  objective, dual = _objective(clipped.values, advantages, dual_clip)
+  clipped = clips.one_sided(log_value, of_tokens, low_edge, high_edge)
+  objective, dual = _objective(clipped.values, of_tokens, dual_clip)
   if row_ratio is None:
     row_ratio = ratios.token_mean(jnp.exp(log_value), mask)
-  of_row = ratios.token_mean(jnp.broadcast_to(advantages, mask.shape), mask)
   metrics = loss_metrics.of_loss(
-      ratio, mask, of_row, row_ratio,
+      ratio, mask, advantages, row_ratio,
       jnp.where(clipped.stopped | dual, 0, coefficients), clipped, dual)
   return -ratios.aggregate(
       ratios.token_mean(objective, mask), mask, aggregation,

@@ -128,7 +128,9 @@ def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
   log_start = jnp.where(decay < 0.5, jnp.log1p(-decay),
                         jnp.log(-jnp.expm1(-2 * quarter - ~has_gap)))
   log_start -= jnp.log1p(decay)
-  return jnp.where(has_gap, jnp.exp(2.**step * log_start), 0)
+  # Finite, in the gradient too: 0 times infinity is not 0.
+  squares = jnp.minimum(2.**step, jnp.finfo(log_start.dtype).max / 8)
+  return jnp.where(has_gap, jnp.exp(squares * log_start), 0)
 
 
 def _checked(log_x, mask, p):

@@ -69,8 +69,11 @@ def of_rows(advantages: jax.Array,
             mask: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Which rows have tokens, and the advantages [B], 0 in all other rows."""
   chex.assert_shape(advantages, mask.shape[:1])
+  chex.assert_type(advantages, float)
   rows = jnp.any(mask, axis=1)
-  return rows, jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
+  advantages = jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
+  return rows, advantages.astype(
+      jnp.promote_types(advantages.dtype, jnp.float32))
 
 
 def row_mean(values: jax.Array, rows: jax.Array) -> jax.Array:
@@ -116,5 +119,5 @@ def aggregate(token_means: jax.Array, mask: jax.Array, aggregation: str,
   if aggregation == 'token-mean':
     return jnp.sum(sums) / jnp.maximum(jnp.sum(lengths), 1)
   if aggregation == 'sequence-mean-token-sum':
-    return row_mean(sums, rows) / length_scale
+    return row_mean(sums, rows) / jax.lax.stop_gradient(length_scale)
   raise ValueError(f'{aggregation=}: must be one of {", ".join(AGGREGATIONS)}')
