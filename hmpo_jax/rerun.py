@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from hmpo_jax import base
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
@@ -98,18 +99,39 @@ class Recorded:
       state, _ = self._step(state, earlier)
     yield from self._suspects_after(state)
 
+  def last_update(self) -> tuple[update.Learned, base.Batch]:
+    """What the last update of the step after the last checkpoint starts from.
+
+    Raises:
+      ConfigError: there is no checkpoint.
+    """
+    with self._checkpoints() as saver:
+      steps = saver.steps()
+      if not steps:
+        raise config_lib.ConfigError(f'{self._workdir} has no checkpoint')
+      state = self._at(steps[-1], saver)
+    *_, last = self._updates(state, *self.programs.collect(state))
+    return last
+
   def _suspects_after(self, state):
-    static, hparams = self.programs.static, self.programs.hparams
     rollout, scores = self.programs.collect(state)
     yield from _nonfinite('rollout', rollout)
     yield from _nonfinite('rollout', scores)
+    static, hparams = self.programs.static, self.programs.hparams
+    updates = self._updates(state, rollout, scores)
+    for number, (learned, minibatch) in enumerate(updates):
+      yield from _nonfinite(
+          str(number), _trace(static, learned, hparams, minibatch))
+
+  def _updates(self, state, rollout, scores):
+    """What each update of a step starts from."""
+    static, hparams = self.programs.static, self.programs.hparams
     batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
     learned = learner.at_first_update(hparams, state)
     for number, rows in enumerate(orders):
       minibatch = learner.take(static, batch, rows,
                                jax.numpy.asarray(number == 0))
-      yield from _nonfinite(
-          str(number), _trace(static, learned, hparams, minibatch))
+      yield learned, minibatch
       learned, _ = _update(static, learned, hparams, minibatch)
 
   def _checkpoints(self):

@@ -77,7 +77,8 @@ class ValueTest(parameterized.TestCase):
                             reference.token_clip_loss(*batch, p, np.exp(-low),
                                                       np.exp(high)))):
       loss = case.run(batch, p=p, **clip).loss
-      np.testing.assert_allclose(loss, expected, rtol=1e-6)
+      # A mean of terms near 1, which can be far smaller itself.
+      np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-7)
 
   @parameterized.parameters(_CLIP, _NO_CLIP)
   def test_order_zero_is_gspo(self, **clip):

@@ -3,14 +3,19 @@
 See "Inequalities" by Hardy, Littlewood and Polya, chapter 2.
 """
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 
 # log M_p and log M_0 differ by p var(log x) / 2 only: p = 0 may be this.
 _TINY = 1e-20
-# exp of it is finite, and above the number of tokens in any row.
-_LARGE = 30.
+# Below it in magnitude, 12 terms of a Taylor series are exact to float64.
+_SMALL = 0.5
+# Of (exp(e) - 1) / e and of (1 + (l - 1) exp(l)) / l^2.
+_LESS_1 = [1 / math.factorial(k + 1) for k in range(12)]
+_DIVERGENCE = [1 / (math.factorial(k) * (k + 2)) for k in range(12)]
 
 
 def log_power_mean(log_x: jax.Array, mask: jax.Array,
@@ -35,7 +40,8 @@ def log_power_mean(log_x: jax.Array, mask: jax.Array,
     [B] log M_p, in nats; 0 for a row whose mask is empty.
   """
   log_x, p = _checked(log_x, mask, p)
-  return _log_power_mean(log_x, mask, p)
+  _, anchor, _ = _anchored(log_x, mask, p)
+  return anchor[:, 0] + _above_anchor(log_x, mask, p)
 
 
 def token_weights(log_x: jax.Array, mask: jax.Array,
@@ -51,7 +57,7 @@ def token_weights(log_x: jax.Array, mask: jax.Array,
     [B, T] weights, 0 off the mask; a row sums to 1, or to 0 if it is empty.
   """
   log_x, p = _checked(log_x, mask, p)
-  return _softmax(log_x, mask, p)[0]
+  return _weights(log_x, mask, p)
 
 
 def effective_sample_size(weights: jax.Array, mask: jax.Array) -> jax.Array:
@@ -65,7 +71,8 @@ def effective_sample_size(weights: jax.Array, mask: jax.Array) -> jax.Array:
     [B] from 1 / n, all weight on one token, to 1, equal weights; 0 for a row
     whose mask is empty.
   """
-  count, square = jnp.sum(mask, axis=1), jnp.sum(weights**2, axis=1)
+  square = jnp.sum(weights**2, axis=1)
+  count = jnp.sum(mask, axis=1, dtype=square.dtype)
   return jnp.where(count > 0, 1 / jnp.where(square > 0, square * count, 1), 0)
 
 
@@ -134,13 +141,15 @@ def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
 
 
 def _checked(log_x, mask, p):
-  """log_x with 0 off the mask and p [B], both in float32 or better."""
+  """log_x, 0 off the mask, and p [B], not 0; both in float32 or better."""
   chex.assert_rank([log_x, mask], 2)
   chex.assert_equal_shape([log_x, mask])
   chex.assert_type(mask, bool)
   dtype = jnp.promote_types(log_x.dtype, jnp.float32)
   log_x = jnp.where(mask, log_x, 0).astype(dtype)
-  return log_x, jnp.broadcast_to(jnp.asarray(p, dtype), log_x.shape[:1])
+  p = jnp.broadcast_to(jnp.asarray(p, dtype), log_x.shape[:1])
+  constant = jax.lax.stop_gradient(p)
+  return log_x, p + jnp.where(jnp.abs(constant) < _TINY, _TINY - constant, 0)
 
 
 def _log_cosh(x):
@@ -153,80 +162,94 @@ def _log_cosh(x):
 
 
 @jax.custom_jvp
-def _log_power_mean(log_x, mask, p):
-  """m + (c + log1p(1/n sum expm1(p (log x_t - m) - c))) / p, m the mean.
-
-  Around m the terms of first order cancel before they are rounded, so that no
-  digit is lost as p -> 0, where logsumexp loses all of them; c > 0 only where
-  exp would overflow.
-  """
-  deviation, mean = _center(log_x, mask)
-  p = jnp.where(jnp.abs(p) < _TINY, _TINY, p)
-  exponent = p[:, None] * deviation
-  shift = jnp.maximum(jnp.max(exponent, axis=1, initial=0) - _LARGE, 0)
-  shifted = jnp.where(mask, exponent - shift[:, None], 0)
-  return mean + (shift + jnp.log1p(_mean(jnp.expm1(shifted), mask))) / p
+def _above_anchor(log_x, mask, p):
+  """[B] log M_p - a = log(1/n sum_t exp(p (log x_t - a))) / p, a the anchor."""
+  powers, is_near = _powers(log_x, mask, p)
+  mean, is_near = _mean(powers, mask), is_near[:, 0]
+  log_power = jnp.where(is_near, jnp.log1p(mean), jnp.log(mean))
+  return log_power / p
 
 
-@_log_power_mean.defjvp
-def _log_power_mean_jvp(primals, tangents):
+@_above_anchor.defjvp
+def _above_anchor_jvp(primals, tangents):
   log_x, mask, p = primals
   log_x_dot, _, p_dot = tangents
-  weights, log_shares = _softmax(log_x, mask, p)
-  slope = _slope_in_p(log_x, log_shares, mask, p)
-  tangent = jnp.sum(weights * log_x_dot, axis=1) + slope * p_dot
-  return _log_power_mean(log_x, mask, p), tangent
+  above_anchor = _above_anchor(log_x, mask, p)
+  slope = _slope_in_p(log_x, mask, p, above_anchor)
+  weights = _weights(log_x, mask, p)
+  return above_anchor, jnp.sum(weights * log_x_dot, axis=1) + slope * p_dot
 
 
-def _slope_in_p(log_x, log_shares, mask, p):
-  """[B] d log M_p / dp = KL(w || uniform) / p^2, by its series near p = 0.
+def _slope_in_p(log_x, mask, p, above_anchor):
+  """[B] d log M_p / dp = KL(w || uniform) / p^2.
 
-  With l = log(n w) the divergence is the mean of 1 + (l - 1) e^l, a sum of
-  positive terms: the plain w l nearly cancels where one token in many differs.
+  With d = log x - log M_p and l = p d = log(n w) it is the mean of
+  (1 + (l - 1) e^l) / p^2, or d^2 times a series in l: no term is negative,
+  while the plain w l nearly cancel where one token in many differs.
   """
-  deviation, _ = _center(log_x, mask)
-  # Rounding costs eps / reach of the divergence, and the series reach^3 / 15.
-  reach = jnp.abs(p) * jnp.max(jnp.abs(deviation), axis=1, initial=0)
-  near = reach < jnp.finfo(p.dtype).eps**0.25
-  terms = log_shares * jnp.exp(log_shares) - jnp.expm1(log_shares)
-  divergence = _mean(terms, mask) / jnp.where(near, 1, p)**2
-  square = jnp.where(near[:, None], deviation, 0)**2
-  k2, k3 = _mean(square, mask), _mean(deviation * square, mask)
-  k4 = _mean(square**2, mask) - 3 * k2**2
-  return jnp.where(near, k2 / 2 + p * (k3 / 3 + p * k4 / 8), divergence)
+  offset, _, _ = _anchored(log_x, mask, p)
+  distance = jnp.where(mask, offset - above_anchor[:, None], 0)
+  log_share = p[:, None] * distance
+  is_small = jnp.abs(log_share) < _SMALL
+  series = _polynomial(_DIVERGENCE, jnp.where(is_small, log_share, 0))
+  plain = 1 + (log_share - 1) * jnp.exp(log_share)
+  square = jnp.where(is_small, 1, p[:, None])**2
+  terms = jnp.where(is_small, distance**2 * series, plain / square)
+  return _mean(jnp.where(mask, terms, 0), mask)
 
 
-def _softmax(log_x, mask, p):
-  """[B, T] weights w = softmax(p log x), 0 off the mask, and log(n w)."""
-  # Relative to the largest term, close tokens differ without rounding.
-  p = p[:, None]
-  peak = jnp.where(p < 0, -_largest(-log_x, mask), _largest(log_x, mask))
-  exponent = p * jnp.where(mask, log_x - peak, 0)
-  powers = jnp.where(mask, jnp.exp(exponent), 0)
-  # An empty row has no powers: 1 keeps its division and its log finite.
-  total = jnp.sum(powers, axis=1, keepdims=True)
-  total = jnp.where(total > 0, total, 1)
-  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-  log_shares = jnp.where(mask, exponent - jnp.log(total / count), 0)
-  return powers / total, log_shares
+def _weights(log_x, mask, p):
+  """[B, T] softmax(p log x), 0 off the mask."""
+  powers, is_near = _powers(log_x, mask, p)
+  mean = _mean(powers, mask)[:, None] + is_near
+  total = mean * _count(mask, p.dtype)[:, None]
+  return jnp.where(mask, powers + is_near, 0) * (1 / total)
 
 
-def _center(x, mask):
-  """Deviations from the row's mean over its tokens, 0 off the mask; and it."""
-  # The mean is summed relative to the largest value: equal values give 0.
-  largest = _largest(x, mask)
-  offset = jnp.where(mask, x - largest, 0)
-  mean = _mean(offset, mask)[:, None]
-  return jnp.where(mask, offset - mean, 0), (largest + mean)[:, 0]
+def _powers(log_x, mask, p):
+  """[B, T] exp(p (log x - anchor)), 0 off the mask; less 1 in the near rows."""
+  offset, _, is_near = _anchored(log_x, mask, p)
+  exponent = p[:, None] * offset
+  small = jnp.where(is_near, exponent, 0)
+  # Not expm1, which on CPU takes as long as all the rest.
+  less_1 = small * _polynomial(_LESS_1, small)
+  powers = jnp.where(is_near, less_1, jnp.exp(exponent))
+  return jnp.where(mask, powers, 0), is_near
 
 
-def _largest(x, mask):
-  """[B, 1] largest value on the mask, a constant to jvp; 0 for empty rows."""
-  largest = jnp.max(x, axis=1, keepdims=True, where=mask, initial=-jnp.inf)
-  largest = jnp.where(jnp.any(mask, axis=1, keepdims=True), largest, 0)
-  return jax.lax.stop_gradient(largest)
+def _anchored(log_x, mask, p):
+  """[B, T] log x - anchor, 0 off the mask; the anchor; whether a row is near.
+
+  In a near row, whose powers are close to each other, the anchor is the mean:
+  around it the terms of first order cancel before they are rounded, so that no
+  digit is lost as p -> 0, where logsumexp loses all of them. Else it is the
+  value with the largest power, so that none overflows. It is [B, 1] and a
+  constant to jvp.
+  """
+  x, p = jax.lax.stop_gradient((log_x, p[:, None]))
+  high = jnp.max(x, axis=1, keepdims=True, where=mask, initial=-jnp.inf)
+  low = jnp.min(x, axis=1, keepdims=True, where=mask, initial=jnp.inf)
+  is_near = jnp.abs(p) * (high - low) < _SMALL
+  # Within the range, equal values are exactly their mean.
+  mean = jnp.clip(_mean(x, mask)[:, None], low, high)
+  anchor = jnp.where(is_near, mean, jnp.where(p < 0, low, high))
+  anchor = jnp.where(low > high, 0, anchor)  # empty rows
+  return jnp.where(mask, log_x - anchor, 0), anchor, is_near
+
+
+def _polynomial(coefficients, x):
+  total = jnp.full_like(x, coefficients[-1])
+  for coefficient in coefficients[-2::-1]:
+    total = total * x + coefficient
+  return total
 
 
 def _mean(x, mask):
   """[B] mean over the mask of values that are 0 off it; 0 for empty rows."""
-  return jnp.sum(x, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
+  return jnp.sum(x, axis=1) / _count(mask, x.dtype)
+
+
+def _count(mask, dtype):
+  """[B] tokens of each row, 1 for empty rows."""
+  # In floating point: XLA adds integers slowly on CPU.
+  return jnp.maximum(jnp.sum(mask, axis=1, dtype=dtype), 1)

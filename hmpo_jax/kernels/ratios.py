@@ -41,12 +41,14 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
   dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
   new = jnp.where(mask, logprobs, 0).astype(dtype)
   old = jax.lax.stop_gradient(jnp.where(mask, old_logprobs, 0).astype(dtype))
-  ruled_out = jnp.isneginf(new) & jnp.isneginf(old)
-  difference = jnp.where(ruled_out, 0, new - old)
-  bound = jnp.where(
-      jnp.isinf(difference), jnp.minimum(log_ratio_max, _INFINITE),
-      log_ratio_max)
-  clamped = ruled_out | (jnp.abs(difference) > bound)
+  # From the lowest number instead of -inf, two that are ruled out differ by 0.
+  lowest = jnp.finfo(dtype).min
+  difference = jnp.maximum(new, lowest) - jnp.maximum(old, lowest)
+  distance = jax.lax.stop_gradient(jnp.abs(difference))
+  infinite = -lowest / 2
+  bound = jnp.where(distance > infinite, jnp.minimum(log_ratio_max, _INFINITE),
+                    log_ratio_max)
+  clamped = jnp.isneginf(new) | (distance > bound)
   bounded = jax.lax.stop_gradient(jnp.clip(difference, -bound, bound))
   x = jnp.where(clamped, bounded, difference)
   # Of the two, what is finite: a token at -inf has the value of its bound.
@@ -70,7 +72,7 @@ def of_rows(advantages: jax.Array,
   """Which rows have tokens, and the advantages [B], 0 in all other rows."""
   chex.assert_shape(advantages, mask.shape[:1])
   chex.assert_type(advantages, float)
-  rows = jnp.any(mask, axis=1)
+  rows = _count(mask, jnp.float32) > 0
   advantages = jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
   return rows, advantages.astype(
       jnp.promote_types(advantages.dtype, jnp.float32))
@@ -84,8 +86,8 @@ def row_mean(values: jax.Array, rows: jax.Array) -> jax.Array:
 
 def token_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
   """[B] mean over the tokens of each row; 0 for a row without tokens."""
-  total = jnp.sum(jnp.where(mask, values, 0), axis=1)
-  return total / jnp.maximum(jnp.sum(mask, axis=1), 1)
+  total = jnp.sum(jnp.where(mask, values, 0.), axis=1)
+  return total / jnp.maximum(_count(mask, total.dtype), 1)
 
 
 def aggregate(token_means: jax.Array, mask: jax.Array, aggregation: str,
@@ -112,7 +114,8 @@ def aggregate(token_means: jax.Array, mask: jax.Array, aggregation: str,
   Raises:
     ValueError: unknown aggregation.
   """
-  rows, lengths = jnp.any(mask, axis=1), jnp.sum(mask, axis=1)
+  lengths = _count(mask, token_means.dtype)
+  rows = lengths > 0
   if aggregation == 'sequence-mean-token-mean':
     return row_mean(token_means, rows)
   sums = jnp.where(rows, token_means * lengths, 0)
@@ -121,3 +124,9 @@ def aggregate(token_means: jax.Array, mask: jax.Array, aggregation: str,
   if aggregation == 'sequence-mean-token-sum':
     return row_mean(sums, rows) / jax.lax.stop_gradient(length_scale)
   raise ValueError(f'{aggregation=}: must be one of {", ".join(AGGREGATIONS)}')
+
+
+def _count(mask, dtype):
+  """[B] tokens of each row."""
+  # In floating point: XLA adds integers slowly on CPU.
+  return jnp.sum(mask, axis=1, dtype=dtype)

@@ -1,0 +1,17 @@
+"""Adaptive order: the gap between arithmetic and harmonic mean moves p.
+
+Command   python experiments/main.py --config=configs/adaptive.py
+Device    a laptop's CPU is enough; GPU and TPU run the same command
+Time      about 1 minute on two cores
+Expected  EXPECTED
+"""
+
+from hmpo_jax import config as config_lib
+
+
+def get_config():
+  """As hmpo.py, but for the order, which starts at GSPO's p = 0."""
+  config = config_lib.default_config()
+  config.loss.p = 0.
+  config.exponent.kind = 'adaptive'
+  return config
