@@ -80,6 +80,7 @@ def main(_) -> None:
   """Runs a suite, writes its files and prints its table."""
   try:
     shapes = [_parse_shape(text) for text in _SHAPES.value]
+    _check_flags(shapes)
   except config_lib.ConfigError as error:
     command_line.refuse(error)
   run(_SUITE.value, shapes, _ROUNDS.value, _VARIANTS.value,
@@ -323,6 +324,24 @@ def _print(about, rows):
             *('' if size is None else f'{size:.2f}'
               for size in (row.temporary_mb, row.output_mb)))
     console.print(table)
+
+
+def _check_flags(shapes):
+  """Before minutes of timing, not after."""
+  if not shapes:
+    raise config_lib.ConfigError('--shapes=: must be as 64x1024,256x4096')
+  pattern = _VARIANTS.value
+  try:
+    found = any(re.fullmatch(pattern, name) for name in loss_variants())
+  except re.error as error:
+    raise config_lib.ConfigError(f'--variants={pattern}: {error}') from error
+  if not found:
+    raise config_lib.ConfigError(f'--variants={pattern}: must match one of '
+                                 f'{", ".join(loss_variants())}')
+  try:
+    pathlib.Path(_OUT.value).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise config_lib.ConfigError(f'--out={_OUT.value}: {error}') from error
 
 
 def _parse_shape(text):

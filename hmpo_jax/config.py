@@ -254,27 +254,42 @@ def validate(config) -> None:
     used = float(np.float32(value)) if isinstance(value, float) else value
     if not is_allowed(used):
       raise ConfigError(f'config.{key} = {value!r}: must be {allowed}')
-  _check_loss_options(config)
+  _check_unused(config)
   for keys, is_allowed, allowed in config_rules.JOINT_RULES:
     if not is_allowed(config):
       given = (f'config.{key} = {lookup(config, key)!r}' for key in keys)
       raise ConfigError(f'{", ".join(given)}: {allowed}')
 
 
-def _check_loss_options(config):
-  """What the loss has no use for keeps its default: it would do nothing."""
-  name, default = config.loss.name, default_config()
-  taken = losses.options(name)
-  unused = [f'loss.{key}' for key in losses.OPTIONS if key not in taken]
-  if 'clip_eps_low' not in taken:
-    unused += flat(default.tracking, 'tracking.')
+def _check_unused(config):
+  """What a choice has no use for keeps its default: it would do nothing."""
+  default = default_config()
+  taken = losses.options(config.loss.name)
+  unused = {
+      f'loss.{key}': 'loss.name' for key in losses.OPTIONS if key not in taken
+  }
   if 'p' not in taken:
-    unused += flat(default.exponent, 'exponent.')
-  for key in unused:
+    unused['exponent.kind'] = 'loss.name'
+  if 'clip_eps_low' not in taken:
+    unused['tracking.rate'] = 'loss.name'
+  used = ('kind', *config_rules.EXPONENT_KEYS[config.exponent.kind])
+  unused |= {
+      f'exponent.{key}': 'exponent.kind'
+      for key in default.exponent
+      if key not in used
+  }
+  if config.tracking.rate == 0:
+    unused |= {
+        f'tracking.{key}': 'tracking.rate'
+        for key in default.tracking
+        if key != 'rate'
+    }
+  for key, choice in unused.items():
     value, unset = lookup(config, key), lookup(default, key)
     if value != unset:
-      raise ConfigError(f'config.{key} = {value!r}: must be {unset!r} with '
-                        f'config.loss.name = {name!r}, which has no use for it')
+      raise ConfigError(
+          f'config.{key} = {value!r}: must be {unset!r} with config.{choice} = '
+          f'{lookup(config, choice)!r}, which has no use for it')
 
 
 def lookup(config, key: str):

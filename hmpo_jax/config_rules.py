@@ -146,13 +146,25 @@ def _is_range_apart(c):
 
 
 def _is_clip_open(c):
-  """In nats a low edge may lie anywhere; of a ratio it lies above 0."""
+  """Only a weight may fall to 0: a ratio that is stopped has a log."""
   return c.loss.clip_eps_low < 1 or c.loss.name == 'cispo'
 
 
 def _is_start_within(c):
   bounded = c.exponent.kind in ('learnable', 'adaptive')
   return not bounded or c.exponent.low <= c.loss.p <= c.exponent.high
+
+
+# Keys of `exponent` that a kind makes use of.
+EXPONENT_KEYS = {
+    'fixed': (),
+    'linear': ('end', 'num_steps'),
+    'cosine': ('end', 'num_steps'),
+    'learnable': ('rate', 'placebo', 'pull', 'prior', 'low', 'high'),
+    'matched': (),
+    'adaptive': ('low', 'high', 'gap_low', 'gap_high', 'trend', 'fast_window',
+                 'slow_window', 'step_size'),
+}
 
 
 def _is_tracked_within(c):
@@ -189,6 +201,9 @@ JOINT_RULES = (
     (('tracking.eps_min', 'loss.clip_eps_low', 'loss.clip_eps_high',
       'tracking.eps_max', 'tracking.rate'), _is_tracked_within,
      'with a rate above 0 both widths must lie between the bounds'),
+    (('tracking.eps_min',
+      'tracking.eps_max'), lambda c: c.tracking.eps_min <= c.tracking.eps_max,
+     'the first must not exceed the second'),
     (('reward.kl_weight', 'reward.kl_estimator'),
      lambda c: c.reward.kl_estimator != 'none' or c.reward.kl_weight == 0,
      'the weight must be 0 while there is no estimator'),

@@ -338,9 +338,10 @@ def _end_step(hparams, controls, reports):
       for name in ('clip/low_frac', 'clip/high_frac', 'advantage/negative_frac',
                    'advantage/positive_frac'))
   widths = clips.track(hparams.tracking, controls.widths, *shares)
+  # A record holds finite numbers only; an open side shows as the largest.
   used = {
       'clip/eps_low': controls.widths.eps_low,
-      'clip/eps_high': controls.widths.eps_high,
+      'clip/eps_high': jnp.nan_to_num(controls.widths.eps_high),
       'exponent/p': controls.exponent.p
   }
   return base.Controls(exponent, widths), exponent_metrics | used

@@ -244,7 +244,10 @@ class _Loop:
             'max logit': float(record['qk/max_logit']),
             'tokens/s': timing['tokens_per_s'],
         })
-    moved = record['log_ratio/abs_max'] > _SAME_POLICY
+    # Where updates were skipped there is a reason that a note names already.
+    moved = (
+        record['log_ratio/abs_max'] > _SAME_POLICY or
+        bool(_numerical_skips(record)))
     self._still = 0 if moved else self._still + 1
     if self._still == _PATIENCE:
       self._progress.note(

@@ -355,5 +355,13 @@ class PermuteTest(absltest.TestCase):
     self.assertTrue(np.all(np.abs(counts - 50) < 30), counts)
 
 
+class NoRewardTest(parameterized.TestCase):
+
+  @parameterized.parameters((0, 3), (3, 0))
+  def test_raises(self, *shape):
+    with self.assertRaisesRegex(ValueError, 'must hold a group'):
+      advantages.group_advantages(jnp.zeros(shape))
+
+
 if __name__ == '__main__':
   absltest.main()

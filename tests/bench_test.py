@@ -1,14 +1,19 @@
 """The benchmark runs and writes what it measured; no time is asserted."""
 
+import contextlib
 import csv
 import functools
+import io
 import json
 import pathlib
 import tempfile
 import types
 from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
+from absl.testing import flagsaver
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
@@ -35,7 +40,7 @@ def _programs(_):
       }))
 
 
-class BenchTest(absltest.TestCase):
+class BenchTest(parameterized.TestCase):
 
   def test_every_loss_has_value_and_metrics(self):
     variants = bench.loss_variants()
@@ -75,6 +80,20 @@ class BenchTest(absltest.TestCase):
     for row in rows:
       self.assertGreater(row['ms'], 0)
       self.assertGreater(row['ratio'], 0)
+
+  @parameterized.parameters(('variants', '('), ('variants', 'none'),
+                            ('shapes', []), ('shapes', ['0x4']),
+                            ('out', '/dev/null/bench'))
+  def test_bad_flag_is_one_line_before_anything_is_timed(self, name, value):
+    errors = io.StringIO()
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**{'out': tempfile.mkdtemp()} | {name: value}):
+      with contextlib.redirect_stderr(errors):
+        with self.assertRaises(SystemExit) as stop:
+          bench.main([])
+    self.assertEqual(stop.exception.code, 2)
+    self.assertLen(errors.getvalue().splitlines(), 1)
+    self.assertStartsWith(errors.getvalue(), f'error: --{name}=')
 
 
 if __name__ == '__main__':

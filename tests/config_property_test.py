@@ -33,7 +33,7 @@ _TRACED = st.fixed_dictionaries({
     'loss__p_clip': st.floats(-50, 50),
     'loss__p_grad': st.floats(-50, 50),
     'loss__dual_clip': st.floats(1.01, 1e6),
-    'exponent__kind': st.sampled_from(['fixed', 'linear', 'cosine', 'matched']),
+    'exponent__kind': st.sampled_from(['linear', 'cosine']),
     'exponent__end': st.floats(-50, 50),
     'exponent__num_steps': st.floats(1, 1e6),
     'rollout__temperature': st.floats(1e-3, 1e3),

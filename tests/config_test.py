@@ -53,10 +53,9 @@ class ConfigTest(parameterized.TestCase):
       ('reward.kl_estimator', 'k3+'),
       ('exponent.kind', 'random'),
       ('exponent.num_steps', 0.),
-      ('exponent.gap_low', 0.1),
-      ('exponent.fast_window', 50.),
       ('tracking.target_low', 1.5),
       ('tracking.eps_max', 1.),
+      ('tracking.eps_min', 0.95),
       ('train.num_minibatches', 3),
       ('optim.learning_rate', -1.),
       ('optim.momentum', 1.),
@@ -105,8 +104,26 @@ class ConfigTest(parameterized.TestCase):
       }, 'loss.clip_center'),
       ({
           'exponent.kind': 'adaptive',
+          'exponent.gap_low': 0.1
+      }, 'exponent.gap_low'),
+      ({
+          'exponent.kind': 'adaptive',
+          'exponent.fast_window': 50.
+      }, 'exponent.fast_window'),
+      ({
+          'exponent.kind': 'adaptive',
           'exponent.low': 0.
       }, 'exponent.low'),
+      ({
+          'exponent.placebo': True
+      }, 'exponent.placebo'),
+      ({
+          'exponent.kind': 'matched',
+          'exponent.end': 1.
+      }, 'exponent.end'),
+      ({
+          'tracking.target_low': 0.5
+      }, 'tracking.target_low'),
       ({
           'tracking.rate': 0.1,
           'tracking.eps_min': 0.1

@@ -212,6 +212,10 @@ class LearnableTest(parameterized.TestCase):
     self.assertEqual(metrics['exponent/gradient'], 0)
     self.assertEqual(metrics['exponent/gradient_snr'], 0)
 
+  def test_pull_that_overflows_against_a_rate_of_zero(self):
+    state, _ = _update([.1, .2], rate=0., pull=3e38, prior=-100., start=.5)
+    self.assertEqual((state.p, state.ignored_gradients), (.5, 1))
+
   def test_good_gradients_are_not_counted(self):
     self.assertEqual(_update([.1, .2])[0].ignored_gradients, 0)
 

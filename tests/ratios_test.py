@@ -45,6 +45,7 @@ class LogRatioTest(parameterized.TestCase):
                             (0., 25., -20., 0., True, -25., 0., False),
                             (1e4, -1., 20., 1e4, True, 10001., 1e4, False),
                             (-_INF, -1., -20., -21., True, -20., -21., True),
+                            (_INF, -1., 20., 19., True, 20., 19., True),
                             (-1., -_INF, 20., -1., True, 20., -1., True),
                             (-_INF, -_INF, 0., 0., True, 0., 0., True))
   def test_by_hand(self, new, old, *expected):

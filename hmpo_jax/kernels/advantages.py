@@ -42,9 +42,11 @@ def group_advantages(
     is rounding, and the number of rewards that are not finite.
 
   Raises:
-    ValueError: unknown baseline, scale or ddof.
+    ValueError: no reward, or an unknown baseline, scale or ddof.
   """
   chex.assert_rank(rewards, 2)
+  if 0 in rewards.shape:
+    raise ValueError(f'{rewards.shape=}: must hold a group and a response')
   if baseline not in ('mean', 'leave_one_out'):
     raise ValueError(f'{baseline=}: must be mean or leave_one_out')
   if scale not in ('std', 'none'):

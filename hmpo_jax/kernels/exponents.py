@@ -186,8 +186,8 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
     The state, and metrics for every kind: dJ/dp, its signal-to-noise
     |mean g_i| sqrt(n) / std g_i over the n rows with ddof 1 (0 for fewer than
     two rows or a std of 0), and whether p is at a bound that its kind has. A
-    gradient that is not finite leaves p as it is, counts in ignored_gradients,
-    and shows as 0.
+    gradient that is not finite shows as 0; it, and a change that overflows to
+    no number, leaves p as it is and counts in ignored_gradients.
   """
   _check(settings)
   chex.assert_rank([row_gradient, rows], 1)
@@ -198,8 +198,10 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   ascent = jnp.where(finite, ascent, 0)
   gradient = jnp.sum(ascent)
   force = settings.sign * gradient - settings.pull * (state.p - settings.prior)
+  change = settings.rate * force
+  finite &= ~jnp.isnan(change)  # 0 times an overflow
   moves = (settings.kind == _LEARNABLE) & finite
-  p = _moved(settings, state.p, settings.rate * force, moves)
+  p = _moved(settings, state.p, change, moves)
   bounded = (settings.kind == _LEARNABLE) | (settings.kind == _ADAPTIVE)
   at_bound = bounded & ((p <= settings.low) | (p >= settings.high))
   state = state._replace(

@@ -53,7 +53,7 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
   x = jnp.where(clamped, bounded, difference)
   # Of the two, what is finite: a token at -inf has the value of its bound.
   substitute = jnp.where(jnp.isfinite(old), old + bounded, 0)
-  substitute = jnp.where(jnp.isneginf(new), substitute, new)
+  substitute = jnp.where(jnp.isinf(new), substitute, new)
   logprobs = jnp.where(clamped, jax.lax.stop_gradient(substitute), new)
   bad = lambda values: jnp.sum(~jnp.isfinite(values), dtype=dtype)
   return LogRatio(
