@@ -12,7 +12,6 @@ from hmpo_jax import update
 from hmpo_jax.tasks import task as task_lib
 from tests import small
 
-_step = jax.jit(learner.train_step, static_argnums=0)
 _collect = jax.jit(learner.collect, static_argnums=0)
 _prepare = jax.jit(learner.prepare, static_argnums=0)
 _learn = jax.jit(learner.learn, static_argnums=0)
@@ -21,14 +20,15 @@ _NO = jnp.asarray(False)
 
 
 def _run(num, **overrides):
-  """The states and metrics of `num` steps."""
-  static, hparams, state = small.start(small.config(**overrides))
-  states, records = [state], []
-  for _ in range(num):
-    state, metrics = _step(static, state, hparams, _NO)
-    states.append(state)
-    records.append(jax.device_get(metrics))
-  return states, records
+  return small.steps(small.config(**overrides), num)
+
+
+def _off_policy(static, hparams, state, sigma):
+  """What an update starts from, and a batch whose log-ratios scatter."""
+  batch = small.batch(static, state, hparams)
+  noise = sigma * jax.random.normal(jax.random.key(1), batch.mask.shape)
+  return (learner.at_first_update(hparams, state),
+          batch._replace(old_logprobs=batch.old_logprobs + noise))
 
 
 class ExponentTest(parameterized.TestCase):
@@ -58,11 +58,7 @@ class ExponentTest(parameterized.TestCase):
     settings = {'exponent__rate': 100., 'exponent__placebo': placebo}
     static, hparams, state = small.start(
         small.config(exponent__kind='learnable', **settings))
-    batch = small.batch(static, state, hparams)
-    batch = batch._replace(
-        old_logprobs=batch.old_logprobs +
-        0.02 * jax.random.normal(jax.random.key(1), batch.mask.shape))
-    learned = learner.at_first_update(hparams, state)
+    learned, batch = _off_policy(static, hparams, state, 0.02)
     after, reports = _update(static, learned, hparams, batch)
     change = after.controls.exponent.p - learned.controls.exponent.p
     gradient = reports.metrics['exponent/gradient']
@@ -221,11 +217,7 @@ class RewardTest(parameterized.TestCase):
 
   def test_effective_advantage_of_a_row(self):
     static, hparams, state = small.start(small.config(loss__p=-1.))
-    batch = small.batch(static, state, hparams)
-    batch = batch._replace(
-        old_logprobs=batch.old_logprobs +
-        0.05 * jax.random.normal(jax.random.key(1), batch.mask.shape))
-    learned = learner.at_first_update(hparams, state)
+    learned, batch = _off_policy(static, hparams, state, 0.05)
     _, reports = _update(static, learned, hparams, batch)
     live = reports.effective != 0
     ratio = np.where(live, reports.effective / batch.advantages, 1)

@@ -17,22 +17,11 @@ _step = jax.jit(learner.train_step, static_argnums=0)
 _NO = jnp.asarray(False)
 
 
-def _steps(config, num=1, seed=0):
-  """States before and after each of `num` steps, and their metrics."""
-  static, hparams, state = small.start(config, seed)
-  states, records = [state], []
-  for _ in range(num):
-    state, metrics = _step(static, state, hparams, _NO)
-    states.append(state)
-    records.append(jax.device_get(metrics))
-  return states, records
-
-
 class TrainStepTest(parameterized.TestCase):
 
   @parameterized.parameters('power_mean', 'grpo', 'cispo')
   def test_ratio_of_the_first_update_is_exactly_one(self, loss):
-    _, records = _steps(small.config(loss__name=loss), num=3)
+    _, records = small.steps(small.config(loss__name=loss), num=3)
     for record in records:
       self.assertEqual(record['ratio/first_update_abs_log'], 0)
       self.assertLess(record['ratio/recompute_gap'], 1e-5)
@@ -40,19 +29,19 @@ class TrainStepTest(parameterized.TestCase):
       self.assertLess(record['rollout/sampler_gap_max'], 1e-5)
 
   def test_lagging_sampler_moves_the_first_ratio(self):
-    _, records = _steps(small.config(rollout__staleness=1), num=2)
+    _, records = small.steps(small.config(rollout__staleness=1), num=2)
     # Nothing to lag behind yet, but the ratio is computed, not set.
     self.assertLess(records[0]['ratio/first_update_abs_log'], 1e-5)
     self.assertGreater(records[1]['ratio/first_update_abs_log'], 1e-3)
 
   def test_sampler_lags_by_staleness_steps(self):
-    states, _ = _steps(small.config(rollout__staleness=2), num=4)
+    states, _ = small.steps(small.config(rollout__staleness=2), num=4)
     for i in (2, 3, 4):
       oldest = jax.tree.map(lambda x: x[0], states[i].past_params)
       chex.assert_trees_all_equal(oldest, states[i - 2].params)
 
   def test_sampler_logprobs_as_old_logprobs(self):
-    _, (record,) = _steps(small.config(rollout__old_logprobs='sampler'))
+    _, (record,) = small.steps(small.config(rollout__old_logprobs='sampler'))
     self.assertGreater(record['ratio/first_update_abs_log'], 0)
     self.assertAlmostEqual(
         record['ratio/first_update_abs_log'],
@@ -98,20 +87,20 @@ class TrainStepTest(parameterized.TestCase):
   def test_all_means_are_equal_after_one_update(self):
     one = functools.partial(
         small.config, train__num_epochs=1, train__num_minibatches=1)
-    states = [_steps(one(loss__p=p), num=3)[0][-1] for p in (1., 0., -1.)]
+    states = [small.steps(one(loss__p=p), num=3)[0][-1] for p in (1., 0., -1.)]
     for state in states[1:]:
       chex.assert_trees_all_equal(state.params, states[0].params)
 
   def test_means_differ_once_rollouts_are_reused(self):
     first, second = (
-        _steps(small.config(loss__p=p))[0][-1].params['embed']
+        small.steps(small.config(loss__p=p))[0][-1].params['embed']
         for p in (0., -1.))
     self.assertGreater(np.abs(first - second).max(), 1e-6)
 
   def test_seed_decides_everything(self):
-    _, (first,) = _steps(small.config())
-    _, (again,) = _steps(small.config())
-    _, (other,) = _steps(small.config(), seed=1)
+    _, (first,) = small.steps(small.config())
+    _, (again,) = small.steps(small.config())
+    _, (other,) = small.steps(small.config(), seed=1)
     for key, value in first.items():
       np.testing.assert_array_equal(value, again[key], key)
     self.assertNotEqual(first['policy/entropy'], other['policy/entropy'])
@@ -135,22 +124,22 @@ class TrainStepTest(parameterized.TestCase):
           (alone.params, one_metrics))
 
   def test_learning_rate_zero_moves_nothing(self):
-    states, (record,) = _steps(
+    states, (record,) = small.steps(
         small.config(optim__learning_rate=0., optim__adam_learning_rate=0.))
     chex.assert_trees_all_equal(states[0].params, states[1].params)
     self.assertEqual(record['update/norm'], 0)
     self.assertGreater(record['grad/norm'], 0)
 
   def test_permuted_advantages_keep_their_variance(self):
-    _, (plain,) = _steps(small.config())
-    _, (permuted,) = _steps(small.config(advantage__permute=True))
+    _, (plain,) = small.steps(small.config())
+    _, (permuted,) = small.steps(small.config(advantage__permute=True))
     key = 'advantage/abs_mean'
     self.assertEqual(plain[key], permuted[key])
     self.assertNotEqual(plain['grad/norm'], permuted['grad/norm'])
 
   def test_masked_truncated_responses_are_not_trained(self):
-    _, (plain,) = _steps(small.config())
-    _, (masked,) = _steps(small.config(rollout__mask_truncated=True))
+    _, (plain,) = small.steps(small.config())
+    _, (masked,) = small.steps(small.config(rollout__mask_truncated=True))
     self.assertGreater(plain['rollout/truncated_frac'], 0.2)
     self.assertLess(masked['loss/live_frac'], plain['loss/live_frac'])
 
@@ -162,7 +151,7 @@ class TrainStepTest(parameterized.TestCase):
           loss__kl_estimator=estimator,
           loss__kl_weight=weight,
           optim__learning_rate=1e-3)
-      states, records = _steps(config, num=3)
+      states, records = small.steps(config, num=3)
       chex.assert_trees_all_equal(states[-1].reference, states[0].params)
       distances.append(records[-1]['kl/reference'])
     self.assertGreater(distances[1], 0)

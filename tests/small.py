@@ -60,6 +60,20 @@ def start(run_config, seed=0):
   return static, hparams, _init_state(static, hparams, params, run_key)
 
 
+_step = jax.jit(learner.train_step, static_argnums=0)
+
+
+def steps(run_config, num=1, seed=0):
+  """States before and after each of `num` steps, and their metrics."""
+  static, hparams, state = start(run_config, seed)
+  states, records = [state], []
+  for _ in range(num):
+    state, metrics = _step(static, state, hparams, jnp.asarray(False))
+    states.append(state)
+    records.append(jax.device_get(metrics))
+  return states, records
+
+
 def batch(static, state, hparams, seed=0):
   """A rollout of fresh prompts with random advantages, as one Batch."""
   task = policy.make_task(static)
