@@ -189,6 +189,7 @@ def summarise(reports: Reports) -> base.Metrics:
     metrics[f'skipped/{name}'] = jnp.sum(reports.cause == index)
   metrics['qk/max_logit'] = jnp.max(reports.max_logits)
   metrics['qk/max_logit_per_head'] = jnp.max(reports.max_logits, axis=0)
+  metrics['qk/max_logit_per_update'] = jnp.max(reports.max_logits, axis=(1, 2))
   metrics['ratio/first_update_abs_log'] = reports.metrics['log_ratio/abs_max'][
       0]
   metrics['log_ratio/last_update_sigma'] = jnp.sqrt(

@@ -126,6 +126,7 @@ class SummariseTest(absltest.TestCase):
     self.assertEqual(metrics['skipped/loss'], 1)
     self.assertEqual(metrics['skipped/no_signal'], 0)
     self.assertEqual(metrics['qk/max_logit_per_head'].shape, (2, 4))
+    self.assertEqual(metrics['qk/max_logit_per_update'].shape, (3,))
 
 
 if __name__ == '__main__':
