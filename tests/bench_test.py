@@ -1,99 +1,122 @@
-"""The benchmark runs and writes what it measured; no time is asserted."""
+"""The command of the benchmarks: flags in, files and tables out."""
 
 import contextlib
 import csv
-import functools
 import io
 import json
 import pathlib
+import sys
 import tempfile
-import types
 from unittest import mock
 
 from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
-import jax
-import jax.numpy as jnp
 
 from experiments import bench
+from hmpo_jax.bench import timing
 from tests import small
 
-_VARIANTS = {
-    'plain GSPO', 'p = 1', 'p = 0', 'p = -1', 'p = -0.5',
-    'p = -1, gradient in p', 'p = 0, p_grad = -1', 'p = -1, p_clip = 0',
-    'p = -1, center geometric', 'p = -1, center unbiased', 'p = -1, clip token',
-    'p = -1, clip token_log', 'arithmetic_harmonic', 'gspo_token', 'grpo',
-    'cispo', 'sapo', 'reinforce'
-}
+_ROWS = [
+    timing.Row('2x3', 'plain', 'loss', 2, 1.5, 0.25, 1., 0., None, 0.75, 8.,
+               2.),
+    timing.Row('2x3', 'other', 'loss', 2, 3., 0.5, 2., 0., None, None, None,
+               None),
+    timing.Row('4x5', 'plain', 'loss', 2, 1., 0., 1., 0., 60., None, None, None)
+]
+
+_HELLO = "echo '{\"torch\": \"2\", \"torch_threads\": 2}'"
 
 
-def _programs(_):
-  """With a step that does nothing: the real one takes long to compile."""
-  return types.SimpleNamespace(
-      task=types.SimpleNamespace(response_len=6),
-      warm_params=dict,
-      first_state=lambda params: params,
-      step=lambda state, measure: (state, {
-          'measured': measure
-      }))
+def _main(**values):
+  """Runs the command with these flags; what it hands to `run`."""
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(**{'out': tempfile.mkdtemp()} | values):
+    with mock.patch.object(bench, 'run') as run:
+      bench.main([])
+  return run.call_args.args
 
 
 class BenchTest(parameterized.TestCase):
 
-  def test_every_loss_has_value_and_metrics(self):
-    variants = bench.loss_variants()
-    self.assertContainsSubset(_VARIANTS, variants)
-    batch = jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(2), jnp.ones((2, 3),
-                                                                      bool)
-    for name, (loss, p) in variants.items():
-      value, metrics = jax.eval_shape(functools.partial(loss, p=p), *batch)
-      self.assertEqual(value.shape, (), name)
-      self.assertEqual(bool(metrics), name != 'plain GSPO')
-
-  def test_suite_writes_what_it_measured(self):
+  def test_files_and_tables_hold_what_was_measured(self):
+    suite = timing.Suite(lambda options: _ROWS[:], tuple, ('2x3',), 2)
+    printed = io.StringIO()
+    options = timing.Options([(2, 3)], 2, small.config())
     with tempfile.TemporaryDirectory() as folder:
       out = pathlib.Path(folder) / 'new' / 'bench'
-      with mock.patch.object(bench.programs_lib, 'Programs', _programs):
-        bench.run('kernels', [(2, 3)], 2, 'p = -?1', out, small.config())
+      with mock.patch.dict(bench.SUITES, {'kernels': suite}):
+        with contextlib.redirect_stdout(printed):
+          rows = bench.run('kernels', options, out, {'torch': '2.13'})
       about = json.loads((out / 'kernels.json').read_text(encoding='utf-8'))
       with open(out / 'kernels.csv', encoding='utf-8') as file:
         table = list(csv.DictReader(file))
-    self.assertEqual((about['suite'], about['rounds']), ('kernels', 2))
+    self.assertEqual(rows, _ROWS)
+    self.assertEqual([timing.Row(**row) for row in about['rows']], _ROWS)
+    self.assertEqual((about['suite'], about['rounds'], about['torch']),
+                     ('kernels', 2, '2.13'))
     self.assertLen(about['load_before'] + about['load_after'], 6)
-    rows = about['rows']
-    self.assertLen(table, len(rows))
-    of_losses = [row for row in rows if row['shape'] == '2x3']
-    self.assertEqual([(row['variant'], row['mode']) for row in of_losses],
-                     [('plain GSPO', 'loss')] +
-                     [(name, mode)
-                      for name in ('p = 1', 'p = -1')
-                      for mode in ('loss', 'loss and metrics')])
-    self.assertEqual(of_losses[0]['ratio'], 1)
-    of_step = [
-        row['variant']
-        for row in rows
-        if row['shape'] == 'step of 4 updates of 16x6'
-    ]
-    self.assertEqual(of_step, ['train step', 'p = 1', 'p = -1'])
-    for row in rows:
-      self.assertGreater(row['ms'], 0)
-      self.assertGreater(row['ratio'], 0)
+    for key in ('commit', 'jax', 'device', 'cores'):
+      self.assertTrue(about[key], key)
+    self.assertLen(table, 3)
+    self.assertEqual(tuple(table[0]), timing.Row._fields)
+    first, second = printed.getvalue().split('4x5')
+    self.assertIn('1.500 ± 0.250', first)
+    # Columns without a value are left out.
+    self.assertIn('compile s', first)
+    self.assertNotIn('GFLOP/s', first)
+    self.assertIn('GFLOP/s', second)
+    self.assertNotIn('compile s', second)
 
-  @parameterized.parameters(('variants', '('), ('variants', 'none'),
-                            ('shapes', []), ('shapes', ['0x4']),
-                            ('out', '/dev/null/bench'))
+  @parameterized.parameters(('kernels', [(64, 1024), (256, 4096)], 25),
+                            ('optimizer', [(12, 512, 512),
+                                           (12, 1024, 4096)], 7))
+  def test_suite_has_its_own_defaults(self, suite, shapes, rounds):
+    with mock.patch.object(bench.torch_muon, 'describe') as describe:
+      describe.return_value = {'torch_threads': bench.os.cpu_count()}
+      name, options, *_ = _main(suite=suite, torch_python=None)
+    self.assertEqual((name, options.shapes, options.rounds),
+                     (suite, shapes, rounds))
+
+  @parameterized.parameters(
+      ('variants', '('), ('variants', 'none'), ('variants', 'optax muon'),
+      ('shapes', []), ('shapes', ['0x4']), ('shapes', ['2x3x4']),
+      ('out', '/dev/null/bench'), ('torch_python', sys.executable))
   def test_bad_flag_is_one_line_before_anything_is_timed(self, name, value):
+    self._check_refused(name, **{name: value})
+
+  @parameterized.parameters(('shapes', ['64x1024']), ('variants', 'p = 1'),
+                            ('torch_python', '/no/such/python'),
+                            ('torch_python', '/bin/false'))
+  def test_bad_flag_of_the_optimizers(self, name, value):
+    self._check_refused(name, **{'suite': 'optimizer', name: value})
+
+  def _check_refused(self, name, **values):
     errors = io.StringIO()
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(**{'out': tempfile.mkdtemp()} | {name: value}):
-      with contextlib.redirect_stderr(errors):
-        with self.assertRaises(SystemExit) as stop:
-          bench.main([])
+    with contextlib.redirect_stderr(errors):
+      with self.assertRaises(SystemExit) as stop:
+        _main(**values)
     self.assertEqual(stop.exception.code, 2)
     self.assertLen(errors.getvalue().splitlines(), 1)
     self.assertStartsWith(errors.getvalue(), f'error: --{name}=')
+
+  @parameterized.parameters(
+      ('exit 1', None, "torch's Muon is left out (no answer)"),
+      (_HELLO, 2, None), (_HELLO, 7, 'torch uses 2 threads on 7 cores'))
+  def test_torch_is_the_running_interpreters(self, script, cores, line):
+    python = pathlib.Path(tempfile.mkdtemp()) / 'python'
+    python.write_text(f'#!/bin/sh\n{script}\n', encoding='utf-8')
+    python.chmod(0o755)
+    errors = io.StringIO()
+    with mock.patch.object(bench.sys, 'executable', str(python)):
+      with mock.patch.object(bench.os, 'cpu_count', lambda: cores):
+        with contextlib.redirect_stderr(errors):
+          _, options, _, about = _main(suite='optimizer')
+    self.assertEqual(bool(about), bool(cores))
+    self.assertEqual(options.torch_python, str(python) if cores else None)
+    self.assertLen(errors.getvalue().splitlines(), 1 if line else 0)
+    self.assertIn(line or '', errors.getvalue())
 
 
 if __name__ == '__main__':

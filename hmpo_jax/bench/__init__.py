@@ -1,0 +1,1 @@
+"""What `experiments/bench.py` times: one module for each suite."""

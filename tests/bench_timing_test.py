@@ -1,0 +1,82 @@
+"""What becomes of the times of cases that take turns."""
+
+import time
+from unittest import mock
+
+from absl.testing import absltest
+import jax.numpy as jnp
+
+from hmpo_jax.bench import timing
+
+
+def _case(variant, seconds, **options):
+  """A case that tells these times one after the other."""
+  times = iter(seconds)
+  return timing.Case(variant, 'mode', lambda repeats: next(times), **options)
+
+
+class TimingTest(absltest.TestCase):
+
+  def test_medians_spreads_and_ratios_by_hand(self):
+    # The first time is of the call before all rounds.
+    first = _case('first', [9., 1., 2., 4.], flops=4e9)
+    second = _case('second', [9., 3., 2., 8.])
+    rows = timing.timed('2x3', [first, second], 3, fill_caches=False)
+    self.assertEqual([row.variant for row in rows], ['first', 'second'])
+    # Ratios 3, 1 and 2; times in milliseconds.
+    self.assertEqual(rows[0][3:8], (3, 2000, 1500, 1, 0))
+    self.assertEqual(rows[1][3:8], (3, 3000, 3000, 2, 1))
+    self.assertEqual([row.gflops_per_s for row in rows], [2, None])
+    self.assertEqual(rows[1][-3:], (None, None, None))
+
+  def test_turn_starts_with_one_call_that_is_not_timed(self):
+    asked = []
+    case = timing.Case('', '', lambda repeats: asked.append(repeats) or 1.)
+    timing.timed('', [case], 2, repeats=5)
+    self.assertEqual(asked, [1, 1, 5, 1, 5])
+    asked.clear()
+    timing.timed('', [case], 2, repeats=5, fill_caches=False)
+    self.assertEqual(asked, [1, 5, 5])
+
+  def test_cases_take_turns_in_another_order_each_round(self):
+    order = []
+    cases = [
+        timing.Case(
+            str(i), '', lambda repeats, i=i: order.append(i) or float(repeats))
+        for i in range(3)
+    ]
+    timing.timed('', cases, 20, fill_caches=False)
+    turns = {tuple(order[i:i + 3]) for i in range(3, len(order), 3)}
+    self.assertGreater(len(turns), 3)
+    for turn in turns:
+      self.assertEqual(sorted(turn), [0, 1, 2])
+
+  def test_wall_clock_is_of_one_call(self):
+    calls = []
+    seconds = timing.wall_clock(lambda: calls.append(1))
+    with mock.patch.object(time, 'perf_counter', side_effect=[10., 16.]):
+      self.assertEqual(seconds(3), 2)
+    self.assertLen(calls, 3)
+
+  def test_compiled_program_donates_and_knows_its_size(self):
+    kept, spent = jnp.ones((250, 1000)), jnp.ones((250, 1000))
+    program = timing.compiled(
+        lambda x, y: (x + y, x @ x.T), kept, spent, donate=(1,))
+    program.call(kept, spent)
+    self.assertTrue(spent.is_deleted())
+    self.assertFalse(kept.is_deleted())
+    self.assertGreater(program.compile_s, 0)
+    case = timing.Case('', '', lambda repeats: 1., program)
+    row, = timing.timed('', [case], 2)
+    self.assertEqual(row.compile_s, round(program.compile_s, 3))
+    self.assertAlmostEqual(row.output_mb, 1.25, places=2)  # float32
+
+  def test_variant_is_wanted_as_a_whole(self):
+    options = timing.Options([], 2, None, variants='muon|p = .*')
+    self.assertTrue(options.wants('muon'))
+    self.assertTrue(options.wants('p = -1'))
+    self.assertFalse(options.wants('optax muon'))
+
+
+if __name__ == '__main__':
+  absltest.main()
