@@ -58,9 +58,8 @@ def _last_minibatch(workdir):
   with rerun.opened(workdir, print) as recorded:
     learned, batch = recorded.last_update()
     static, hparams = recorded.programs.static, recorded.programs.hparams
-  logprobs, _, _ = policy.response_logprobs(static, learned.params,
-                                            batch.tokens, batch.valid,
-                                            batch.mask, hparams.temperature)
+  logprobs, *_ = policy.forward(static, learned.params, batch.tokens,
+                                batch.valid, batch.mask, hparams.temperature)
   ratio = ratios.log_ratio(logprobs, batch.old_logprobs, batch.mask,
                            hparams.loss['log_ratio_max'])
   return np.asarray(ratio.x), np.asarray(batch.mask)

@@ -45,10 +45,13 @@ class HParams(NamedTuple):
   temperature: jax.Array  # [] divides the logits in sampler and loss
   learning_rate: jax.Array  # [] of the hidden matrices (AdamW: of all)
   adam_learning_rate: jax.Array  # [] of all else under MuonClip
+  adam_weight_decay: jax.Array  # [] of all else under MuonClip
   weight_decay: jax.Array  # [] decoupled, per unit of learning rate
-  momentum: jax.Array  # [] Muon's heavy-ball beta
+  momentum: jax.Array  # [] Muon's
   max_grad_norm: jax.Array  # [] global norm, inf = off
   tau: jax.Array  # [] threshold on the attention logits
+  qk_alpha: jax.Array  # [] the queries' share of the QK-clip, from 0 to 1
+  monitor_tau: jax.Array  # [] threshold that is counted, whatever is clipped
   mask_truncated: jax.Array  # [] bool: responses without stop are not trained
   permute_advantages: jax.Array  # [] bool: control that must not learn
 

@@ -136,6 +136,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.train = ml_collections.ConfigDict()
   config.train.num_epochs = 2  # passes over a rollout
   config.train.num_minibatches = 4  # updates per pass; divides the sequences
+  # Parts of a minibatch that are in memory one at a time; divides its rows. The
+  # update is the same.
+  config.train.num_microbatches = 1
   config.train.max_grad_norm = math.inf  # global norm; inf = off
   # Updates skipped in a row for a numerical cause before the run stops.
   config.train.max_skips = 50
@@ -143,13 +146,26 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'muon_clip'  # muon_clip | adamw
   config.optim.learning_rate = 3e-4  # update RMS is 0.2 times it under Muon
-  config.optim.adam_learning_rate = 3e-4  # embeddings, norms, biases, head
   config.optim.weight_decay = 0.  # decoupled, times the learning rate
-  config.optim.momentum = 0.95  # of Muon, in [0, 1)
+  # Muon, see optim/muon.py: of embeddings, norms, biases and head, which AdamW
+  # moves.
+  config.optim.adam_learning_rate = 3e-4
+  config.optim.adam_weight_decay = 0.
+  config.optim.momentum = 0.95  # in [0, 1)
+  config.optim.nesterov = False  # else the heavy ball
+  # joint | per_head: what of an attention kernel is one matrix
+  config.optim.muon_heads = 'joint'
+  config.optim.coefficients = 'keller'  # keller | polar_express
+  config.optim.products = 'float32'  # float32 | bfloat16, of Newton-Schulz
   config.optim.adam_b1 = 0.9
   config.optim.adam_b2 = 0.95
-  config.optim.qk_clip = 'weights'  # off (monitored only) | weights
+  # off (monitored only) | weights | gain (of the norms, with model.qk_norm)
+  config.optim.qk_clip = 'weights'
   config.optim.tau = 100.  # largest attention logit that is left alone
+  config.optim.qk_alpha = 0.5  # the queries' share of the rescaling
+  # Updates with a logit above this are counted, whatever qk_clip is; after 10
+  # in a row a run has exploded.
+  config.optim.monitor_tau = 100.
 
   config.warm_start = ml_collections.ConfigDict()
   config.warm_start.num_steps = 55  # supervised; 0 starts from scratch
@@ -190,10 +206,13 @@ def hparams(config) -> base.HParams:
       temperature=config.rollout.temperature,
       learning_rate=config.optim.learning_rate,
       adam_learning_rate=config.optim.adam_learning_rate,
+      adam_weight_decay=config.optim.adam_weight_decay,
       weight_decay=config.optim.weight_decay,
       momentum=config.optim.momentum,
       max_grad_norm=config.train.max_grad_norm,
       tau=config.optim.tau,
+      qk_alpha=config.optim.qk_alpha,
+      monitor_tau=config.optim.monitor_tau,
       mask_truncated=config.rollout.mask_truncated,
       permute_advantages=config.advantage.permute)
   return jax.tree.map(_traced, values)
@@ -218,8 +237,9 @@ _STATIC = {
     'reward': ('kl_estimator',),
     'loss': ('name', 'clip', 'clip_center', 'aggregation', 'kl_estimator',
              'kl_off_policy', 'entropy_bonus'),
-    'train': ('num_epochs', 'num_minibatches'),
-    'optim': ('name', 'adam_b1', 'adam_b2', 'qk_clip'),
+    'train': ('num_epochs', 'num_minibatches', 'num_microbatches'),
+    'optim': ('name', 'nesterov', 'muon_heads', 'coefficients', 'products',
+              'adam_b1', 'adam_b2', 'qk_clip'),
     'warm_start': ('batch_size',),
 }
 
@@ -284,6 +304,10 @@ def _check_unused(config):
         for key in default.tracking
         if key != 'rate'
     }
+  if config.optim.name == 'adamw':
+    unused |= {f'optim.{key}': 'optim.name' for key in config_rules.MUON_KEYS}
+  if config.optim.qk_clip == 'off':
+    unused['optim.qk_alpha'] = 'optim.qk_clip'
   for key, choice in unused.items():
     value, unset = lookup(config, key), lookup(default, key)
     if value != unset:

@@ -7,10 +7,15 @@ from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import ratios
+from hmpo_jax.optim import muon_clip
+from hmpo_jax.optim import orthogonal
 
 TASKS = ('sort', 'addition', 'file')
 OPTIMIZERS = ('muon_clip', 'adamw')
-QK_CLIPS = ('off', 'weights')
+MUON_HEADS = ('joint', 'per_head')
+# Keys of `optim` that AdamW has no use for.
+MUON_KEYS = ('adam_learning_rate', 'adam_weight_decay', 'momentum', 'nesterov',
+             'muon_heads', 'coefficients', 'products')
 
 
 def _at_least(low):
@@ -100,6 +105,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('tracking.eps_max', _OPEN_UNIT),
     ('train.num_epochs', _at_least(1)),
     ('train.num_minibatches', _at_least(1)),
+    ('train.num_microbatches', _at_least(1)),
     ('train.max_grad_norm', _POSITIVE_OR_INF),
     ('train.max_skips', _at_least(1)),
     ('optim.name', _one_of(*OPTIMIZERS)),
@@ -109,8 +115,14 @@ RULES = tuple((key, *rule) for key, rule in (
     ('optim.momentum', _MOMENTUM),
     ('optim.adam_b1', _MOMENTUM),
     ('optim.adam_b2', _MOMENTUM),
-    ('optim.qk_clip', _one_of(*QK_CLIPS)),
+    ('optim.adam_weight_decay', _finite_at_least(0)),
+    ('optim.muon_heads', _one_of(*MUON_HEADS)),
+    ('optim.coefficients', _one_of(*orthogonal.COEFFICIENTS)),
+    ('optim.products', _one_of(*orthogonal.DTYPES)),
+    ('optim.qk_clip', _one_of(*muon_clip.MODES)),
     ('optim.tau', _POSITIVE),
+    ('optim.qk_alpha', _UNIT),
+    ('optim.monitor_tau', _POSITIVE),
     ('warm_start.num_steps', _at_least(0)),
     ('warm_start.batch_size', _at_least(1)),
     ('warm_start.learning_rate', _finite_at_least(0)),
@@ -137,6 +149,11 @@ def _are_specials_apart(c):
 def _are_minibatches_even(c):
   size = c.rollout.num_prompts * c.rollout.group_size
   return size % c.train.num_minibatches == 0
+
+
+def _are_microbatches_even(c):
+  size = c.rollout.num_prompts * c.rollout.group_size
+  return size % (c.train.num_minibatches * c.train.num_microbatches) == 0
 
 
 def _is_range_apart(c):
@@ -185,6 +202,9 @@ JOINT_RULES = (
     (('train.num_minibatches', 'rollout.num_prompts',
       'rollout.group_size'), _are_minibatches_even,
      'the first must divide the product of the others, the sequences'),
+    (('train.num_microbatches', 'train.num_minibatches', 'rollout.num_prompts',
+      'rollout.group_size'), _are_microbatches_even,
+     'the product of the first two must divide that of the others'),
     (('loss.clip', 'loss.clip_center', 'loss.p_clip'), _is_range_apart,
      'the last two must be one and inf unless the first is sequence'),
     (('loss.clip_eps_low', 'loss.name'), _is_clip_open,
@@ -220,7 +240,10 @@ JOINT_RULES = (
      lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0,
      'the weight must be 0 while there is no estimator'),
     (('optim.qk_clip', 'model.qk_norm'),
-     lambda c: c.optim.qk_clip == 'off' or not c.model.qk_norm,
-     'the clip must be off with QK-norm, which undoes any rescaling of query '
-     'and key weights, so that the clip would shrink them without end'),
+     lambda c: c.optim.qk_clip != 'weights' or not c.model.qk_norm,
+     'the clip must be gain or off with QK-norm, which undoes any rescaling of '
+     'query and key weights, so that the clip would shrink them without end'),
+    (('optim.qk_clip',
+      'model.qk_norm'), lambda c: c.optim.qk_clip != 'gain' or c.model.qk_norm,
+     'gain rescales the gains of the norms, which the second must switch on'),
 )

@@ -293,8 +293,8 @@ def _rollout_logprobs(static, hparams, rollout, params):
 
   def compute(part):
     tokens, valid, mask = part
-    return policy.response_logprobs(static, params, tokens, valid, mask,
-                                    hparams.temperature)[0]
+    return policy.forward_in_microbatches(static, params, tokens, valid, mask,
+                                          hparams.temperature).logprobs
 
   return jax.lax.map(compute, split).reshape(rollout.mask.shape)
 

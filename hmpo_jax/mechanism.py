@@ -35,8 +35,9 @@ def compare_means(static, params: base.Params, hparams: base.HParams,
   """
 
   def forward(params):
-    return policy.response_logprobs(static, params, batch.tokens, batch.valid,
-                                    batch.mask, hparams.temperature)[0]
+    return policy.forward_in_microbatches(static, params, batch.tokens,
+                                          batch.valid, batch.mask,
+                                          hparams.temperature).logprobs
 
   logprobs, pull_back = jax.vjp(forward, params)
   loss = lambda logprobs, p, low, high: losses.power_mean_loss(

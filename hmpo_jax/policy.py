@@ -3,6 +3,8 @@
 `static` is `config.static(config)`, the hashable part of a configuration.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -33,10 +35,15 @@ def make_model(static) -> transformer.Transformer:
       vocab_size=make_task(static).vocab_size, **static.model)
 
 
-def response_logprobs(
-    static, params: base.Params, tokens: jax.Array, valid: jax.Array,
-    mask: jax.Array, temperature: jax.Array | float
-) -> tuple[jax.Array, jax.Array, transformer.Output]:
+class Forward(NamedTuple):
+  """What the training forward finds of given responses."""
+  logprobs: jax.Array  # [B, T] of the responses' tokens
+  entropies: jax.Array  # [B, T] nats, of the choice of each token
+  max_logits: jax.Array  # [N_l, H] largest visible attention logit, no gradient
+
+
+def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
+            mask: jax.Array, temperature: jax.Array | float) -> Forward:
   """The training forward: log-probabilities of responses that are given.
 
   Args:
@@ -46,10 +53,6 @@ def response_logprobs(
     valid: [B, L] bool, true on what is not padding.
     mask: [B, T] bool, true on the responses; gives their length T.
     temperature: [] that the sampler divided by.
-
-  Returns:
-    log-probabilities [B, T] of the responses' tokens, the logits [B, T, V]
-    that chose them, and the model's whole output.
   """
   output = transformer.apply(
       make_model(static), params, tokens, valid,
@@ -59,11 +62,34 @@ def response_logprobs(
   logits = output.logits[:, -length - 1:-1]
   logprobs = logprobs_lib.token_logprobs(logits, tokens[:, -length:],
                                          temperature)
-  return logprobs, logits, output
+  entropies = logprobs_lib.entropy(logits, temperature)
+  return Forward(logprobs, entropies, output.max_logits)
 
 
-def mean_entropy(logits: jax.Array, mask: jax.Array,
-                 temperature: jax.Array | float) -> jax.Array:
-  """[] entropy per trained token, nats, from logits [B, T, V]; 0 if none."""
-  entropy = logprobs_lib.entropy(logits, temperature)
-  return jnp.sum(jnp.where(mask, entropy, 0)) / jnp.maximum(jnp.sum(mask), 1)
+def forward_in_microbatches(static, params: base.Params, tokens: jax.Array,
+                            valid: jax.Array, mask: jax.Array,
+                            temperature: jax.Array | float) -> Forward:
+  """`forward`, with the memory of one microbatch in both directions.
+
+  Each of the train.num_microbatches keeps its inputs alone and runs again in
+  the backward pass, which adds up the gradients. The loss sees all rows at
+  once: also one that divides by the tokens of the whole minibatch has the
+  value and the gradient of the full batch. The largest attention logits are
+  those over all microbatches.
+  """
+  count = static.train.num_microbatches
+  if count == 1:
+    return forward(static, params, tokens, valid, mask, temperature)
+  run = lambda part: forward(static, params, part[0], part[1], part[2],
+                             temperature)
+  split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]),
+                       (tokens, valid, mask))
+  found = jax.lax.map(jax.checkpoint(run, prevent_cse=False), split)
+  return Forward(
+      found.logprobs.reshape(mask.shape), found.entropies.reshape(mask.shape),
+      jnp.max(found.max_logits, axis=0))
+
+
+def mean_entropy(entropies: jax.Array, mask: jax.Array) -> jax.Array:
+  """[] entropy per trained token, nats, from entropies [B, T]; 0 if none."""
+  return jnp.sum(jnp.where(mask, entropies, 0)) / jnp.maximum(jnp.sum(mask), 1)

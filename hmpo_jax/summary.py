@@ -66,8 +66,16 @@ def make(records, extra, baselines, config):
           _mean_compared(records, 'mechanism/cosine_unclipped'),
       'max_logit':
           float(column('qk/max_logit').max()),
+      'updates_over_monitor_tau_frac':
+          float(column('qk/over_monitor_tau_frac').mean()),
+      'exploded':
+          bool(column('qk/exploded').any()),
       'updates_qk_clipped_frac':
           float(column('qk/clipped_frac').mean()),
+      'heads_ever_clipped_frac':
+          float(column('qk/heads_ever_clipped_frac')[-1]),
+      'smallest_factor':
+          float(column('qk/factor_min').min()),
       'skipped': {
           cause: int(column(f'skipped/{cause}').sum())
           for cause in update.SKIP_CAUSES
@@ -116,6 +124,9 @@ def rows(summary, workdir):
       ('cosine of gradients p = 0, -1 (unclipped)',
        f'{summary["cosine"]:.3f} ({summary["cosine_unclipped"]:.3f})'),
       ('largest attention logit', f'{summary["max_logit"]:.1f}'),
+      ('updates with one above monitor_tau',
+       f'{summary["updates_over_monitor_tau_frac"]:.1%}'
+       f'{", exploded" if summary["exploded"] else ""}'),
       ('updates that QK-clip changed',
        f'{summary["updates_qk_clipped_frac"]:.1%}'),
       ('updates skipped', skipped),

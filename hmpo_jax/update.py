@@ -16,6 +16,7 @@ from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import ratios
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import factory
+from hmpo_jax.optim import muon_clip
 
 # Why an update is skipped, in the order in which a cause hides the later ones.
 SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient', 'update',
@@ -35,6 +36,9 @@ _REDUCE = {
     'ratio/clamped_frac': jnp.max,
     'ratio/recompute_gap': jnp.max,
     'log_ratio/abs_max': jnp.max,
+    'qk/factor_min': jnp.min,
+    'qk/heads_ever_clipped_frac': jnp.max,
+    'qk/exploded': jnp.max,
 }
 
 
@@ -88,8 +92,9 @@ def optimizer(static,
   return factory.make(
       static.optim,
       hparams,
-      dimension_numbers=transformer.muon_dimension_numbers,
-      attention=transformer.ATTENTION_PATH)
+      dimension_numbers=functools.partial(
+          transformer.muon_dimension_numbers, heads=static.optim.muon_heads),
+      attention=transformer.attention_weights)
 
 
 def start_controls(hparams: base.HParams) -> base.Controls:
@@ -137,8 +142,7 @@ def update(static, learned: Learned, hparams: base.HParams,
   new = jax.tree.map(lambda new, old: jnp.where(skip, old, new), new, learned)
   metrics |= forward.metrics | {'loss/total': loss}
   metrics |= _size_metrics(grads, updates, skip)
-  metrics |= _clip_metrics(static, hparams, forward.max_logits, skip,
-                           new.opt_state)
+  metrics |= _clip_metrics(hparams, forward.max_logits, skip, new.opt_state)
   effective = jnp.where(skip, 0, -probed.logprobs * jnp.sum(rows))
   return new, Reports(metrics, forward.max_logits, effective, cause)
 
@@ -153,11 +157,17 @@ def trace(static, learned: Learned, hparams: base.HParams,
   updates, _ = optimizer(static, hparams).update(
       grads, learned.opt_state, learned.params, max_logits=forward.max_logits)
   on_mask = lambda x: jnp.where(batch.mask, x, 0)
-  seen = ~jnp.isneginf(forward.max_logits)  # -inf: no key was visible
-  return Trace(*learned, batch.advantages, on_mask(batch.old_logprobs),
-               jnp.where(seen, forward.max_logits,
-                         0), on_mask(forward.logprobs), loss, grads,
-               optax.tree.norm(grads), updates, optax.tree.norm(updates))
+  # -inf: no key was visible, or no update was made.
+  seen = lambda logits: jnp.where(jnp.isneginf(logits), 0, logits)
+  clip = factory.clip_state(learned.opt_state)
+  opt_state = optax.tree.set(
+      learned.opt_state,
+      last_max=seen(clip.last_max),
+      max_ever=seen(clip.max_ever))
+  return Trace(learned.params, opt_state, learned.controls, batch.advantages,
+               on_mask(batch.old_logprobs), seen(forward.max_logits),
+               on_mask(forward.logprobs), loss, grads, optax.tree.norm(grads),
+               updates, optax.tree.norm(updates))
 
 
 def is_sound(cause: jax.Array) -> jax.Array:
@@ -207,10 +217,9 @@ def _differentiate(static, learned, hparams, batch):
 
 def _loss(static, hparams, controls, batch, params, probes):
   """Loss [] of one minibatch and what it computed on its way."""
-  logprobs, logits, output = policy.response_logprobs(static, params,
-                                                      batch.tokens, batch.valid,
-                                                      batch.mask,
-                                                      hparams.temperature)
+  logprobs, entropies, max_logits = policy.forward_in_microbatches(
+      static, params, batch.tokens, batch.valid, batch.mask,
+      hparams.temperature)
   old_logprobs = jnp.where(batch.is_on_policy, jax.lax.stop_gradient(logprobs),
                            batch.old_logprobs)
   loss, metrics = _policy_loss(static, hparams, controls, batch,
@@ -230,14 +239,14 @@ def _loss(static, hparams, controls, batch, params, probes):
         log_ratio_max=hparams.loss['log_ratio_max'])
     loss += hparams.kl_weight * penalty
     metrics |= kl_metrics | {'kl/reference': penalty}
-  entropy = policy.mean_entropy(logits, batch.mask, hparams.temperature)
+  entropy = policy.mean_entropy(entropies, batch.mask)
   metrics['policy/entropy'] = entropy
   if static.loss.entropy_bonus:
     loss -= hparams.entropy_weight * entropy
   # These pull even where no row has an advantage.
   pulls = (hparams.kl_weight > 0) | (hparams.entropy_weight != 0)
   metrics['loss/live_frac'] = jnp.where(pulls, 1., metrics['loss/live_frac'])
-  return loss, _Forward(logprobs, output.max_logits, metrics)
+  return loss, _Forward(logprobs, max_logits, metrics)
 
 
 def _policy_loss(static, hparams, controls, batch, logprobs, old_logprobs,
@@ -301,14 +310,16 @@ def _size_metrics(grads, updates, skip):
   }
 
 
-def _clip_metrics(static, hparams, max_logits, skip, opt_state):
-  """How often QK-clip acts; over_tau counts also while it is off."""
-  over = jnp.any(max_logits > hparams.tau)
-  clip_state = factory.clip_state(opt_state)
-  ever = jnp.zeros(1) if clip_state is None else clip_state.ever_clipped
-  acts = over & ~skip & (static.optim.qk_clip != 'off')
+def _clip_metrics(hparams, max_logits, skip, opt_state):
+  """What QK-clip saw and did; the first also of an update that is skipped."""
+  state = factory.clip_state(opt_state)
+  factor = jnp.where(skip, 1, jnp.min(state.last_factor))
+  over = jnp.any(max_logits > hparams.monitor_tau)
+  so_far = muon_clip.telemetry(state)
   return {
-      'qk/over_tau_frac': over.astype(jnp.float32),
-      'qk/clipped_frac': acts.astype(jnp.float32),
-      'qk/heads_ever_clipped_frac': jnp.mean(ever, dtype=jnp.float32),
+      'qk/over_monitor_tau_frac': over.astype(jnp.float32),
+      'qk/clipped_frac': jnp.float32(factor < 1),
+      'qk/factor_min': factor,
+      'qk/heads_ever_clipped_frac': so_far['heads_ever_clipped_frac'],
+      'qk/exploded': jnp.float32(so_far['exploded']),
   }

@@ -49,7 +49,7 @@ def _supervised_loss(static, params, key):
       jax.random.split(key, static.warm_start.batch_size))
   answers = jax.vmap(task.answer)(prompts)
   mask = answers != task.pad
-  logprobs, _, _ = policy.response_logprobs(
-      static, params, jnp.concatenate([prompts, answers], 1),
-      jnp.concatenate([prompts != task.pad, mask], 1), mask, 1.)
-  return -jnp.sum(jnp.where(mask, logprobs, 0)) / jnp.sum(mask)
+  found = policy.forward(static, params, jnp.concatenate([prompts, answers], 1),
+                         jnp.concatenate([prompts != task.pad, mask], 1), mask,
+                         1.)
+  return -jnp.sum(jnp.where(mask, found.logprobs, 0)) / jnp.sum(mask)

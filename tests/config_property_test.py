@@ -42,8 +42,10 @@ _TRACED = st.fixed_dictionaries({
     'train__max_grad_norm': _POSITIVE,
     'optim__learning_rate': st.floats(0, 1e3),
     'optim__weight_decay': st.floats(0, 1e3),
-    'optim__momentum': st.floats(0, 1, exclude_max=True),
     'optim__tau': st.floats(1e-6, 1e6),
+    'optim__monitor_tau': st.floats(1e-6, 1e6),
+    'optim__qk_clip': st.just('weights'),
+    'optim__qk_alpha': st.floats(0, 1),
     'seed': st.integers(0, 2**31 - 1),
 })
 _STATIC = st.fixed_dictionaries({
@@ -66,6 +68,7 @@ _STATIC = st.fixed_dictionaries({
     'reward__kl_estimator': st.sampled_from(['none', *kl.REWARD_ESTIMATORS]),
     'train__num_epochs': st.integers(1, 3),
     'train__num_minibatches': st.sampled_from([1, 2, 4, 8]),
+    'train__num_microbatches': st.sampled_from([1, 2, 4]),
 })
 _WORDS = st.one_of(
     st.sampled_from(['nan', 'inf', '-inf', '', 'true', '0', '-1', '1e400']),

@@ -57,9 +57,19 @@ class ConfigTest(parameterized.TestCase):
       ('tracking.eps_max', 1.),
       ('tracking.eps_min', 0.95),
       ('train.num_minibatches', 3),
+      ('train.num_microbatches', 64),
+      ('train.num_microbatches', 0),
       ('optim.learning_rate', -1.),
       ('optim.momentum', 1.),
       ('optim.tau', 0.),
+      ('optim.monitor_tau', math.nan),
+      ('optim.qk_alpha', 1.5),
+      ('optim.qk_alpha', -0.1),
+      ('optim.muon_heads', 'split'),
+      ('optim.coefficients', 'kellerjordan'),
+      ('optim.products', 'float16'),
+      ('optim.qk_clip', 'gain'),
+      ('optim.qk_clip', 'on'),
       ('model.qk_norm', True),
   )
   def test_value_is_named(self, key, value):
@@ -82,6 +92,14 @@ class ConfigTest(parameterized.TestCase):
           'loss.name': 'grpo',
           'loss.p': 1.
       }, 'loss.p'),
+      ({
+          'optim.name': 'adamw',
+          'optim.nesterov': True
+      }, 'optim.nesterov'),
+      ({
+          'optim.qk_clip': 'off',
+          'optim.qk_alpha': 1.
+      }, 'optim.qk_alpha'),
       ({
           'loss.name': 'sapo',
           'loss.dual_clip': 3.

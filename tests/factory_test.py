@@ -14,11 +14,11 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import config_rules
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
+from hmpo_jax.optim import qk_weights
 
-_PATH = ('layers', 'attention')
 _CHOICES = tuple((f'{name}_{mode}', name, mode)
                  for name in config_rules.OPTIMIZERS
-                 for mode in config_rules.QK_CLIPS)
+                 for mode in ('off', 'weights'))
 _CALM = jnp.zeros((2, 4))  # [N_l, H] logits that need no clip
 _HIGH = jnp.full((2, 4), 400.)  # four times tau
 
@@ -45,13 +45,19 @@ def _dimension_numbers(params):
   return jax.tree.map(lambda leaf: spec if leaf.ndim == 4 else None, params)
 
 
+def _attention(params):
+  path = ('layers', 'attention')
+  weights = lambda name: tuple(
+      qk_weights.Weight((*path, name, leaf), -2)
+      for leaf in params['layers']['attention'][name])
+  return qk_weights.Attention(
+      4, 2, weights('query'), weights('key'), num_layers=2)
+
+
 def _optim(name, mode):
-  return ml_collections.FrozenConfigDict({
-      'name': name,
-      'adam_b1': 0.9,
-      'adam_b2': 0.95,
-      'qk_clip': mode
-  })
+  optim = config_lib.default_config().optim
+  optim.name, optim.qk_clip = name, mode
+  return ml_collections.FrozenConfigDict(optim)
 
 
 def _hparams(**changes):
@@ -64,7 +70,7 @@ def _make(name, mode, hparams):
       _optim(name, mode),
       hparams,
       dimension_numbers=_dimension_numbers,
-      attention=_PATH)
+      attention=_attention)
 
 
 _TRACES = []
@@ -126,10 +132,11 @@ class ContractTest(parameterized.TestCase):
   def test_one_program_in_which_every_hyperparameter_acts(self, name, mode):
     fields = {'learning_rate', 'weight_decay', 'max_grad_norm'}
     if name == 'muon_clip':
-      fields |= {'adam_learning_rate', 'momentum'}
+      fields |= {'adam_learning_rate', 'adam_weight_decay', 'momentum'}
     if mode == 'weights':
-      fields |= {'tau'}
-    start = _hparams(weight_decay=0.1, max_grad_norm=1., tau=100.)
+      fields |= {'tau', 'qk_alpha'}
+    start = _hparams(
+        weight_decay=0.1, adam_weight_decay=0.1, max_grad_norm=1., tau=100.)
     expected = _second(name, mode, start)
     count = len(_TRACES)
     for field in start._fields:
@@ -202,16 +209,43 @@ class ContractTest(parameterized.TestCase):
     _, state = _jitted(name, mode, _hparams(tau=100.), _params(1), state,
                        _params(), _HIGH)
     found = factory.clip_state(state)
-    if mode == 'off':
-      self.assertIsNone(found)
-    else:
-      self.assertIsInstance(found, muon_clip.QKClipState)
-      np.testing.assert_array_equal(found.last_factor, 1 / 4)
+    self.assertIsInstance(found, muon_clip.QKClipState)
+    np.testing.assert_array_equal(found.last_max, 400)
+    np.testing.assert_array_equal(found.last_factor,
+                                  1 if mode == 'off' else 1 / 4)
+
+  def test_monitor_is_the_same_whatever_is_clipped(self):
+    for name, mode in (choice[1:] for choice in _CHOICES):
+      hparams = _hparams(tau=1000., monitor_tau=399.)
+      state = _make(name, mode, hparams).init(_params())
+      _, state = _jitted(name, mode, hparams, _params(1), state, _params(),
+                         _HIGH)
+      self.assertEqual(factory.clip_state(state).over_count, 1)
+
+  def test_choices_of_muon_are_used(self):
+    start = _second('muon_clip', 'off', _hparams())
+    for key, value in (('nesterov', True), ('coefficients', 'polar_express'),
+                       ('products', 'bfloat16')):
+      optim = {**_optim('muon_clip', 'off'), key: value}
+      tx = factory.make(
+          ml_collections.FrozenConfigDict(optim),
+          _hparams(),
+          dimension_numbers=_dimension_numbers,
+          attention=_attention)
+      params = _params()
+      state = tx.init(params)
+      for seed in (1, 2):
+        updates, state = tx.update(
+            _params(seed), state, params, max_logits=_HIGH)
+      of = lambda tree: tree['layers']['attention']['query']['kernel']
+      gap = np.abs(np.asarray(of(updates) - of(start)))
+      # Of entries of about 0.2 * 3e-4.
+      self.assertBetween(gap.max(), 1e-8, 1e-4, key)
 
   def test_unknown_names(self):
     for name, mode, message in (('sgd', 'off', 'muon_clip or adamw'),
-                                ('adamw', 'on', 'off or weights'),
-                                ('muon_clip', 'on', 'off or weights')):
+                                ('adamw', 'on', 'off, weights, gain'),
+                                ('muon_clip', 'on', 'off, weights, gain')):
       with self.assertRaisesRegex(ValueError, message):
         _make(name, mode, _hparams())
 

@@ -72,7 +72,7 @@ class TrainStepTest(parameterized.TestCase):
     }, {
         'optim__learning_rate': 0.,
         'optim__weight_decay': 0.1,
-        'optim__momentum': 0.5
+        'optim__monitor_tau': 0.5
     }, {
         'advantage__permute': True,
         'rollout__temperature': 0.7
@@ -124,8 +124,7 @@ class TrainStepTest(parameterized.TestCase):
           (alone.params, one_metrics))
 
   def test_learning_rate_zero_moves_nothing(self):
-    states, (record,) = small.steps(
-        small.config(optim__learning_rate=0., optim__adam_learning_rate=0.))
+    states, (record,) = small.steps(small.config(optim__learning_rate=0.))
     chex.assert_trees_all_equal(states[0].params, states[1].params)
     self.assertEqual(record['update/norm'], 0)
     self.assertGreater(record['grad/norm'], 0)

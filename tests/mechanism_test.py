@@ -25,9 +25,8 @@ def _gradient(static, params, hparams, batch, p, low, high):
   """The gradient of one power-mean loss as one vector; and logprobs."""
 
   def loss(params):
-    logprobs, _, _ = policy.response_logprobs(static, params, batch.tokens,
-                                              batch.valid, batch.mask,
-                                              hparams.temperature)
+    logprobs, *_ = policy.forward(static, params, batch.tokens, batch.valid,
+                                  batch.mask, hparams.temperature)
     value, _ = losses.power_mean_loss(
         logprobs,
         batch.old_logprobs,

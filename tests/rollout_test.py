@@ -33,7 +33,8 @@ def _traced(model, params, prompts, keys, **options):
 
 _sample = jax.jit(
     _traced, static_argnums=0, static_argnames=('response_len', 'greedy'))
-_logprobs = jax.jit(policy.response_logprobs, static_argnums=0)
+_forward = jax.jit(policy.forward, static_argnums=0)
+_apply = jax.jit(transformer.apply, static_argnums=0)
 
 
 def _keys(*shape, seed=0):
@@ -195,11 +196,6 @@ class TransformerTest(parameterized.TestCase):
         temperature=jnp.float32(temperature),
         greedy=greedy)
 
-  def _forced(self, sampled, temperature=0.7):
-    """Log-probabilities and logits of the responses by the training forward."""
-    return _logprobs(self.static, self.params, sampled.tokens, sampled.valid,
-                     sampled.mask, jnp.float32(temperature))[:2]
-
   def test_parts_agree(self):
     sampled = jax.device_get(self._responses(_keys(4, 8)))
     prompts = np.repeat(self.prompts, 8, axis=0)
@@ -219,7 +215,8 @@ class TransformerTest(parameterized.TestCase):
 
   def test_logprobs_are_those_of_the_training_forward(self):
     sampled = self._responses(_keys(4, 8))
-    forced, _ = self._forced(sampled)
+    forced, *_ = _forward(self.static, self.params, sampled.tokens,
+                          sampled.valid, sampled.mask, jnp.float32(0.7))
     np.testing.assert_allclose(
         sampled.logprobs, np.where(sampled.mask, forced, 0), atol=1e-5)
 
@@ -230,10 +227,14 @@ class TransformerTest(parameterized.TestCase):
     chex.assert_trees_all_equal(sampled, other)
     by_prompt = sampled.tokens.reshape(4, 8, -1)
     np.testing.assert_array_equal(by_prompt, by_prompt[:, :1].repeat(8, 1))
-    forced, logits = self._forced(sampled, temperature=1.)
-    best = jnp.argmax(logits, axis=-1)
+    output = _apply(self.model, self.params, sampled.tokens, sampled.valid,
+                    transformer.positions_of(sampled.valid))
+    # The logits before a token are those that chose it.
+    best = jnp.argmax(output.logits[:, 5:-1], axis=-1)
     np.testing.assert_array_equal(sampled.tokens[:, 6:][sampled.mask],
                                   best[sampled.mask])
+    forced, *_ = _forward(self.static, self.params, sampled.tokens,
+                          sampled.valid, sampled.mask, jnp.float32(1))
     np.testing.assert_allclose(
         sampled.logprobs, np.where(sampled.mask, forced, 0), atol=1e-5)
 

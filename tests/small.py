@@ -32,7 +32,6 @@ def config(**overrides):
       'optim__name': 'adamw',
       'optim__qk_clip': 'off',
       'optim__learning_rate': 0.01,
-      'optim__adam_learning_rate': 0.01,
       'eval__num_prompts': 16,
   }
   for name, value in (sizes | overrides).items():
@@ -88,10 +87,9 @@ def batch(static, state, hparams, seed=0):
       stop=task.stop,
       pad=task.pad,
       temperature=hparams.temperature)
-  old_logprobs, _, _ = policy.response_logprobs(static, state.params,
-                                                sampled.tokens, sampled.valid,
-                                                sampled.mask,
-                                                hparams.temperature)
+  old_logprobs, *_ = policy.forward(static, state.params, sampled.tokens,
+                                    sampled.valid, sampled.mask,
+                                    hparams.temperature)
   return base.Batch(sampled.tokens, sampled.valid, sampled.mask, old_logprobs,
                     jnp.zeros_like(old_logprobs),
                     jax.random.normal(keys[2], sampled.mask.shape[:1]),

@@ -82,8 +82,7 @@ class TrainerTest(absltest.TestCase):
 
   def test_warns_when_every_mean_is_the_same(self):
     notes = []
-    still = _config(
-        num_steps=6, optim__learning_rate=0., optim__adam_learning_rate=0.)
+    still = _config(num_steps=6, optim__learning_rate=0.)
     with mock.patch.object(trainer.progress_lib.Progress, 'note',
                            lambda _, text: notes.append(text)):
       trainer.train(still, self.folder)

@@ -9,8 +9,10 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hmpo_jax.model import transformer
+from hmpo_jax.optim import muon_clip
 
 _VARIANTS: tuple = (
     ('grouped', {}),
@@ -356,7 +358,54 @@ class PartsTest(absltest.TestCase):
     np.testing.assert_allclose(y, [15 * np.log(3)], rtol=1e-6)
 
 
-class ParametersTest(absltest.TestCase):
+class AttentionWeightsTest(parameterized.TestCase):
+
+  def _paths(self, **overrides):
+    block = transformer.attention_weights(_shapes(_model(**overrides)))
+    sides = block.query, block.key, block.query_gain, block.key_gain
+    return [{'/'.join(weight.path[2:]) for weight in side} for side in sides]
+
+  def test_paths(self):
+    kernels = [{'query/kernel'}, {'key/kernel'}]
+    biases = [{'query/bias'}, {'key/bias'}]
+    gains = [{'query_norm/scale'}, {'key_norm/scale'}]
+    self.assertEqual(self._paths(), kernels + [set(), set()])
+    self.assertEqual(self._paths(qk_norm=True), kernels + gains)
+    self.assertEqual(
+        self._paths(qk_bias=True),
+        [a | b for a, b in zip(kernels, biases)] + [set(), set()])
+
+  # Of one layer, whose inputs the clip doesn't change.
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_clip_brings_the_largest_logits_to_tau(self, overrides):
+    model = _model(num_layers=1, **overrides)
+    params = _params(model)
+    before = _run(model, params, _tokens((4, 7)), _VALID).max_logits
+    tau = float(jnp.median(before))
+    tx = muon_clip.qk_clip(
+        tau,
+        attention=transformer.attention_weights,
+        mode='gain' if model.qk_norm else 'weights')
+    updates, _ = jax.jit(tx.update)(
+        jax.tree.map(jnp.zeros_like, params),
+        tx.init(params),
+        params,
+        max_logits=before)
+    clipped = optax.apply_updates(params, updates)
+    after = _run(model, clipped, _tokens((4, 7)), _VALID).max_logits
+    expected = np.minimum(before, tau)
+    if model.qk_norm:
+      # One gamma for all heads, whose gains are the same.
+      expected = before * tau / before.max()
+    np.testing.assert_allclose(after, expected, rtol=2e-6)
+    block = clipped['layers'].pop('attention')
+    old = params['layers'].pop('attention')
+    chex.assert_trees_all_equal(clipped, params)
+    for name in ('value', 'out'):
+      chex.assert_trees_all_equal(block[name], old[name])
+
+
+class ParametersTest(parameterized.TestCase):
 
   def _shapes(self, **overrides):
     model = _model(num_layers=3, **overrides)
@@ -398,10 +447,22 @@ class ParametersTest(absltest.TestCase):
             'layers/attention/key_norm/scale'
         })
 
-  def test_muon_takes_the_hidden_matrices_alone(self):
+  # A joint kernel is one matrix a layer, else one a head: [N_l, D, H, Dh].
+  @parameterized.named_parameters(('joint', 'joint', {
+      'attention/query': (8, 24),
+      'attention/key': (8, 12),
+      'attention/value': (8, 12),
+      'attention/out': (24, 8),
+  }), ('per_head', 'per_head', {
+      'attention/query': (8, 6),
+      'attention/key': (8, 6),
+      'attention/value': (8, 6),
+      'attention/out': (6, 8),
+  }))
+  def test_muon_takes_the_hidden_matrices_alone(self, heads, attention):
     model = _model(qk_bias=True, qk_norm=True, tie_embeddings=False)
     params = _shapes(model)
-    numbers = transformer.muon_dimension_numbers(params)
+    numbers = transformer.muon_dimension_numbers(params, heads)
     specs = traverse_util.flatten_dict(numbers, sep='/')
     shapes = traverse_util.flatten_dict(params, sep='/')
     self.assertEqual(specs.keys(), shapes.keys())
@@ -414,22 +475,15 @@ class ParametersTest(absltest.TestCase):
         self.assertNotIn(0, (*spec.reduction_axis, *spec.output_axis))
         matrices[name.removeprefix('layers/').removesuffix('/kernel')] = (size(
             spec.reduction_axis), size(spec.output_axis))
-    self.assertEqual(
-        matrices, {
-            'attention/query': (8, 24),
-            'attention/key': (8, 12),
-            'attention/value': (8, 12),
-            'attention/out': (24, 8),
-            'mlp/gate': (8, 12),
-            'mlp/up': (8, 12),
-            'mlp/down': (12, 8),
-        })
+    self.assertEqual(matrices, {
+        'mlp/gate': (8, 12),
+        'mlp/up': (8, 12),
+        'mlp/down': (12, 8),
+    } | attention)
 
-  def test_attention_path_leads_to_query_and_key(self):
-    block = _shapes(_model())
-    for name in transformer.ATTENTION_PATH:
-      block = block[name]
-    self.assertContainsSubset({'query', 'key'}, block)
+  def test_unknown_heads_of_muon(self):
+    with self.assertRaisesRegex(ValueError, "heads='each': must be joint or"):
+      transformer.muon_dimension_numbers(_shapes(_model()), 'each')
 
   def test_initialisation_is_small_and_its_own_in_each_layer(self):
     params = jax.jit(

@@ -129,5 +129,71 @@ class SummariseTest(absltest.TestCase):
     self.assertEqual(metrics['qk/max_logit_per_update'].shape, (3,))
 
 
+class MicrobatchesTest(absltest.TestCase):
+
+  def test_update_equals_that_of_the_full_batch(self):
+    # All terms of the loss, each divided by the tokens of the whole batch.
+    options = {
+        'loss__name': 'grpo',
+        'loss__aggregation': 'token-mean',
+        'loss__clip_eps_low': 0.2,
+        'loss__clip_eps_high': 0.2,
+        'loss__kl_estimator': 'k3',
+        'loss__kl_weight': 0.1,
+        'loss__entropy_bonus': True,
+        'loss__entropy_weight': 0.01,
+        'optim__qk_clip': 'weights',
+        'optim__tau': 0.001,
+    }
+    results = []
+    for count in (1, 4):
+      static, hparams, state = small.start(
+          small.config(train__num_microbatches=count, **options))
+      batch = small.batch(static, state, hparams)
+      learned, reports = _update(static, _learned(state), hparams, batch)
+      self.assertEqual(_cause(reports), 'none')
+      self.assertEqual(reports.metrics['qk/clipped_frac'], 1)
+      results.append((learned.params, reports.metrics))
+    (whole, metrics), (micro, micro_metrics) = results
+    # AdamW divides a gradient by its size, so that rounding of one near 0 shows.
+    chex.assert_trees_all_close(micro, whole, atol=2e-5)
+    for name in ('loss/total', 'kl/reference', 'policy/entropy', 'grad/norm'):
+      np.testing.assert_allclose(
+          micro_metrics[name], metrics[name], rtol=1e-5, atol=1e-7)
+
+
+class MonitorTest(parameterized.TestCase):
+
+  def _run(self, mode, monitor_tau, num_updates):
+    static, hparams, state = small.start(
+        small.config(
+            optim__qk_clip=mode,
+            optim__monitor_tau=monitor_tau,
+            model__qk_norm=mode == 'gain'))
+    batch = small.batch(static, state, hparams)
+    learned, rows = _learned(state), []
+    for _ in range(num_updates):
+      learned, reports = _update(static, learned, hparams, batch)
+      rows.append(reports.metrics)
+    return [
+        np.array([row[name]
+                  for row in rows])
+        for name in ('qk/over_monitor_tau_frac', 'qk/exploded',
+                     'qk/clipped_frac')
+    ]
+
+  @parameterized.parameters('off', 'weights', 'gain')
+  def test_tenth_update_in_a_row_is_an_explosion_in_every_mode(self, mode):
+    over, exploded, clipped = self._run(mode, 1e-6, 11)
+    np.testing.assert_array_equal(over, 1)
+    np.testing.assert_array_equal(exploded, [0] * 9 + [1] * 2)
+    np.testing.assert_array_equal(clipped, 0)  # tau is 100
+
+  def test_calm(self):
+    over, exploded, _ = self._run('off', 100., 2)
+    np.testing.assert_array_equal(over, 0)
+    np.testing.assert_array_equal(exploded, 0)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-
-# Where the blocks of attention lie in the parameters, for the QK-clip.
-ATTENTION_PATH = ('layers', 'attention')
+from hmpo_jax.optim import qk_weights
 
 _kernel_init = nn.initializers.normal(0.02)
 
@@ -203,14 +201,18 @@ def _attend(query, blocks, valid):
   joined = jnp.concatenate(scores, axis=-1)  # [B, K, H / K, S, R]
   # A query that sees nothing is padding: any finite weights will do.
   blind = jnp.all(jnp.isneginf(joined), axis=-1, keepdims=True)
-  weights = jax.nn.softmax(jnp.where(blind, 0, joined), axis=-1)
+  seen = jnp.where(blind, 0, joined)
+  weights = jax.nn.softmax(seen, axis=-1)
+  # The rows' maxima, which the softmax needs too, so that no second pass over
+  # [B, K, H / K, S, R] is made for the statistic.
+  row_max = jax.lax.stop_gradient(seen).max(axis=-1)
+  counted = jnp.where(valid[:, None, None, :], row_max, -jnp.inf)
+  max_logits = counted.max(axis=(0, 3)).reshape(heads)
   mixed, start = jnp.zeros_like(grouped), 0
   for keys, values, _ in blocks:
     part = weights[..., start:start + keys.shape[1]]
     mixed += jnp.einsum('bkgsr,brkh->bskgh', part, values)
     start += keys.shape[1]
-  counted = jnp.where(valid[:, None, None, :, None], joined, -jnp.inf)
-  max_logits = jax.lax.stop_gradient(counted).max(axis=(0, 3, 4)).reshape(heads)
   return mixed.reshape(batch, length, heads, width), max_logits
 
 
@@ -255,17 +257,49 @@ def init(model: Transformer, key: jax.Array) -> base.Params:
   return model.init(key, tokens, tokens == 0, tokens)['params']
 
 
-def muon_dimension_numbers(params: base.Params) -> base.Params:
+def attention_weights(params: base.Params) -> qk_weights.Attention:
+  """Where the QK-clip finds the weights of queries and keys."""
+  path = ('layers', 'attention')
+  block = params['layers']['attention']
+  num_layers, _, num_heads, _ = block['query']['kernel'].shape
+  # Kernels [N_l, D, heads, Dh] and biases [N_l, heads, Dh].
+  weights = lambda name: tuple(
+      qk_weights.Weight((*path, name, leaf), -2) for leaf in block[name])
+  gains = lambda name: tuple(
+      qk_weights.Weight((*path, name, leaf), None)
+      for leaf in block.get(name, ()))
+  return qk_weights.Attention(
+      num_heads=num_heads,
+      num_kv_heads=block['key']['kernel'].shape[2],
+      query=weights('query'),
+      key=weights('key'),
+      query_gain=gains('query_norm'),
+      key_gain=gains('key_norm'),
+      num_layers=num_layers)
+
+
+def muon_dimension_numbers(params: base.Params,
+                           heads: str = 'joint') -> base.Params:
   """Which axes of each hidden matrix Muon orthogonalises; None is AdamW's.
 
-  Kernels [N_l, D, H, Dh] are one D x (H Dh) matrix for each layer.
+  Args:
+    params: of the model.
+    heads: 'joint': kernels [N_l, D, H, Dh] are one D x (H Dh) matrix for each
+      layer; 'per_head': one D x Dh matrix for each head.
+
+  Raises:
+    ValueError: unknown heads.
   """
+  if heads not in ('joint', 'per_head'):
+    raise ValueError(f'{heads=}: must be joint or per_head')
   spec = optax.contrib.MuonDimensionNumbers
+  is_joint = heads == 'joint'
+  projection = spec((1,), (2, 3) if is_joint else (3,))
   specs = {
-      'query': spec((1,), (2, 3)),
-      'key': spec((1,), (2, 3)),
-      'value': spec((1,), (2, 3)),
-      'out': spec((1, 2), (3,)),
+      'query': projection,
+      'key': projection,
+      'value': projection,
+      'out': spec((1, 2) if is_joint else (2,), (3,)),
       'gate': spec((1,), (2,)),
       'up': spec((1,), (2,)),
       'down': spec((1,), (2,)),

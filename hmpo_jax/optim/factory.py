@@ -5,80 +5,77 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
+from hmpo_jax.optim import muon
 from hmpo_jax.optim import muon_clip
+from hmpo_jax.optim import qk_weights
 
 
 def make(optim, hparams: base.HParams, *,
-         dimension_numbers: muon_clip.DimensionNumbers,
-         attention: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
-  """The optimizer that `config.optim` names.
+         dimension_numbers: muon.DimensionNumbers,
+         attention: qk_weights.Blocks) -> optax.GradientTransformationExtraArgs:
+  """The optimizer that `config.optim` names, followed by the QK-clip.
 
   The gradients are first scaled down to a global norm of max_grad_norm. Weight
   decay acts on hidden matrices only, which are those with dimension numbers.
 
   Args:
-    optim: hashable part of `config.optim`: name, adam_b1, adam_b2, qk_clip.
+    optim: hashable part of `config.optim`.
     hparams: traced part; max_grad_norm = inf leaves gradients as they are.
-    dimension_numbers: see `muon_clip.muon_clip`.
+    dimension_numbers: see `muon.muon`.
     attention: see `muon_clip.qk_clip`.
 
   Returns:
-    A transformation; its `update` takes max_logits [N_l, H] and needs them if
-    qk_clip is 'weights'. The structure of its state depends on `optim` and the
-    parameters alone.
+    A transformation; its `update` wants params and max_logits. The structure of
+    its state depends on `optim` and the parameters alone.
 
   Raises:
     ValueError: unknown name or qk_clip.
   """
   if optim.name == 'muon_clip':
-    optimizer = muon_clip.muon_clip(
+    optimizer = muon.muon(
         hparams.learning_rate,
-        adam_learning_rate=hparams.adam_learning_rate,
-        weight_decay=hparams.weight_decay,
-        momentum=hparams.momentum,
-        adam_b1=optim.adam_b1,
-        adam_b2=optim.adam_b2,
         dimension_numbers=dimension_numbers,
-        attention=attention,
-        tau=hparams.tau,
-        qk_clip=optim.qk_clip)
+        momentum=hparams.momentum,
+        nesterov=optim.nesterov,
+        coefficients=optim.coefficients,
+        dtype=optim.products,
+        weight_decay=hparams.weight_decay,
+        adam_learning_rate=hparams.adam_learning_rate,
+        adam_weight_decay=hparams.adam_weight_decay,
+        adam_b1=optim.adam_b1,
+        adam_b2=optim.adam_b2)
   elif optim.name == 'adamw':
-    adamw = optax.adamw(
+    optimizer = optax.adamw(
         hparams.learning_rate,
         b1=optim.adam_b1,
         b2=optim.adam_b2,
         weight_decay=hparams.weight_decay,
         mask=_decayed(dimension_numbers))
-    optimizer = muon_clip.followed_by_clip(
-        adamw, optim.qk_clip, tau=hparams.tau, attention=attention)
   else:
     raise ValueError(f'{optim.name=}: must be muon_clip or adamw')
-  clip = _clip_by_global_norm(hparams.max_grad_norm)
-  return optax.with_extra_args_support(optax.chain(clip, optimizer))
+  clip = muon_clip.qk_clip(
+      hparams.tau,
+      attention=attention,
+      mode=optim.qk_clip,
+      alpha=hparams.qk_alpha,
+      monitor_tau=hparams.monitor_tau)
+  return optax.with_extra_args_support(
+      optax.chain(_clip_by_global_norm(hparams.max_grad_norm), optimizer, clip))
 
 
-def clip_state(opt_state: optax.OptState) -> muon_clip.QKClipState | None:
-  """The QK-clip's part of an optimizer state, None if nothing is clipped."""
-  nodes = jax.tree.leaves(opt_state, is_leaf=_is_clip_state)
-  return next(filter(_is_clip_state, nodes), None)
-
-
-def _is_clip_state(node):
-  return isinstance(node, muon_clip.QKClipState)
-
-
-def _is_spec(node):
-  return node is None or isinstance(node, optax.contrib.MuonDimensionNumbers)
+def clip_state(opt_state: optax.OptState) -> muon_clip.QKClipState:
+  """The QK-clip's part of an optimizer state."""
+  is_state = lambda node: isinstance(node, muon_clip.QKClipState)
+  return next(filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)))
 
 
 def _decayed(dimension_numbers):
   """Function from params to a tree of bool, true on hidden matrices."""
 
   def mask(params):
-    specs = dimension_numbers
-    if callable(specs):
-      specs = specs(params)
-    return jax.tree.map(lambda spec: spec is not None, specs, is_leaf=_is_spec)
+    specs = muon.specs_of(dimension_numbers, params)
+    return jax.tree.map(
+        lambda spec: spec is not None, specs, is_leaf=muon.is_spec)
 
   return mask
 

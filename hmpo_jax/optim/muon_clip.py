@@ -6,6 +6,7 @@ hands it to `update` as `max_logits`.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -13,281 +14,315 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hmpo_jax import base
+from hmpo_jax.optim import muon
+from hmpo_jax.optim import qk_weights
 
-# [N_l, D, heads, Dh] and [N_l, heads, Dh]: heads stand before the width.
-_RANKS = {'kernel': 4, 'bias': 3}
-
-# Pytree of optax.contrib.MuonDimensionNumbers or None, or params to one.
-DimensionNumbers = Any | Callable[[base.Params], Any]
+MODES = ('off', 'weights', 'gain')
+# A run has exploded once so many updates in a row saw a logit above
+# monitor_tau.
+EXPLODED_AFTER = 10
 
 
 class QKClipState(NamedTuple):
-  """What the QK-clip saw and did; per layer and query head, [N_l, H]."""
+  """What the QK-clip saw and did.
+
+  Arrays per head are [N_l, H], or [H] for a single layer, and stand in the
+  structure of the blocks of attention where there are several.
+  """
   update_count: jax.Array  # [] int32 updates
+  clipped_count: jax.Array  # [] int32 updates that clipped any head
   nonfinite_count: jax.Array  # [] int32 updates with a NaN or +inf logit
-  last_max: jax.Array  # [N_l, H] float32 max_logits of the last update
-  last_factor: jax.Array  # [N_l, H] float32 gamma of the last update, (0, 1]
-  max_ever: jax.Array  # [N_l, H] float32 largest logit but for NaN and +inf
-  clip_count: jax.Array  # [N_l, H] int32 updates that clipped this head
+  over_count: jax.Array  # [] int32 updates with a logit above monitor_tau
+  over_in_a_row: jax.Array  # [] int32 the last ones of these, without a gap
+  exploded: jax.Array  # [] bool: EXPLODED_AFTER in a row, at any time
+  smallest_factor: jax.Array  # [] float32 smallest gamma of all updates
+  last_max: Any  # per head, float32 max_logits of the last update
+  last_factor: Any  # per head, float32 gamma of the last update, (0, 1]
+  max_ever: Any  # per head, float32 largest logit but for NaN and +inf
+  clip_count: Any  # per head, int32 updates that clipped this head
 
   @property
-  def ever_clipped(self) -> jax.Array:
-    """[N_l, H] bool, heads that were clipped at least once."""
-    return self.clip_count > 0
+  def ever_clipped(self) -> Any:
+    """Per head, bool: whether it was clipped at least once."""
+    return jax.tree.map(lambda count: count > 0, self.clip_count)
 
 
 def qk_clip(
-    tau: chex.Numeric,
+    tau: chex.Numeric | Callable[[jax.Array], chex.Numeric],
     *,
-    attention: tuple[str, ...],
-    head_order: str = 'repeat') -> optax.GradientTransformationExtraArgs:
+    attention: qk_weights.Blocks,
+    mode: str = 'weights',
+    alpha: chex.Numeric = 0.5,
+    monitor_tau: chex.Numeric | None = None
+) -> optax.GradientTransformationExtraArgs:
   """Rescales the query and key weights of heads whose logits exceed tau.
 
   With S the largest visible attention logit of a query head, signed,
 
     gamma_i = tau / S_i if S_i > tau, else 1
-    k_g = sqrt(max_{i in g} gamma_i),    q_i = gamma_i / k_g
+    k_g = (max_{i in g} gamma_i)^(1 - alpha),    q_i = gamma_i / k_g
 
   and W <- q_i (W + u) for query head i, W <- k_g (W + u) for key head g, their
   biases alike, u being the updates that come in. Every logit of head i becomes
   gamma_i times itself: q_i k_g = gamma_i, also where query heads share a key
   head, and no head without need is touched. With one key head per query head
-  both factors are sqrt(gamma_i), as in "Kimi K2: Open Agentic Intelligence" by
-  the Kimi Team (https://arxiv.org/abs/2507.20534), algorithm 1, which doesn't
-  treat shared key heads.
+  and alpha = 1/2 both factors are sqrt(gamma_i), as in "Kimi K2: Open Agentic
+  Intelligence" by the Kimi Team (https://arxiv.org/abs/2507.20534), algorithm
+  1, which doesn't treat shared key heads.
 
-  It must come last in a chain: nothing that rescales updates may follow. S
-  stems from the weights before the update, so the next forward pass may exceed
-  tau by the growth of that one update. A NaN or +inf in S clips nothing.
+  A norm on queries and keys undoes any rescaling of their weights: there mode
+  'gain' rescales its gains in their place. Gains that all heads share allow one
+  gamma for the layer, the smallest.
+
+  It follows any optimizer and must come last in a chain: nothing that rescales
+  updates may follow. S stems from the weights before the update, so the next
+  forward pass may exceed tau by the growth of that one update. A NaN or +inf in
+  S clips nothing.
 
   Args:
-    tau: [] positive threshold on the logits; may be traced.
-    attention: keys of the block in the parameters that holds 'query' and
-      'key', each with a 'kernel' [N_l, D, heads, Dh] and maybe a 'bias'
-      [N_l, heads, Dh].
-    head_order: which key head query head h reads: 'repeat' h // (H / K),
-      'tile' h % K.
+    tau: [] positive threshold on the logits, or a function from the number of
+      updates before this one to it; may be traced.
+    attention: where the weights lie: a qk_weights.Attention, a pytree of them
+      for several blocks, or a function from params to one of these.
+    mode: 'weights', 'gain', or 'off': nothing is rescaled, the state still
+      tells what was seen.
+    alpha: [] the queries' share of the rescaling, from 0 to 1.
+    monitor_tau: [] threshold of the counts in the state, which doesn't depend
+      on the mode; tau if not given.
 
   Returns:
     A transformation with state QKClipState, whose `update` wants params and,
-    by keyword, max_logits [N_l, H]. Updates of query and key are float32 at
-    least, those of heads that aren't clipped keep their bits.
+    by keyword, max_logits: [N_l, H], or [H] for a single layer, in the
+    structure of the blocks. Updates of rescaled weights are float32 at least;
+    those of heads that aren't clipped keep their bits.
 
   Raises:
-    ValueError: unknown head_order or a tau that isn't positive; from init and
-      update a block that is missing, has QK-norm, other parameters or shapes
-      than these, or max_logits of another shape. TypeError: no max_logits.
+    ValueError: unknown mode, tau or monitor_tau that isn't positive, alpha
+      outside [0, 1]; from init and update a block that doesn't fit the
+      parameters or the mode, or max_logits of another structure or shape.
+      TypeError: no max_logits.
   """
-  if head_order not in ('repeat', 'tile'):
-    raise ValueError(f'{head_order=}: must be repeat or tile')
-  if isinstance(tau, (int, float)) and not tau > 0:
-    raise ValueError(f'{tau=}: must be positive')
+  _check_arguments(tau, mode, alpha, monitor_tau)
 
   def init(params):
-    shape = _checked_block(params, attention)['query']['kernel'].shape
-    return _initial_state((shape[0], shape[2]))
+    return _initial_state(_checked_blocks(attention, mode, params))
 
   def update(updates, state, params=None, *, max_logits, **extra):
     del extra
     if params is None:
       raise ValueError('qk_clip needs params: call update(..., params)')
-    block = _checked_block(params, attention)
-    max_logits = _checked_logits(max_logits, block)
-    gamma = _gamma(max_logits, tau)
-    factors = _split(gamma, block['key']['kernel'].shape[2], head_order)
-    changes = dict(_block(updates, attention))
-    for name, factor in factors.items():
-      changes[name] = _rescaled(changes[name], block[name], factor)
-    updates = _with_block(updates, attention, changes)
-    return updates, _next_state(state, max_logits, gamma)
+    blocks = _checked_blocks(attention, mode, params)
+    max_logits = _checked_logits(max_logits, blocks)
+    now = tau(state.update_count) if callable(tau) else tau
+    gammas = jax.tree.map(
+        functools.partial(_gamma, now, mode),
+        blocks,
+        max_logits,
+        is_leaf=qk_weights.is_block)
+    if mode != 'off':
+      updates = _rescaled_tree(updates, params, blocks, gammas, mode, alpha)
+    threshold = now if monitor_tau is None else monitor_tau
+    return updates, _next_state(state, max_logits, gammas, threshold)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def muon_clip(
-    learning_rate: chex.Numeric,
-    *,
-    adam_learning_rate: chex.Numeric,
-    weight_decay: chex.Numeric,
-    momentum: chex.Numeric,
-    adam_b1: float,
-    adam_b2: float,
-    dimension_numbers: DimensionNumbers,
-    attention: tuple[str, ...],
-    tau: chex.Numeric,
-    qk_clip: str = 'off',  # pylint: disable=redefined-outer-name
-) -> optax.GradientTransformationExtraArgs:
-  """Muon on hidden matrices, Adam on all else, then the QK-clip.
+def muon_clip(learning_rate: chex.Numeric,
+              *,
+              tau: chex.Numeric | Callable[[jax.Array], chex.Numeric],
+              attention: qk_weights.Blocks,
+              mode: str = 'weights',
+              alpha: chex.Numeric = 0.5,
+              monitor_tau: chex.Numeric | None = None,
+              **muon_options) -> optax.GradientTransformationExtraArgs:
+  """Muon on hidden matrices, AdamW on all else, then the QK-clip.
 
-    M <- mu M + G
-    W <- W - eta (0.2 sqrt(max(n, m)) NewtonSchulz(M) + lambda W)
-
-  for a matrix of n inputs and m outputs, so that an update has a root mean
-  square of about 0.2 eta. See "Kimi K2: Open Agentic Intelligence" by the Kimi
-  Team (https://arxiv.org/abs/2507.20534), algorithm 1. Newton-Schulz are the 5
-  steps of "Muon" by Jordan (https://kellerjordan.github.io/posts/muon/), in
-  the dtype of the gradients.
+  See "Kimi K2: Open Agentic Intelligence" by the Kimi Team
+  (https://arxiv.org/abs/2507.20534), algorithm 1.
 
   Args:
-    learning_rate: [] eta, of the matrices that have dimension numbers.
-    adam_learning_rate: [] of all other parameters, which have no weight decay.
-    weight_decay: [] lambda.
-    momentum: [] mu in [0, 1), without Nesterov's step.
-    adam_b1: decay of Adam's first moment.
-    adam_b2: decay of Adam's second moment.
-    dimension_numbers: pytree of optax.contrib.MuonDimensionNumbers, None where
-      Adam takes over, or a function from params to one. Axes that aren't named
-      are batch axes.
+    learning_rate: [] of the hidden matrices.
+    tau: see `qk_clip`.
     attention: see `qk_clip`.
-    tau: [] see `qk_clip`.
-    qk_clip: 'weights', or 'off' for Muon alone.
+    mode: see `qk_clip`.
+    alpha: see `qk_clip`.
+    monitor_tau: see `qk_clip`.
+    **muon_options: of `muon.muon`.
 
   Returns:
-    A transformation; its `update` takes max_logits, and needs them to clip.
-    Every number but adam_b1 and adam_b2 may be traced.
-
-  Raises:
-    ValueError: unknown qk_clip.
+    A transformation whose `update` wants params and max_logits.
   """
-  muon = optax.contrib.muon(
-      learning_rate,
-      beta=momentum,
-      weight_decay=weight_decay,
-      nesterov=False,
-      adam_b1=adam_b1,
-      adam_b2=adam_b2,
-      adam_learning_rate=adam_learning_rate,
-      muon_weight_dimension_numbers=dimension_numbers,
-      consistent_rms=0.2)
-  return followed_by_clip(muon, qk_clip, tau=tau, attention=attention)
+  return optax.with_extra_args_support(
+      optax.chain(
+          muon.muon(learning_rate, **muon_options),
+          qk_clip(
+              tau,
+              attention=attention,
+              mode=mode,
+              alpha=alpha,
+              monitor_tau=monitor_tau)))
 
 
-def followed_by_clip(
-    transformation: optax.GradientTransformation, mode: str, *,
-    tau: chex.Numeric,
-    attention: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
-  """The transformation, then the QK-clip if mode is 'weights'.
+def telemetry(state: QKClipState) -> dict[str, jax.Array]:
+  """What a state comes to, as scalars.
 
-  Args:
-    transformation: a whole optimizer, with learning rate and weight decay.
-    mode: 'weights', or 'off': max_logits are accepted and ignored.
-    tau: [] see `qk_clip`.
-    attention: see `qk_clip`.
-
-  Raises:
-    ValueError: unknown mode.
+  Returns:
+    clipped_frac: updates that clipped any head.
+    over_frac: updates with a logit above monitor_tau.
+    heads_ever_clipped_frac: of all heads of all layers.
+    smallest_factor: smallest gamma so far.
+    exploded: see QKClipState.
   """
-  if mode == 'off':
-    return optax.with_extra_args_support(transformation)
-  if mode == 'weights':
-    clip = qk_clip(tau, attention=attention)
-    return optax.with_extra_args_support(optax.chain(transformation, clip))
-  raise ValueError(f'qk_clip={mode!r}: must be off or weights')
+  count = jnp.maximum(state.update_count, 1)
+  ever = [x.ravel() for x in jax.tree.leaves(state.ever_clipped)]
+  return {
+      'clipped_frac': state.clipped_count / count,
+      'over_frac': state.over_count / count,
+      'heads_ever_clipped_frac': jnp.mean(jnp.concatenate(ever)),
+      'smallest_factor': state.smallest_factor,
+      'exploded': state.exploded,
+  }
 
 
-def _initial_state(shape):
+def _initial_state(blocks):
+  fill = lambda value, dtype: jax.tree.map(
+      lambda block: jnp.full(block.shape, value, dtype),
+      blocks,
+      is_leaf=qk_weights.is_block)
+  # A buffer of their own for each, so that a jitted step can donate the state.
+  zero = lambda: jnp.zeros((), jnp.int32)
   return QKClipState(
-      update_count=jnp.int32(0),
-      nonfinite_count=jnp.int32(0),
-      last_max=jnp.full(shape, -jnp.inf, jnp.float32),
-      last_factor=jnp.ones(shape, jnp.float32),
-      max_ever=jnp.full(shape, -jnp.inf, jnp.float32),
-      clip_count=jnp.zeros(shape, jnp.int32))
+      update_count=zero(),
+      clipped_count=zero(),
+      nonfinite_count=zero(),
+      over_count=zero(),
+      over_in_a_row=zero(),
+      exploded=jnp.bool_(False),
+      smallest_factor=jnp.float32(1),
+      last_max=fill(-jnp.inf, jnp.float32),
+      last_factor=fill(1, jnp.float32),
+      max_ever=fill(-jnp.inf, jnp.float32),
+      clip_count=fill(0, jnp.int32))
 
 
-def _next_state(state, max_logits, gamma):
-  bad = jnp.isnan(max_logits) | jnp.isposinf(max_logits)
-  seen = jnp.where(bad, -jnp.inf, max_logits)
+def _next_state(state, max_logits, gammas, monitor_tau):
+  flat = lambda tree: jnp.concatenate(
+      [leaf.ravel() for leaf in jax.tree.leaves(tree)])
+  largest, gamma = jnp.max(flat(max_logits)), jnp.min(flat(gammas))
+  is_over = ~(largest <= monitor_tau)  # NaN is over too.
+  in_a_row = jnp.where(is_over, state.over_in_a_row + 1, 0)
+  ever = lambda old, new: jnp.maximum(old, jnp.where(
+      _is_bad(new), -jnp.inf, new))
   return QKClipState(
       update_count=optax.safe_increment(state.update_count),
-      nonfinite_count=state.nonfinite_count + jnp.any(bad),
+      clipped_count=state.clipped_count + (gamma < 1),
+      nonfinite_count=state.nonfinite_count + _is_bad(largest),
+      over_count=state.over_count + is_over,
+      over_in_a_row=in_a_row,
+      exploded=state.exploded | (in_a_row >= EXPLODED_AFTER),
+      smallest_factor=jnp.minimum(state.smallest_factor, gamma),
       last_max=max_logits,
-      last_factor=gamma,
-      max_ever=jnp.maximum(state.max_ever, seen),
-      clip_count=state.clip_count + (gamma < 1))
+      last_factor=gammas,
+      max_ever=jax.tree.map(ever, state.max_ever, max_logits),
+      clip_count=jax.tree.map(lambda count, gamma: count + (gamma < 1),
+                              state.clip_count, gammas))
 
 
-def _gamma(max_logits, tau):
-  """[N_l, H] in (0, 1]; exactly 1 for S <= tau, NaN and +inf."""
+def _is_bad(max_logits):
+  """-inf is none: no query saw a key."""
+  return jnp.isnan(max_logits) | jnp.isposinf(max_logits)
+
+
+def _gamma(tau, mode, block, max_logits):
+  """Per head in (0, 1]; exactly 1 for S <= tau, NaN and +inf."""
+  if mode == 'off':
+    return jnp.ones_like(max_logits)
   tau = jnp.asarray(tau, jnp.float32)
   over = (max_logits > tau) & jnp.isfinite(max_logits)
   gamma = tau / jnp.where(over, max_logits, tau)
   # A quotient that underflows to 0 would make 0 / 0 of the query's factor.
   gamma = jnp.maximum(gamma, jnp.finfo(jnp.float32).tiny)
-  return jnp.where(over, gamma, 1)
+  gamma = jnp.where(over, gamma, 1)
+  query, _, _ = qk_weights.chosen(block, mode)
+  if query[0].heads is None:
+    smallest = jnp.min(gamma, axis=-1, keepdims=True)
+    gamma = jnp.broadcast_to(smallest, gamma.shape)
+  return gamma
 
 
-def _split(gamma, num_kv_heads, head_order):
-  """Factors of the query heads [N_l, H] and of the key heads [N_l, K]."""
-  layers, heads = gamma.shape
-  size = heads // num_kv_heads
-  shape, axis = (num_kv_heads, size), 2
+def _split(gamma, alpha, num_keys, head_order):
+  """Factors of query heads [..., H] and of key heads [..., num_keys]."""
+  *layers, heads = gamma.shape
+  size = heads // num_keys
+  shape, axis = (num_keys, size), -1
   if head_order == 'tile':
-    shape, axis = (size, num_kv_heads), 1
-  grouped = gamma.reshape(layers, *shape)
-  key = jnp.sqrt(jnp.max(grouped, axis, keepdims=True))
-  query = (grouped / key).reshape(layers, heads)
-  return {'query': query, 'key': key.reshape(layers, num_kv_heads)}
+    shape, axis = (size, num_keys), -2
+  alpha = jnp.asarray(alpha, gamma.dtype)
+  grouped = gamma.reshape(*layers, *shape)
+  key = jnp.max(grouped, axis, keepdims=True)**(1 - alpha)
+  query = (grouped / key).reshape(gamma.shape)
+  return query, key.reshape(*layers, num_keys)
 
 
-def _rescaled(updates, params, factor):
+def _rescaled_tree(updates, params, blocks, gammas, mode, alpha):
+  """The updates, those of all blocks' weights rescaled."""
+  leaves = qk_weights.by_path(params)
+  changed = qk_weights.by_path(updates)
+  if changed.keys() != leaves.keys():
+    raise ValueError('qk_clip: updates and params differ in structure')
+
+  for block, gamma in zip(
+      jax.tree.leaves(blocks, is_leaf=qk_weights.is_block),
+      jax.tree.leaves(gammas),
+      strict=True):
+    queries, keys, alone = qk_weights.chosen(block, mode)
+    num_keys = 1 if keys[0].heads is None else block.num_kv_heads
+    query, key = _split(gamma, alpha, num_keys, block.head_order)
+    for weights, factor in ((queries, query), (keys, key), (alone, gamma)):
+      for weight in weights:
+        path = weight.path
+        changed[path] = _rescaled(changed[path], leaves[path], weight, factor,
+                                  block.num_layers is not None)
+  return jax.tree.unflatten(jax.tree.structure(updates), changed.values())
+
+
+def _rescaled(update, param, weight, factor, is_stacked):
   """Updates that lead to factor * (param + update), their bits kept at 1."""
-
-  def of_leaf(update, param):
-    axes = (*range(1, param.ndim - 2), param.ndim - 1)
-    scale = jnp.expand_dims(factor, axes)
-    # Rounded to bfloat16 the difference would lose most of the scale's digits.
-    dtype = jnp.promote_types(param.dtype, jnp.float32)
-    update, param = update.astype(dtype), param.astype(dtype)
-    return jnp.where(scale < 1, scale * (param + update) - param, update)
-
-  return jax.tree.map(of_leaf, updates, params)
+  # Rounded to bfloat16 the difference would lose most of the scale's digits.
+  dtype = jnp.promote_types(param.dtype, jnp.float32)
+  update = jnp.asarray(update, dtype)
+  index = qk_weights.index(weight, param.ndim)
+  u, w = update[index], param[index].astype(dtype) + weight.offset
+  scale = qk_weights.spread(weight, factor, param.shape, is_stacked)
+  return update.at[index].set(jnp.where(scale < 1, scale * (w + u) - w, u))
 
 
-def _block(tree, attention):
-  for depth, name in enumerate(attention):
-    if name not in tree:
-      raise ValueError(f'{attention=}: no {name!r} among '
-                       f'{sorted(tree)} below {attention[:depth]}')
-    tree = tree[name]
-  return tree
+def _check_arguments(tau, mode, alpha, monitor_tau):
+  """What is a number now; what is traced can't be looked at."""
+  if mode not in MODES:
+    raise ValueError(f'{mode=}: must be one of {", ".join(MODES)}')
+  for name, value in (('tau', tau), ('monitor_tau', monitor_tau)):
+    if isinstance(value, (int, float)) and not value > 0:
+      raise ValueError(f'{name}={value!r}: must be positive')
+  if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+    raise ValueError(f'{alpha=}: must be from 0 to 1')
 
 
-def _with_block(tree, attention, block):
-  """Copy of the nested dicts with another block at its place."""
-  if not attention:
-    return block
-  name, *rest = attention
-  return {**tree, name: _with_block(tree[name], rest, block)}
+def _checked_blocks(attention, mode, params):
+  blocks = qk_weights.resolve(attention, params)
+  if mode != 'off':
+    leaves = qk_weights.by_path(params)
+    for block in jax.tree.leaves(blocks, is_leaf=qk_weights.is_block):
+      qk_weights.check(block, mode, leaves)
+  return blocks
 
 
-def _checked_block(params, attention):
-  """The block of attention, if the rescaling of its weights is defined."""
-  block = _block(params, attention)
-  norms = {'query_norm', 'key_norm'} & set(block)
-  if norms:
-    raise ValueError(
-        f'qk_clip on a block with {sorted(norms)}: a norm on queries or keys '
-        'undoes any rescaling of their weights, which would shrink without '
-        "end; turn one of the two off (qk_clip='off')")
-  for name in ('query', 'key'):
-    shapes = jax.tree.map(jnp.shape, _block(block, (name,)))
-    if 'kernel' not in shapes or any(
-        len(shape) != _RANKS.get(leaf, 0) for leaf, shape in shapes.items()):
-      raise ValueError(
-          f'{attention + (name,)} must hold kernel [N_l, D, heads, Dh] and '
-          f'maybe bias [N_l, heads, Dh], nothing else; got {shapes}')
-  heads, kv_heads = (
-      block[name]['kernel'].shape[2] for name in ('query', 'key'))
-  if heads % kv_heads:
-    raise ValueError(f'{kv_heads} key heads must divide {heads} query heads')
-  return block
-
-
-def _checked_logits(max_logits, block):
-  layers, _, heads, _ = block['query']['kernel'].shape
-  if jnp.shape(max_logits) != (layers, heads):
-    raise ValueError(f'max_logits must be [N_l, H] = {(layers, heads)}, one '
-                     f'per layer and query head; got {jnp.shape(max_logits)}')
-  return jnp.asarray(max_logits, jnp.float32)
+def _checked_logits(max_logits, blocks):
+  """Float32 statistics in the structure of the blocks."""
+  wanted = jax.tree.map(
+      lambda block: block.shape, blocks, is_leaf=qk_weights.is_block)
+  shapes = jax.tree.map(jnp.shape, max_logits)
+  if shapes != wanted:
+    raise ValueError('max_logits must be [N_l, H], one number per layer and '
+                     f'query head: {wanted}; got {shapes}')
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), max_logits)

@@ -1,0 +1,200 @@
+"""Where the weights of queries and keys lie in the parameters of a model."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+
+HEAD_ORDERS = ('repeat', 'tile')
+
+
+class Weight(NamedTuple):
+  """An array in the parameters, or a part of one.
+
+  A projection as one kernel [D, 3, H, Dh] is three of them with parts along
+  axis 1; the kernel [D, (H + 2 K) Dh] of another model is parts along axis 1.
+  """
+  path: tuple[Any, ...]  # keys, indices or names that lead to it
+  # Axis along which the heads lie one after the other, each with the same
+  # number of entries; None where all heads share the whole.
+  heads: int | None
+  part: tuple[int, int, int] | None = None  # axis, start, stop of what counts
+  offset: float = 0.  # the model uses offset + w: 1 in norms with a gain 1 + w
+
+
+class Attention(NamedTuple):
+  """The weights that decide the attention logits of one block.
+
+  With num_layers every array has a leading axis of that length, which no
+  Weight names. Norms that stand between a projection and its rotary embedding
+  have their gains, and biases, in query_gain and key_gain.
+  """
+  num_heads: int  # H, query heads
+  num_kv_heads: int  # K, divides num_heads
+  query: tuple[Weight, ...]  # kernel, and bias if there is one
+  key: tuple[Weight, ...]
+  # Queries of a key that is not rescaled: the rotary part of latent attention,
+  # whose key has no heads.
+  query_alone: tuple[Weight, ...] = ()
+  query_gain: tuple[Weight, ...] = ()
+  key_gain: tuple[Weight, ...] = ()
+  num_layers: int | None = None  # N_l of stacked layers
+  # Key head of query head h: 'repeat' h // (H / K), 'tile' h % K.
+  head_order: str = 'repeat'
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the statistics: [N_l, H], or [H] of a single layer."""
+    layers = () if self.num_layers is None else (self.num_layers,)
+    return *layers, self.num_heads
+
+
+# Pytree with Attention as leaves, one block or a dict of them, or a function
+# from params to one.
+Blocks = Any | Callable[[Any], Any]
+
+
+def is_block(node: Any) -> bool:
+  """Whether a node of a pytree of blocks is one of its leaves."""
+  return isinstance(node, Attention)
+
+
+def resolve(blocks: Blocks, params: Any) -> Any:
+  """The pytree of blocks, given directly or as a function from params.
+
+  Raises:
+    ValueError: it holds no block, or something else.
+  """
+  if callable(blocks):
+    blocks = blocks(params)
+  leaves = jax.tree.leaves(blocks, is_leaf=is_block)
+  if not leaves or not all(map(is_block, leaves)):
+    raise ValueError(f'attention must hold Attention alone, got {leaves}')
+  return blocks
+
+
+def by_path(tree: Any) -> dict[tuple, Any]:
+  """The leaves of a pytree under the keys, indices and names to them."""
+  name = lambda entry: next(
+      getattr(entry, field)
+      for field in ('key', 'idx', 'name')
+      if hasattr(entry, field))
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {tuple(map(name, path)): leaf for path, leaf in leaves}
+
+
+def chosen(block: Attention, mode: str) -> tuple[tuple, tuple, tuple]:
+  """Weights to rescale: by the query's factor, the key's, and by both.
+
+  Raises:
+    ValueError: the block can't be rescaled in this mode.
+  """
+  has_norm = bool(block.query_gain or block.key_gain)
+  if mode == 'weights':
+    if has_norm:
+      raise ValueError(
+          "qk_clip in mode 'weights' on attention with a norm on queries or "
+          'keys, which undoes any rescaling of their weights, so that they '
+          "would shrink without end: choose 'gain' or 'off'")
+    return block.query, block.key, block.query_alone
+  if not block.query_gain or not block.key_gain:
+    raise ValueError(
+        "qk_clip in mode 'gain' needs a norm with gains on queries and on "
+        "keys, which this attention lacks: choose 'weights' or 'off'")
+  return block.query_gain, block.key_gain, ()
+
+
+def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
+  """Raises ValueError where a block doesn't fit the parameters.
+
+  Args:
+    block: description.
+    mode: 'weights' or 'gain'.
+    leaves: of the parameters, from `by_path`.
+  """
+  if block.head_order not in HEAD_ORDERS:
+    raise ValueError(f'head_order={block.head_order!r}: must be one of '
+                     f'{", ".join(HEAD_ORDERS)}')
+  heads, kv_heads = block.num_heads, block.num_kv_heads
+  if heads < 1 or kv_heads < 1 or heads % kv_heads:
+    raise ValueError(f'{kv_heads} key heads must divide {heads} query heads')
+  query, key, alone = chosen(block, mode)
+  for side, weights, count in (('query', query, heads), ('key', key, kv_heads),
+                               ('query_alone', alone, heads)):
+    if side != 'query_alone' and not weights:
+      raise ValueError(f'{side}: no weight is named')
+    if len({weight.heads is None for weight in weights}) > 1:
+      raise ValueError(f'{side}: either all weights are shared by the heads or '
+                       f'none, got {weights}')
+    if side == 'query_alone' and any(w.heads is None for w in weights):
+      raise ValueError(f'{side}: one factor a head can\'t rescale what all '
+                       f'heads share, got {weights}')
+    for weight in weights:
+      if weight.path not in leaves:
+        raise ValueError(f'{side}: no array at {weight.path} in the '
+                         f'parameters, which hold {sorted(leaves, key=str)}')
+      shape = leaves[weight.path].shape
+      problem = _problem(weight, shape, count, block.num_layers)
+      if problem:
+        raise ValueError(f'{side}: {weight} of shape {shape} {problem}')
+
+
+def _problem(weight, shape, count, num_layers):
+  """What an array of this shape lacks, None if nothing."""
+  rank = len(shape)
+  is_stacked = num_layers is not None
+  if is_stacked and shape[:1] != (num_layers,):
+    return f'must start with its {num_layers} layers'
+  for axis in (weight.heads, weight.part and weight.part[0]):
+    if axis is not None and (not -rank <= axis < rank or
+                             axis % rank < is_stacked):
+      return f'has no axis {axis} of its own'
+  if weight.part:
+    axis, start, stop = weight.part
+    if not 0 <= start < stop <= shape[axis]:
+      return f'has no entries {start} to {stop} on axis {axis}'
+  if weight.heads is not None:
+    if part_shape(weight, shape)[weight.heads] % count:
+      return f'must hold {count} equal heads on axis {weight.heads}'
+  return None
+
+
+def part_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape of the part that counts."""
+  sizes = list(shape)
+  if weight.part:
+    axis, start, stop = weight.part
+    sizes[axis] = stop - start
+  return tuple(sizes)
+
+
+def index(weight: Weight, rank: int) -> tuple[slice, ...]:
+  """Index of the part that counts in an array of this rank."""
+  slices = [slice(None)] * rank
+  if weight.part:
+    axis, start, stop = weight.part
+    slices[axis] = slice(start, stop)
+  return tuple(slices)
+
+
+def spread(weight: Weight, factor: jax.Array, shape: tuple[int, ...],
+           is_stacked: bool) -> jax.Array:
+  """The factor of each head in the shape of the part, but for axes of 1.
+
+  Args:
+    weight: description.
+    factor: [N_l, heads] or [heads]; of a weight that is shared all are equal.
+    shape: of the array.
+    is_stacked: whether factor and array have a leading axis of layers.
+  """
+  chex.assert_rank(factor, 2 if is_stacked else 1)
+  sizes = [1] * len(shape)
+  if is_stacked:
+    sizes[0] = shape[0]
+  if weight.heads is None:
+    return factor[..., 0].reshape(sizes)
+  size = part_shape(weight, shape)[weight.heads]
+  sizes[weight.heads] = size
+  repeated = factor.repeat(size // factor.shape[-1], axis=-1)
+  return repeated.reshape(sizes)
