@@ -8,6 +8,7 @@ the summary of a finished one.
 import errno
 import os
 import pathlib
+import re
 import sys
 
 from absl import app
@@ -78,9 +79,12 @@ def _override(argument):
 
 
 def _default_workdir(config_path: str) -> pathlib.Path:
-  file = pathlib.Path(config_path.partition(':')[0])
+  path, _, argument = config_path.partition(':')
+  file = pathlib.Path(path)
   # A run is repeated beside the run, not in its folder.
   name = f'{file.parent.name}-again' if file.suffix == '.json' else file.stem
+  if argument:
+    name += '-' + re.sub(r'[^\w.=-]', '_', argument)
   return pathlib.Path('runs') / name
 
 

@@ -56,7 +56,7 @@ def main(_) -> None:
 def _last_minibatch(workdir):
   """Log-ratios [B, T] and mask of the last update after a run's last step."""
   with rerun.opened(workdir, print) as recorded:
-    learned, batch = recorded.last_update()
+    *_, (learned, batch) = next(recorded.updates())
     static, hparams = recorded.programs.static, recorded.programs.hparams
   logprobs, *_ = policy.forward(static, learned.params, batch.tokens,
                                 batch.valid, batch.mask, hparams.temperature)

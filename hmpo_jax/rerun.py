@@ -36,6 +36,12 @@ class Suspect(NamedTuple):
   first: tuple[int, ...]  # index of the first
 
 
+class Start(NamedTuple):
+  """What an update starts from."""
+  learned: update.Learned
+  batch: base.Batch
+
+
 class Recorded:
   """A run folder, held against others while it is read."""
 
@@ -99,8 +105,14 @@ class Recorded:
       state, _ = self._step(state, earlier)
     yield from self._suspects_after(state)
 
-  def last_update(self) -> tuple[update.Learned, base.Batch]:
-    """What the last update of the step after the last checkpoint starts from.
+  def updates(self, num_steps: int = 1) -> Iterator[list[Start]]:
+    """Does the steps after the last checkpoint.
+
+    Args:
+      num_steps: how many.
+
+    Yields:
+      For each step, what each of its updates starts from.
 
     Raises:
       ConfigError: there is no checkpoint.
@@ -110,8 +122,11 @@ class Recorded:
       if not steps:
         raise config_lib.ConfigError(f'{self._workdir} has no checkpoint')
       state = self._at(steps[-1], saver)
-    *_, last = self._updates(state, *self.programs.collect(state))
-    return last
+    for step in range(steps[-1] + 1, steps[-1] + 1 + num_steps):
+      yield list(self._updates(state, *self.programs.collect(state)))
+      if step < steps[-1] + num_steps:
+        # The program takes the arrays, which the caller may have kept.
+        state, _ = self._step(jax.tree.map(jax.numpy.copy, state), step)
 
   def _suspects_after(self, state):
     rollout, scores = self.programs.collect(state)
@@ -131,7 +146,7 @@ class Recorded:
     for number, rows in enumerate(orders):
       minibatch = learner.take(static, batch, rows,
                                jax.numpy.asarray(number == 0))
-      yield learned, minibatch
+      yield Start(learned, minibatch)
       learned, _ = _update(static, learned, hparams, minibatch)
 
   def _checkpoints(self):

@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 from absl.testing import absltest
+import chex
 import jax
 import numpy as np
 
@@ -108,6 +109,18 @@ class RerunTest(absltest.TestCase):
         rerun.Suspect(place='rollout', name='reward', num_bad=1, first=(5,)))
     self.assertEqual(rest[0].name, 'advantages')
     self.assertIn('loss', [suspect.name for suspect in rest])
+
+  def test_updates_after_the_last_checkpoint_are_those_of_a_longer_run(self):
+    self._train(num_steps=2)
+    with rerun.opened(self.folder, self.fail) as recorded:
+      first, second = recorded.updates(2)
+    self.assertLen(first, 4)
+    self.folder = self.folder / 'longer'
+    self._train(num_steps=3, checkpoint__every=3)
+    with rerun.opened(self.folder, self.fail) as recorded:
+      (again, *_), = recorded.updates()
+    chex.assert_trees_all_equal(again.learned, second[0].learned)
+    chex.assert_trees_all_equal(again.batch, second[0].batch)
 
   def test_what_can_not_be_done_again(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'holds no run'):

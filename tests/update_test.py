@@ -145,17 +145,19 @@ class MicrobatchesTest(absltest.TestCase):
         'optim__qk_clip': 'weights',
         'optim__tau': 0.001,
     }
-    results = []
-    for count in (1, 4):
+
+    def run(count):
       static, hparams, state = small.start(
           small.config(train__num_microbatches=count, **options))
       batch = small.batch(static, state, hparams)
       learned, reports = _update(static, _learned(state), hparams, batch)
       self.assertEqual(_cause(reports), 'none')
       self.assertEqual(reports.metrics['qk/clipped_frac'], 1)
-      results.append((learned.params, reports.metrics))
-    (whole, metrics), (micro, micro_metrics) = results
-    # AdamW divides a gradient by its size, so that rounding of one near 0 shows.
+      return learned.params, reports.metrics
+
+    whole, metrics = run(1)
+    micro, micro_metrics = run(4)
+    # AdamW divides a gradient by its size: rounding of one near 0 shows.
     chex.assert_trees_all_close(micro, whole, atol=2e-5)
     for name in ('loss/total', 'kl/reference', 'policy/entropy', 'grad/norm'):
       np.testing.assert_allclose(

@@ -1,0 +1,273 @@
+"""Does the QK-clip hold attention logits that explode, and how closely?
+
+  python experiments/stress_table.py --workdir=runs/stress_table
+
+runs stress.py with and without the clip, five seeds each, and stress.py:long
+once each; writes stress.csv, overshoot.csv and the figure stress.png there (with
+the `plot` extra) and prints the tables of the README. Repeated, it continues.
+About 15 minutes on two cores.
+
+A head that was clipped in one update may exceed tau in the next, S > tau, for
+two reasons, which overshoot.csv holds for each such head: S / tau is growth
+times spread. Growth is what the update made of the logit on the minibatch that
+it was clipped on, divided by tau: the base optimizer's part of the update, and
+what a clip in a lower layer does to a higher one. Spread is the logit on the
+next minibatch divided by that on the last, with the same weights.
+"""
+
+import csv
+import importlib.util
+import itertools
+import pathlib
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from hmpo_jax import command_line
+from hmpo_jax import config_file
+from hmpo_jax import metrics
+from hmpo_jax import policy
+from hmpo_jax import rerun
+from hmpo_jax import trainer
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/stress_table',
+                               'Folder of the run folders and the tables.')
+_SEEDS = flags.DEFINE_integer(
+    'seeds', 5, 'Seeds of the short task, from 0.', lower_bound=1)
+_LONG = flags.DEFINE_bool('long', True, 'Whether to run the long task too.')
+
+_CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'
+_MODES = {'clip': 'weights', 'no clip': 'off'}
+_STEPS_AFTER = 10  # that are done again to measure the overshoot
+
+
+def main(_) -> None:
+  """Runs what is missing, then writes and prints the tables."""
+  workdir = pathlib.Path(_WORKDIR.value)
+  plan = [('short', seed) for seed in range(_SEEDS.value)]
+  plan += [('long', 0)] * _LONG.value
+  rows, parts, curves = [], [], {}
+  for (length, seed), mode in itertools.product(plan, _MODES):
+    folder = workdir / f'{length}-{mode.replace(" ", "_")}-{seed}'
+    tau, summary = _run(workdir, folder, length, mode, seed)
+    logits = _logits(folder)
+    curves[length, mode, seed] = logits / tau
+    rows.append({
+        'task': length,
+        'arm': mode,
+        'seed': seed
+    }
+                | against_tau(logits, tau)
+                | {
+                    key: summary[key]
+                    for key in ('max_logit', 'exploded', 'heldout_reward_first',
+                                'heldout_reward_last')
+                }
+                | {'skipped': sum(summary['skipped'].values())})
+    if (length, mode) == ('short', 'clip'):
+      parts += [(seed, *pair) for pair in _overshoots(folder, tau)]
+  _write(workdir / 'stress.csv', list(rows[0]), [r.values() for r in rows])
+  _write(workdir / 'overshoot.csv', ['seed', 'growth', 'spread'], parts)
+  factors = np.array(parts)[:, 1:]
+  print(_table(rows))
+  print(_overshoot_table(factors))
+  if importlib.util.find_spec('matplotlib'):
+    _draw(workdir / 'stress.png', curves, factors)
+  else:
+    print("no figure: pip install -e '.[plot]' first")
+
+
+def against_tau(logits: np.ndarray, tau: float) -> dict[str, float]:
+  """How a run's logits stand to tau.
+
+  Args:
+    logits: [steps, updates] largest attention logit of each update.
+    tau: threshold of the clip.
+
+  Returns:
+    steps_over_tau: share of the steps with an update above tau.
+    first_over: number of the first update above tau; that of updates if none.
+    below_115: share of the later updates that are below 1.15 tau; 1 if none.
+    largest_after: largest of the later ones over tau; 0 if none.
+  """
+  over = logits > tau
+  first = int(np.argmax(over)) if over.any() else over.size
+  after = logits.ravel()[first + 1:] / tau
+  return {
+      'steps_over_tau': float(np.mean(over.any(axis=1))),
+      'first_over': first,
+      'below_115': float(np.mean(after < 1.15)) if after.size else 1.,
+      'largest_after': float(np.max(after, initial=0)),
+  }
+
+
+def overshoot(before: np.ndarray, same: np.ndarray, following: np.ndarray,
+              tau: float) -> np.ndarray:
+  """Growth and spread of the heads that an update clipped.
+
+  Args:
+    before: [N_l, H] logits that the update was given.
+    same: those of the same minibatch after it.
+    following: those of the next minibatch after it.
+    tau: threshold of the clip.
+
+  Returns:
+    [n, 2] growth and spread, whose product is following / tau.
+  """
+  clipped = before > tau
+  return np.stack([same / tau, following / same], axis=-1)[clipped]
+
+
+def _run(workdir, folder, length, mode, seed):
+  """tau and summary of one run, made now or before."""
+  config = config_file.load(
+      f'{_CONFIG}:{length}', {
+          'optim.qk_clip': _MODES[mode],
+          'seed': str(seed),
+          'warm_start.folder': str(workdir.absolute() / 'warm_start'),
+      })
+  return config.optim.tau, trainer.train(config, folder)
+
+
+def _logits(folder):
+  """[steps, updates] largest attention logit of each update."""
+  records = metrics.read(folder)
+  return np.array([record['qk/max_logit_per_update'] for record in records])
+
+
+def _overshoots(folder, tau):
+  """[n, 2] growth and spread in the steps after a run's last."""
+  with rerun.opened(folder, print) as recorded:
+    static, hparams = recorded.programs.static, recorded.programs.hparams
+
+    @jax.jit
+    def logits(params, batch):
+      return policy.forward(static, params, batch.tokens, batch.valid,
+                            batch.mask, hparams.temperature).max_logits
+
+    pairs = [
+        overshoot(
+            *map(np.asarray,
+                 (logits(one.learned.params,
+                         one.batch), logits(two.learned.params, one.batch),
+                  logits(two.learned.params, two.batch))), tau)
+        for starts in recorded.updates(_STEPS_AFTER)
+        for one, two in itertools.pairwise(starts)
+    ]
+  return np.concatenate(pairs)
+
+
+def _write(file, header, rows):
+  with open(file, 'w', newline='', encoding='utf-8') as stream:
+    writer = csv.writer(stream)
+    writer.writerow(header)
+    for row in rows:
+      writer.writerow([
+          f'{value:.6g}' if isinstance(value, float) else value for value in row
+      ])
+
+
+def _table(rows):
+  """Markdown: range over the seeds of each arm."""
+  lines = [
+      '| task | arm | runs | steps above tau | later updates below 1.15 tau | '
+      'largest of them / tau | largest logit | exploded | held-out reward |',
+      '|---|---|---|---|---|---|---|---|---|'
+  ]
+  for (task, arm), group in itertools.groupby(
+      sorted(rows, key=lambda row: (row['task'] == 'long', row['arm'])),
+      key=lambda row: (row['task'], row['arm'])):
+    lines.append(_table_row(task, arm, list(group)))
+  return '\n'.join(lines)
+
+
+def _table_row(task, arm, rows):
+
+  def span(name, form):
+    low, high = (form(f(row[name] for row in rows)) for f in (min, max))
+    return low if low == high else f'{low} to {high}'
+
+  percent, number = '{:.1%}'.format, '{:.2f}'.format
+  mean = lambda name: np.mean([row[name] for row in rows])
+  cells = (task, arm, len(rows), span('steps_over_tau',
+                                      percent), span('below_115', percent),
+           span('largest_after', number), span('max_logit', '{:.0f}'.format),
+           f'{sum(row["exploded"] for row in rows)} of {len(rows)}',
+           f'{mean("heldout_reward_first"):.2f} to '
+           f'{mean("heldout_reward_last"):.2f}')
+  return f'| {" | ".join(map(str, cells))} |'
+
+
+def _overshoot_table(factors):
+  """Markdown: quantiles of the factors of heads that were just clipped."""
+  columns = {
+      'growth': factors[:, 0],
+      'spread': factors[:, 1],
+      'S / tau': factors.prod(axis=1)
+  }
+  lines = [
+      f'| {len(factors)} heads just clipped | 5 % | median | 95 % | largest |',
+      '|---|---|---|---|---|'
+  ]
+  for name, values in columns.items():
+    cells = ' | '.join(
+        f'{value:.3f}' for value in np.quantile(values, (0.05, 0.5, 0.95, 1)))
+    lines.append(f'| {name} | {cells} |')
+  return '\n'.join(lines)
+
+
+def _draw(file, curves, factors):
+  # An extra, so maybe not there.
+  from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
+  picture = figure.Figure(figsize=(8, 3.4), layout='constrained')
+  left, right = picture.subplots(1, 2, width_ratios=(3, 2))
+  _draw_curves(left, curves)
+  _draw_factors(right, factors)
+  for axes in (left, right):
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.title.set_fontsize('medium')
+  picture.savefig(file, dpi=240)
+
+
+def _draw_curves(axes, curves):
+  """Largest logit of each update over tau, every run of the short task."""
+  colors = {'no clip': '#D55E00', 'clip': '#0072B2'}
+  for (task, arm, seed), ratios in curves.items():
+    if task == 'short':
+      axes.plot(
+          ratios.ravel(),
+          color=colors[arm],
+          linewidth=0.7,
+          label=arm if seed == 0 else None)
+  axes.axhline(1, color='black', linewidth=0.8, linestyle='--')
+  axes.set_yscale('log')
+  axes.set_title('Largest attention logit of an update')
+  axes.set_xlabel('update')
+  axes.set_ylabel('S / tau')
+  axes.legend(frameon=False)
+
+
+def _draw_factors(axes, factors):
+  """Growth against spread, with the lines on which S is 1 and 1.15 tau."""
+  axes.scatter(*factors.T, s=8, color='#0072B2', linewidths=0, alpha=0.4)
+  growth = np.linspace(*axes.get_xlim(), 100)
+  limits = axes.get_ylim()
+  for product, style in ((1., '--'), (1.15, ':')):
+    axes.plot(
+        growth,
+        product / growth,
+        color='black',
+        linewidth=0.8,
+        linestyle=style,
+        label=f'S = {product:g} tau')
+  axes.set_ylim(limits)
+  axes.set_title('Heads that were just clipped')
+  axes.set_xlabel('growth: same minibatch after the update / tau')
+  axes.set_ylabel('spread: next minibatch / same')
+  axes.legend(frameon=False)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=command_line.parse_all)

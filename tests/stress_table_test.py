@@ -1,0 +1,96 @@
+"""How logits are held against tau, and the stress experiment from end to end."""
+
+import contextlib
+import csv
+import io
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest
+from absl.testing import flagsaver
+import numpy as np
+
+from experiments import stress_table
+
+_SMALL = """
+from tests import small
+def get_config(length):
+  del length
+  return small.config(
+      num_steps=3,
+      optim__qk_clip='weights', optim__tau=0.02, optim__monitor_tau=0.02,
+      warm_start__num_steps=1, checkpoint__every=3)
+"""
+
+
+class AgainstTauTest(absltest.TestCase):
+
+  def test_only_updates_after_the_first_above_tau_count(self):
+    found = stress_table.against_tau(
+        np.array([[1., 2.], [60., 10.], [11., 11.6], [9., 10.]]), 10.)
+    self.assertEqual(found['first_over'], 2)
+    self.assertEqual(found['steps_over_tau'], 0.5)
+    self.assertEqual(found['below_115'], 0.8)
+    self.assertAlmostEqual(found['largest_after'], 1.16)
+
+  def test_nothing_above_tau(self):
+    found = stress_table.against_tau(np.ones((2, 3)), 10.)
+    self.assertEqual(tuple(found.values()), (0., 6, 1., 0.))
+
+  def test_overshoot_is_growth_times_spread_of_clipped_heads(self):
+    before = np.array([[9., 12.], [30., 10.]])
+    same = np.array([[9., 11.], [10., 10.]])
+    following = np.array([[9., 8.], [12., 99.]])
+    found = stress_table.overshoot(before, same, following, 10.)
+    np.testing.assert_allclose(found, [[1.1, 8 / 11], [1., 1.2]])
+
+
+class ExperimentTest(absltest.TestCase):
+
+  def _main(self, folder):
+    flags.FLAGS.mark_as_parsed()
+    config = folder / 'small.py'
+    config.write_text(_SMALL, encoding='utf-8')
+    output = io.StringIO()
+    with flagsaver.flagsaver(workdir=str(folder / 'table'), seeds=1, long=False), \
+        mock.patch.object(stress_table, '_CONFIG', config), \
+        mock.patch.object(stress_table, '_STEPS_AFTER', 1), \
+        contextlib.redirect_stdout(output):
+      stress_table.main([])
+    return output.getvalue()
+
+  def test_runs_both_arms_once_and_tells_what_they_did(self):
+    with tempfile.TemporaryDirectory() as name:
+      folder = pathlib.Path(name)
+      tables = self._main(folder)
+      with open(folder / 'table' / 'stress.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+      self.assertEqual([(row['task'], row['arm']) for row in rows],
+                       [('short', 'clip'), ('short', 'no clip')])
+      for row in rows:
+        run = f'{row["task"]}-{row["arm"].replace(" ", "_")}-0'
+        summary = json.loads((folder / 'table' / run /
+                              'summary.json').read_text(encoding='utf-8'))
+        self.assertAlmostEqual(
+            float(row['max_logit']), summary['max_logit'], places=3)
+        self.assertEqual(summary['updates_qk_clipped_frac'] > 0,
+                         row['arm'] == 'clip')
+        self.assertIn(f'| {row["task"]} | {row["arm"]} | 1 |', tables)
+      with open(folder / 'table' / 'overshoot.csv', encoding='utf-8') as file:
+        parts = list(csv.DictReader(file))
+      # 4 updates, of which 3 have one after them, and 8 heads.
+      self.assertBetween(len(parts), 1, 24)
+      for part in parts:
+        self.assertBetween(float(part['growth']), 0.1, 10)
+      self.assertIn(f'{len(parts)} heads just clipped', tables)
+      # Repeated, it takes the runs as they are.
+      self.assertEqual(
+          self._main(folder).splitlines()[-4:],
+          tables.splitlines()[-4:])
+
+
+if __name__ == '__main__':
+  absltest.main()
