@@ -149,10 +149,9 @@ def _overshoots(folder, tau):
 
     pairs = [
         overshoot(
-            *map(np.asarray,
-                 (logits(one.learned.params,
-                         one.batch), logits(two.learned.params, one.batch),
-                  logits(two.learned.params, two.batch))), tau)
+            np.asarray(logits(one.learned.params, one.batch)),
+            np.asarray(logits(two.learned.params, one.batch)),
+            np.asarray(logits(two.learned.params, two.batch)), tau)
         for starts in recorded.updates(_STEPS_AFTER)
         for one, two in itertools.pairwise(starts)
     ]
@@ -186,14 +185,13 @@ def _table(rows):
 def _table_row(task, arm, rows):
 
   def span(name, form):
-    low, high = (form(f(row[name] for row in rows)) for f in (min, max))
+    low, high = (format(f(row[name] for row in rows), form) for f in (min, max))
     return low if low == high else f'{low} to {high}'
 
-  percent, number = '{:.1%}'.format, '{:.2f}'.format
   mean = lambda name: np.mean([row[name] for row in rows])
-  cells = (task, arm, len(rows), span('steps_over_tau',
-                                      percent), span('below_115', percent),
-           span('largest_after', number), span('max_logit', '{:.0f}'.format),
+  cells = (task, arm, len(rows), span('steps_over_tau', '.1%'),
+           span('below_115', '.1%'), span('largest_after',
+                                          '.2f'), span('max_logit', '.0f'),
            f'{sum(row["exploded"] for row in rows)} of {len(rows)}',
            f'{mean("heldout_reward_first"):.2f} to '
            f'{mean("heldout_reward_last"):.2f}')
@@ -252,7 +250,8 @@ def _draw_curves(axes, curves):
 def _draw_factors(axes, factors):
   """Growth against spread, with the lines on which S is 1 and 1.15 tau."""
   axes.scatter(*factors.T, s=8, color='#0072B2', linewidths=0, alpha=0.4)
-  growth = np.linspace(*axes.get_xlim(), 100)
+  left, right = axes.get_xlim()
+  growth = np.linspace(left, right, 100)
   limits = axes.get_ylim()
   for product, style in ((1., '--'), (1.15, ':')):
     axes.plot(

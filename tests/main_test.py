@@ -72,7 +72,8 @@ class MainTest(parameterized.TestCase):
     file.write_text(
         'import runpy\n'
         'def get_config(digits):\n'
-        f"  config = runpy.run_path('{_ROOT}/configs/smoke.py')['get_config']()\n"
+        f"  smoke = runpy.run_path('{_ROOT}/configs/smoke.py')\n"
+        "  config = smoke['get_config']()\n"
         "  config.task.num_digits = int(digits.split('/')[0])\n"
         '  return config\n',
         encoding='utf-8')

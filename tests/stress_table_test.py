@@ -1,4 +1,4 @@
-"""How logits are held against tau, and the stress experiment from end to end."""
+"""How logits are held against tau; the stress experiment from end to end."""
 
 import contextlib
 import csv
@@ -72,8 +72,8 @@ class ExperimentTest(absltest.TestCase):
                        [('short', 'clip'), ('short', 'no clip')])
       for row in rows:
         run = f'{row["task"]}-{row["arm"].replace(" ", "_")}-0'
-        summary = json.loads((folder / 'table' / run /
-                              'summary.json').read_text(encoding='utf-8'))
+        text = (folder / 'table' / run / 'summary.json').read_text('utf-8')
+        summary = json.loads(text)
         self.assertAlmostEqual(
             float(row['max_logit']), summary['max_logit'], places=3)
         self.assertEqual(summary['updates_qk_clipped_frac'] > 0,
