@@ -3,8 +3,9 @@
   python experiments/stress_table.py --workdir=runs/stress_table
 
 runs stress.py with and without the clip, five seeds each, and stress.py:long
-once each; writes stress.csv, overshoot.csv and the figure stress.png there (with
-the `plot` extra) and prints the tables of the README. Repeated, it continues.
+once each; writes stress.csv, overshoot.csv and, with the `plot` extra, the
+figure stress.png there and prints the tables of the README. Repeated, it
+continues.
 About 15 minutes on two cores.
 
 A head that was clipped in one update may exceed tau in the next, S > tau, for

@@ -197,6 +197,27 @@ class DescriptionTest(parameterized.TestCase):
       muon_clip.qk_clip(
           1., attention=lambda params: attention).init(_LAYOUT.params)
 
+  @parameterized.parameters(
+      ((0, 8), (0, 8)),
+      ((0, 5), (4, 8)),
+      ((2, 3), (0, 8)),
+  )
+  def test_entries_that_would_be_rescaled_twice(self, one, two):
+    query = (_Weight(_KERNEL, -2,
+                     part=(1, *one)), _Weight(_KERNEL, -2, part=(-3, *two)))
+    with self.assertRaisesRegex(ValueError, 'name each once'):
+      _update(_BLOCK._replace(query=query))
+
+  def test_weight_of_two_blocks(self):
+    blocks = {'one': _BLOCK, 'two': _BLOCK}
+    with self.assertRaisesRegex(ValueError, 'name each once'):
+      _update(blocks, stats={'one': _STATS, 'two': _STATS})
+
+  def test_parts_beside_each_other(self):
+    query = (_Weight(_KERNEL, -2,
+                     part=(1, 0, 4)), _Weight(_KERNEL, -2, part=(1, 4, 8)))
+    _update(_BLOCK._replace(query=query))
+
   def test_off_needs_no_weights(self):
     _update(qk_weights.Attention(4, 2, (), (), num_layers=2), mode='off')
 

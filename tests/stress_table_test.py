@@ -55,7 +55,8 @@ class ExperimentTest(absltest.TestCase):
     config = folder / 'small.py'
     config.write_text(_SMALL, encoding='utf-8')
     output = io.StringIO()
-    with flagsaver.flagsaver(workdir=str(folder / 'table'), seeds=1, long=False), \
+    values = {'workdir': str(folder / 'table'), 'seeds': 1, 'long': False}
+    with flagsaver.flagsaver(**values), \
         mock.patch.object(stress_table, '_CONFIG', config), \
         mock.patch.object(stress_table, '_STEPS_AFTER', 1), \
         contextlib.redirect_stdout(output):
@@ -72,8 +73,8 @@ class ExperimentTest(absltest.TestCase):
                        [('short', 'clip'), ('short', 'no clip')])
       for row in rows:
         run = f'{row["task"]}-{row["arm"].replace(" ", "_")}-0'
-        text = (folder / 'table' / run / 'summary.json').read_text('utf-8')
-        summary = json.loads(text)
+        file = folder / 'table' / run / 'summary.json'
+        summary = json.loads(file.read_text('utf-8'))
         self.assertAlmostEqual(
             float(row['max_logit']), summary['max_logit'], places=3)
         self.assertEqual(summary['updates_qk_clipped_frac'] > 0,

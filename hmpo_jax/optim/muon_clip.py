@@ -314,6 +314,7 @@ def _checked_blocks(attention, mode, params):
     leaves = qk_weights.by_path(params)
     for block in jax.tree.leaves(blocks, is_leaf=qk_weights.is_block):
       qk_weights.check(block, mode, leaves)
+    qk_weights.check_distinct(blocks, mode, leaves)
   return blocks
 
 

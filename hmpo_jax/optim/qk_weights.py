@@ -1,6 +1,7 @@
 """Where the weights of queries and keys lie in the parameters of a model."""
 
 from collections.abc import Callable
+import itertools
 from typing import Any, NamedTuple
 
 import chex
@@ -138,6 +139,32 @@ def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
       problem = _problem(weight, shape, count, block.num_layers)
       if problem:
         raise ValueError(f'{side}: {weight} of shape {shape} {problem}')
+
+
+def check_distinct(blocks: Any, mode: str, leaves: dict[tuple, Any]) -> None:
+  """Raises ValueError where two of the weights to rescale share entries.
+
+  Args:
+    blocks: pytree of blocks, each of which passed `check`.
+    mode: 'weights' or 'gain'.
+    leaves: of the parameters, from `by_path`.
+  """
+  named: dict[tuple, list[Weight]] = {}
+  for block in jax.tree.leaves(blocks, is_leaf=is_block):
+    for weight in itertools.chain(*chosen(block, mode)):
+      others = named.setdefault(weight.path, [])
+      for other in others:
+        if _overlap(weight.part, other.part, leaves[weight.path].ndim):
+          raise ValueError(f'{weight} and {other} share entries, which would '
+                           'be rescaled twice: name each once')
+      others.append(weight)
+
+
+def _overlap(part, other, rank):
+  """Whether two parts of an array of this rank have entries in common."""
+  if not part or not other or (part[0] - other[0]) % rank:
+    return True
+  return part[1] < other[2] and other[1] < part[2]
 
 
 def _problem(weight, shape, count, num_layers):
