@@ -14,64 +14,26 @@ import orbax.checkpoint as ocp
 
 from hmpo_jax.optim import muon_clip
 from tests import attention_layouts as layouts
-
-# Two layers; query heads 0, 1 and 2, 3 share a key head.
-_GROUPED = layouts.LAYOUTS['grouped_with_bias']
-_SHAPE = _GROUPED.blocks.shape
-_PARAMS = jax.tree.map(jnp.asarray, _GROUPED.params)
-_ZEROS = jax.tree.map(jnp.zeros_like, _PARAMS)
-_BASE = jax.tree.map(jnp.asarray,
-                     layouts.normal(jax.tree.map(np.shape, _PARAMS), seed=1))
-
-
-def _full(value, **layers):
-  """[2, 4] statistics: the value, but in layers i given as _i=[4]."""
-  stats = np.full(_SHAPE, value, np.float32)
-  for name, row in layers.items():
-    stats[int(name[1:])] = row
-  return jnp.asarray(stats)
-
-
-def _transform(tau=100., **options):
-  return muon_clip.qk_clip(tau, attention=_GROUPED.blocks, **options)
-
-
-@functools.partial(jax.jit, static_argnames='mode')
-def _update(updates, state, params, max_logits, tau, alpha, monitor_tau, mode):
-  tx = _transform(tau, alpha=alpha, monitor_tau=monitor_tau, mode=mode)
-  return tx.update(updates, state, params, max_logits=max_logits)
-
-
-def _clip(max_logits,
-          updates=_BASE,
-          state=None,
-          params=_PARAMS,
-          tau=100.,
-          alpha=0.5,
-          monitor_tau=100.,
-          mode='weights'):
-  """Updates and state, by one program a mode."""
-  state = _transform().init(params) if state is None else state
-  return _update(updates, state, params, max_logits, tau, alpha, monitor_tau,
-                 mode)
+from tests import grouped_clip as grouped
 
 
 def _after(history, mode='weights', monitor_tau=100.):
   """State after updates that saw these largest logits, one a number."""
-  state = _transform().init(_PARAMS)
+  state = grouped.transform().init(grouped.PARAMS)
   for value in history:
-    stats = _full(1.).at[1, 3].set(value)
-    _, state = _clip(stats, state=state, mode=mode, monitor_tau=monitor_tau)
+    stats = grouped.full(1.).at[1, 3].set(value)
+    _, state = grouped.clip(
+        stats, state=state, mode=mode, monitor_tau=monitor_tau)
   return state
 
 
 class StateTest(parameterized.TestCase):
 
   def test_is_a_history(self):
-    first = _transform().init(_PARAMS)
+    first = grouped.transform().init(grouped.PARAMS)
     state = _after((200., 400., 50.))
     chex.assert_trees_all_equal_shapes_and_dtypes(first, state)
-    one_head = np.zeros(_SHAPE, int)
+    one_head = np.zeros(grouped.SHAPE, int)
     one_head[1, 3] = 1
     self.assertEqual(state.update_count, 3)
     self.assertEqual(state.clipped_count, 2)
@@ -84,7 +46,7 @@ class StateTest(parameterized.TestCase):
     np.testing.assert_array_equal(state.last_factor, 1)
 
   def test_an_update_with_several_clipped_heads_counts_once(self):
-    _, state = _clip(_full(400.))
+    _, state = grouped.clip(grouped.full(400.))
     self.assertEqual(state.clipped_count, 1)
     np.testing.assert_array_equal(state.clip_count, 1)
 
@@ -92,7 +54,7 @@ class StateTest(parameterized.TestCase):
     state = _after((np.nan, np.inf, -np.inf, 7., np.nan))
     self.assertEqual(state.nonfinite_count, 3)
     self.assertEqual(state.max_ever[1, 3], 7)
-    _, state = _clip(_full(1., _0=[np.nan, np.inf, np.inf, 1.]))
+    _, state = grouped.clip(grouped.full(1., _0=[np.nan, np.inf, np.inf, 1.]))
     self.assertEqual(state.nonfinite_count, 1)
     self.assertTrue(np.isneginf(state.max_ever[0, :3]).all())
 
@@ -132,7 +94,7 @@ class StateTest(parameterized.TestCase):
       state, run = tx.init(layout.params), jax.jit(tx.update)
       for value in (101., 50., np.nan, 200., 100.):
         _, state = run(
-            zeros, state, layout.params, max_logits=_full(1., _0=value))
+            zeros, state, layout.params, max_logits=grouped.full(1., _0=value))
       seen.append((state.over_count, state.over_in_a_row, state.exploded,
                    state.nonfinite_count, state.last_max, state.max_ever))
       self.assertEqual(state.clipped_count, 0 if mode == 'off' else 4)
@@ -140,15 +102,17 @@ class StateTest(parameterized.TestCase):
     self.assertEqual(seen[0][0], 3)
 
   def test_monitor_tau_is_tau_if_not_given(self):
-    tx = _transform(lambda count: 100. + 100 * count)
-    state, run = tx.init(_PARAMS), jax.jit(tx.update)
+    tx = grouped.transform(lambda count: 100. + 100 * count)
+    state, run = tx.init(grouped.PARAMS), jax.jit(tx.update)
     for _ in range(3):
-      _, state = run(_ZEROS, state, _PARAMS, max_logits=_full(150.))
+      _, state = run(
+          grouped.ZEROS, state, grouped.PARAMS, max_logits=grouped.full(150.))
     self.assertEqual(state.over_count, 1)
 
   def test_off_changes_nothing_and_still_tells(self):
-    updates, state = _clip(_full(400.), mode='off')
-    for leaf, base in zip(jax.tree.leaves(updates), jax.tree.leaves(_BASE)):
+    updates, state = grouped.clip(grouped.full(400.), mode='off')
+    for leaf, base in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(grouped.BASE)):
       np.testing.assert_array_equal(leaf, base)
     self.assertEqual(state.clipped_count, 0)
     self.assertEqual(state.over_count, 1)
@@ -156,13 +120,16 @@ class StateTest(parameterized.TestCase):
     np.testing.assert_array_equal(state.last_max, 400)
 
   def test_off_costs_no_operation_on_parameters(self):
-    tx = _transform(mode='off')
+    tx = grouped.transform(mode='off')
     jaxpr = jax.make_jaxpr(tx.update)(
-        _BASE, tx.init(_PARAMS), _PARAMS, max_logits=_full(400.))
+        grouped.BASE,
+        tx.init(grouped.PARAMS),
+        grouped.PARAMS,
+        max_logits=grouped.full(400.))
     largest = max(variable.aval.size
                   for equation in jaxpr.eqns
                   for variable in equation.outvars)
-    self.assertLessEqual(largest, np.prod(_SHAPE))
+    self.assertLessEqual(largest, np.prod(grouped.SHAPE))
 
   def test_telemetry(self):
     told = muon_clip.telemetry(_after((200., 400., 50., 99.)))
@@ -176,7 +143,7 @@ class StateTest(parameterized.TestCase):
         })
 
   def test_telemetry_before_any_update(self):
-    told = muon_clip.telemetry(_transform().init(_PARAMS))
+    told = muon_clip.telemetry(grouped.transform().init(grouped.PARAMS))
     for name, value in told.items():
       self.assertEqual(value, 1 if name == 'smallest_factor' else 0, name)
 
@@ -184,7 +151,11 @@ class StateTest(parameterized.TestCase):
     layout = layouts.LAYOUTS['several']
     tx = muon_clip.qk_clip(100., attention=layout.blocks)
     zeros = jax.tree.map(jnp.zeros_like, layout.params)
-    stats = {'a': _full(1.), 'b': _full(1., _0=200.), 'c': jnp.full(4, 400.)}
+    stats = {
+        'a': grouped.full(1.),
+        'b': grouped.full(1., _0=200.),
+        'c': jnp.full(4, 400.)
+    }
     _, state = jax.jit(tx.update)(
         zeros, tx.init(layout.params), layout.params, max_logits=stats)
     told = muon_clip.telemetry(state)
@@ -203,7 +174,9 @@ class StateTest(parameterized.TestCase):
         restored = saver.restore(path, jax.tree.map(jnp.zeros_like, state))
     self.assertIsInstance(restored, muon_clip.QKClipState)
     chex.assert_trees_all_equal(restored, state, strict=True)
-    again = [_clip(_full(500.), state=s)[1] for s in (state, restored)]
+    again = [
+        grouped.clip(grouped.full(500.), state=s)[1] for s in (state, restored)
+    ]
     chex.assert_trees_all_equal(*again, strict=True)
 
 

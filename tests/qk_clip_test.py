@@ -15,49 +15,11 @@ import optax
 
 from hmpo_jax.optim import muon_clip
 from tests import attention_layouts as layouts
+from tests import grouped_clip as grouped
 from tests import attention_reference as reference
 from tests import reference as double
 
-# Two layers; query heads 0, 1 and 2, 3 share a key head.
-_GROUPED = layouts.LAYOUTS['grouped_with_bias']
 _SINGLE = layouts.LAYOUTS['single_layer']
-_SHAPE = _GROUPED.blocks.shape
-_PARAMS = jax.tree.map(jnp.asarray, _GROUPED.params)
-_ZEROS = jax.tree.map(jnp.zeros_like, _PARAMS)
-_BASE = jax.tree.map(jnp.asarray,
-                     layouts.normal(jax.tree.map(np.shape, _PARAMS), seed=1))
-
-
-def _full(value, **layers):
-  """[2, 4] statistics: the value, but in layers i given as _i=[4]."""
-  stats = np.full(_SHAPE, value, np.float32)
-  for name, row in layers.items():
-    stats[int(name[1:])] = row
-  return jnp.asarray(stats)
-
-
-def _transform(tau=100., **options):
-  return muon_clip.qk_clip(tau, attention=_GROUPED.blocks, **options)
-
-
-@functools.partial(jax.jit, static_argnames='mode')
-def _update(updates, state, params, max_logits, tau, alpha, monitor_tau, mode):
-  tx = _transform(tau, alpha=alpha, monitor_tau=monitor_tau, mode=mode)
-  return tx.update(updates, state, params, max_logits=max_logits)
-
-
-def _clip(max_logits,
-          updates=_BASE,
-          state=None,
-          params=_PARAMS,
-          tau=100.,
-          alpha=0.5,
-          monitor_tau=100.,
-          mode='weights'):
-  """Updates and state, by one program a mode."""
-  state = _transform().init(params) if state is None else state
-  return _update(updates, state, params, max_logits, tau, alpha, monitor_tau,
-                 mode)
 
 
 class FactorsTest(parameterized.TestCase):
@@ -73,9 +35,9 @@ class FactorsTest(parameterized.TestCase):
       ('one_beside_minus_inf', (400., -np.inf), (1 / 4, 1.), 1.),
   )
   def test_of_a_shared_key(self, pair, query, key):
-    ones = jax.tree.map(jnp.ones_like, _PARAMS)
-    stats = _full(1., _1=[1., 1., *pair])
-    updates, _ = _clip(stats, _ZEROS, params=ones)
+    ones = jax.tree.map(jnp.ones_like, grouped.PARAMS)
+    stats = grouped.full(1., _1=[1., 1., *pair])
+    updates, _ = grouped.clip(stats, grouped.ZEROS, params=ones)
     after = optax.apply_updates(ones, updates)['attention']
     expected = {
         'query': np.array([[1, 1, 1, 1], [1, 1, *query]]),
@@ -91,30 +53,32 @@ class FactorsTest(parameterized.TestCase):
 
   def test_acts_on_params_plus_updates(self):
     # gamma = 1/4 for both queries of the first key.
-    updates, _ = _clip(_full(50., _0=[400., 400., 1., 1.]))
+    updates, _ = grouped.clip(grouped.full(50., _0=[400., 400., 1., 1.]))
     for name, head in (('query', 0), ('query', 1), ('key', 0)):
       w, u, new = (
           np.float64(tree['attention'][name]['kernel'])[0, :, head]
-          for tree in (_PARAMS, _BASE, updates))
+          for tree in (grouped.PARAMS, grouped.BASE, updates))
       np.testing.assert_allclose(new, (w + u) / 2 - w, atol=5e-7)
 
   @parameterized.named_parameters(('at_tau', 100.), ('below', 99.),
                                   ('negative', -1e6), ('blind', -np.inf),
                                   ('nan', np.nan), ('inf', np.inf))
   def test_without_need_no_bit_changes(self, value):
-    updates, state = _clip(_full(value))
-    chex.assert_trees_all_equal(updates, _BASE)
+    updates, state = grouped.clip(grouped.full(value))
+    chex.assert_trees_all_equal(updates, grouped.BASE)
     np.testing.assert_array_equal(state.last_factor, 1)
     self.assertEqual(state.clipped_count, 0)
     self.assertFalse(np.any(state.ever_clipped))
 
   def test_one_ulp_above_tau_is_clipped(self):
-    _, state = _clip(_full(np.nextafter(np.float32(100), np.float32(200))))
+    _, state = grouped.clip(
+        grouped.full(np.nextafter(np.float32(100), np.float32(200))))
     np.testing.assert_array_less(state.last_factor, 1)
     np.testing.assert_allclose(state.last_factor, 1, rtol=2e-7)
 
   def test_nonfinite_statistics_spare_the_other_heads(self):
-    updates, state = _clip(_full(1., _0=[np.nan, 400., np.inf, 400.]))
+    updates, state = grouped.clip(
+        grouped.full(1., _0=[np.nan, 400., np.inf, 400.]))
     chex.assert_tree_all_finite(updates)
     np.testing.assert_array_equal(state.last_factor,
                                   [[1, 1 / 4, 1, 1 / 4], [1] * 4])
@@ -122,12 +86,13 @@ class FactorsTest(parameterized.TestCase):
   @parameterized.parameters(0., 0.5, 1.)
   def test_quotient_that_underflows(self, alpha):
     # 1e-8 / 3e38 is 0 in float32.
-    updates, state = _clip(_full(3e38), _ZEROS, tau=1e-8, alpha=alpha)
+    updates, state = grouped.clip(
+        grouped.full(3e38), grouped.ZEROS, tau=1e-8, alpha=alpha)
     chex.assert_tree_all_finite(updates)
     self.assertTrue(np.all(state.last_factor > 0))
-    after = optax.apply_updates(_PARAMS, updates)['attention']
+    after = optax.apply_updates(grouped.PARAMS, updates)['attention']
     for name, share in (('query', alpha), ('key', 1 - alpha)):
-      old = _PARAMS['attention'][name]['kernel']
+      old = grouped.PARAMS['attention'][name]['kernel']
       np.testing.assert_allclose(
           after[name]['kernel'], 1e-38**share * old, rtol=0, atol=1e-6)
 
@@ -137,10 +102,10 @@ class FactorsTest(parameterized.TestCase):
           st.floats(allow_subnormal=False, width=32), min_size=8, max_size=8),
       st.floats(1 / 128, 1e4, width=32), st.floats(0, 1, width=32))
   def test_factors_for_any_logits(self, values, tau, alpha):
-    stats = np.array(values, np.float32).reshape(_SHAPE)
-    ones = jax.tree.map(jnp.ones_like, _PARAMS)
-    updates, state = _clip(
-        jnp.asarray(stats), _ZEROS, params=ones, tau=tau, alpha=alpha)
+    stats = np.array(values, np.float32).reshape(grouped.SHAPE)
+    ones = jax.tree.map(jnp.ones_like, grouped.PARAMS)
+    updates, state = grouped.clip(
+        jnp.asarray(stats), grouped.ZEROS, params=ones, tau=tau, alpha=alpha)
     after = optax.apply_updates(ones, updates)['attention']
     query, key = (after[name]['bias'][:, :, 0] for name in ('query', 'key'))
     for factor in (query, key, state.last_factor):
@@ -159,12 +124,13 @@ class FactorsTest(parameterized.TestCase):
       st.integers(0, 2**32 - 1), st.floats(0.5, 8, width=32),
       st.floats(0, 1, width=32))
   def test_is_idempotent(self, seed, tau, alpha):
-    params = layouts.normal(jax.tree.map(np.shape, _PARAMS), seed)
+    params = layouts.normal(jax.tree.map(np.shape, grouped.PARAMS), seed)
     seen = []
     for _ in range(2):
-      largest = jnp.float32(reference.logits(_GROUPED, params)[0].max((2, 3)))
-      updates, state = _clip(
-          largest, _ZEROS, params=params, tau=tau, alpha=alpha)
+      largest = jnp.float32(
+          reference.logits(grouped.LAYOUT, params)[0].max((2, 3)))
+      updates, state = grouped.clip(
+          largest, grouped.ZEROS, params=params, tau=tau, alpha=alpha)
       params = optax.apply_updates(params, updates)
       seen.append(params)
     # An update rounds like the weight before, not like what is left of it.
@@ -172,7 +138,7 @@ class FactorsTest(parameterized.TestCase):
     chex.assert_trees_all_close(*seen, rtol=1e-5)
 
   def test_heads_are_treated_alike(self):
-    stats = _full(90., _0=[400., 50., 900., 250.])
+    stats = grouped.full(90., _0=[400., 50., 900., 250.])
     order = np.array([2, 3, 0, 1])  # swaps the groups
     swap = lambda tree: jax.tree_util.tree_map_with_path(
         lambda path, x: {
@@ -180,8 +146,9 @@ class FactorsTest(parameterized.TestCase):
             'key': lambda: x[..., ::-1, :]
         }.get(path[min(1,
                        len(path) - 1)].key, lambda: x)(), tree)
-    updates, _ = _clip(stats)
-    swapped, _ = _clip(stats[:, order], swap(_BASE), params=swap(_PARAMS))
+    updates, _ = grouped.clip(stats)
+    swapped, _ = grouped.clip(
+        stats[:, order], swap(grouped.BASE), params=swap(grouped.PARAMS))
     chex.assert_trees_all_equal(swapped, swap(updates))
 
 
@@ -189,24 +156,24 @@ class ContractTest(parameterized.TestCase):
 
   def test_follows_any_optimizer(self):
     base = optax.adamw(0.1, weight_decay=0.1)
-    stats = _full(50., _0=[400., 400., 1., 1.])
+    stats = grouped.full(50., _0=[400., 400., 1., 1.])
 
     @jax.jit
     def run(params):
-      both = optax.chain(base, _transform())
-      plain, _ = base.update(_BASE, base.init(params), params)
+      both = optax.chain(base, grouped.transform())
+      plain, _ = base.update(grouped.BASE, base.init(params), params)
       clipped, _ = both.update(
-          _BASE, both.init(params), params, max_logits=stats)
+          grouped.BASE, both.init(params), params, max_logits=stats)
       return plain, clipped
 
-    plain, clipped = run(_PARAMS)
-    after = optax.apply_updates(_PARAMS, plain)
+    plain, clipped = run(grouped.PARAMS)
+    after = optax.apply_updates(grouped.PARAMS, plain)
     for name, heads in (('query', (0, 1)), ('key', (0,))):
       for leaf in ('kernel', 'bias'):
         x = after['attention'][name][leaf]
         after['attention'][name][leaf] = x.at[0, ..., heads, :].divide(2)
     chex.assert_trees_all_close(
-        optax.apply_updates(_PARAMS, clipped), after, atol=5e-7)
+        optax.apply_updates(grouped.PARAMS, clipped), after, atol=5e-7)
     for tree in (plain, clipped):
       tree['attention'].pop('query')
     np.testing.assert_array_equal(
@@ -217,16 +184,19 @@ class ContractTest(parameterized.TestCase):
     chex.assert_trees_all_equal(plain, clipped)
 
   def test_one_program_for_all_numbers(self):
-    _clip(_full(1.))
-    count = _update._cache_size()  # pylint: disable=protected-access
+    grouped.clip(grouped.full(1.))
+    count = grouped.update._cache_size()  # pylint: disable=protected-access
     for number in (1., 2., 300.):
-      _, state = _clip(_full(number), tau=number / 2, monitor_tau=number)
-      updates, state = _clip(_full(7.), state=state, alpha=number / 300)
+      _, state = grouped.clip(
+          grouped.full(number), tau=number / 2, monitor_tau=number)
+      updates, state = grouped.clip(
+          grouped.full(7.), state=state, alpha=number / 300)
     # pylint: disable-next=protected-access
-    self.assertEqual(_update._cache_size(), count)
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, _BASE)
-    chex.assert_trees_all_equal_shapes_and_dtypes(state,
-                                                  _transform().init(_PARAMS))
+    self.assertEqual(grouped.update._cache_size(), count)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grouped.BASE)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        state,
+        grouped.transform().init(grouped.PARAMS))
 
   def test_numpy_arrays_without_jit(self):
     tx = muon_clip.qk_clip(100., attention=_SINGLE.blocks)
@@ -242,27 +212,33 @@ class ContractTest(parameterized.TestCase):
       np.testing.assert_allclose(leaf['kernel'], expected, atol=5e-7)
 
   def test_numpy_statistics_of_another_dtype(self):
-    expected, _ = _clip(_full(400.))
+    expected, _ = grouped.clip(grouped.full(400.))
     for dtype in (np.int32, np.float16, jnp.bfloat16):
-      updates, state = _clip(np.asarray(_full(400.)).astype(dtype))
+      updates, state = grouped.clip(
+          np.asarray(grouped.full(400.)).astype(dtype))
       chex.assert_trees_all_equal(updates, expected)
       self.assertEqual(state.last_max.dtype, jnp.float32)
 
   def test_vmap_over_runs(self):
     runs = [
-        jax.tree.map(jnp.asarray,
-                     layouts.normal(jax.tree.map(np.shape, _PARAMS), seed))
+        jax.tree.map(
+            jnp.asarray,
+            layouts.normal(jax.tree.map(np.shape, grouped.PARAMS), seed))
         for seed in range(3)
     ]
     taus, alphas = jnp.array([100., 200., 1e6]), jnp.array([.5, 0., 1.])
-    stats = jnp.stack([_full(400.), _full(1., _1=500.), _full(600.)])
-    state = _transform().init(_PARAMS)
+    stats = jnp.stack(
+        [grouped.full(400.),
+         grouped.full(1., _1=500.),
+         grouped.full(600.)])
+    state = grouped.transform().init(grouped.PARAMS)
     batched = jax.jit(
-        jax.vmap(lambda params, stats, tau, alpha: _transform(tau, alpha=alpha).
-                 update(_BASE, state, params, max_logits=stats)))(jax.tree.map(
-                     lambda *x: jnp.stack(x), *runs), stats, taus, alphas)
+        jax.vmap(lambda params, stats, tau, alpha: grouped.transform(
+            tau, alpha=alpha).update(
+                grouped.BASE, state, params, max_logits=stats)))(jax.tree.map(
+                    lambda *x: jnp.stack(x), *runs), stats, taus, alphas)
     for i, run in enumerate(runs):
-      one = _clip(
+      one = grouped.clip(
           stats[i],
           params=run,
           tau=taus[i],
@@ -273,15 +249,15 @@ class ContractTest(parameterized.TestCase):
 
   def test_scan_over_updates_with_a_schedule_and_donation(self):
     # tau = 100, 200, 400, then the logits exceed it by 8, 2, 1/2.
-    tx = _transform(lambda count: 100. * 2.**count)
+    tx = grouped.transform(lambda count: 100. * 2.**count)
 
     def body(carry, stats):
       params, state = carry
-      updates, state = tx.update(_ZEROS, state, params, max_logits=stats)
+      updates, state = tx.update(grouped.ZEROS, state, params, max_logits=stats)
       return (optax.apply_updates(params, updates), state), state.last_factor
 
-    copy = jax.tree.map(jnp.copy, _PARAMS)
-    stats = jnp.stack([_full(v) for v in (800., 400., 200.)])
+    copy = jax.tree.map(jnp.copy, grouped.PARAMS)
+    stats = jnp.stack([grouped.full(v) for v in (800., 400., 200.)])
     run = jax.jit(
         lambda params, state: jax.lax.scan(body, (params, state), stats),
         donate_argnums=(0, 1))
@@ -289,20 +265,25 @@ class ContractTest(parameterized.TestCase):
     np.testing.assert_allclose(factors[:, 0, 0], [1 / 8, 1 / 2, 1])
     self.assertEqual(state.update_count, 3)
     before, after = (
-        reference.logits(_GROUPED, tree)[0] for tree in (_PARAMS, params))
+        reference.logits(grouped.LAYOUT, tree)[0]
+        for tree in (grouped.PARAMS, params))
     np.testing.assert_allclose(after, before / 16, rtol=0, atol=1e-6)
 
   def test_float64_mode(self):
-    expected, _ = _clip(_full(400.))
+    expected, _ = grouped.clip(grouped.full(400.))
     with double.x64(), warnings.catch_warnings():
       warnings.simplefilter('error')
-      tx = _transform(alpha=jnp.float64(0.5))
+      tx = grouped.transform(alpha=jnp.float64(0.5))
       updates, state = jax.jit(tx.update)(
-          _BASE, tx.init(_PARAMS), _PARAMS, max_logits=jnp.float64(_full(400.)))
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, _BASE)
+          grouped.BASE,
+          tx.init(grouped.PARAMS),
+          grouped.PARAMS,
+          max_logits=jnp.float64(grouped.full(400.)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grouped.BASE)
     chex.assert_trees_all_close(updates, expected, rtol=0, atol=5e-7)
-    chex.assert_trees_all_equal_shapes_and_dtypes(state,
-                                                  _transform().init(_PARAMS))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        state,
+        grouped.transform().init(grouped.PARAMS))
 
 
 if __name__ == '__main__':
