@@ -1,6 +1,5 @@
 """What the QK-clip counts, in every mode, and that it can be saved."""
 
-import functools
 import pathlib
 import tempfile
 

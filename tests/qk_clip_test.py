@@ -1,6 +1,5 @@
 """The QK-clip: factors by hand, for any logits, and the contract of optax."""
 
-import functools
 import warnings
 
 from absl.testing import absltest
