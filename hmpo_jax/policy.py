@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax.kernels import logprobs as logprobs_lib
+from hmpo_jax.kernels import reductions
 from hmpo_jax.model import transformer
 from hmpo_jax.tasks import digits
 from hmpo_jax.tasks import prompt_file
@@ -87,7 +88,7 @@ def forward_in_microbatches(static, params: base.Params, tokens: jax.Array,
   found = jax.lax.map(jax.checkpoint(run, prevent_cse=False), split)
   return Forward(
       found.logprobs.reshape(mask.shape), found.entropies.reshape(mask.shape),
-      jnp.max(found.max_logits, axis=0))
+      reductions.nan_max(found.max_logits, axis=0))
 
 
 def mean_entropy(entropies: jax.Array, mask: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
+from hmpo_jax.kernels import reductions
 from hmpo_jax.optim import qk_weights
 
 _kernel_init = nn.initializers.normal(0.02)
@@ -206,8 +207,11 @@ def _attend(query, blocks, valid):
   # The rows' maxima, which the softmax needs too, so that no second pass over
   # [B, K, H / K, S, R] is made for the statistic.
   row_max = jax.lax.stop_gradient(seen).max(axis=-1)
+  # One NaN makes NaN of all weights in its row, but maybe not of the maximum.
+  is_nan = jnp.isnan(weights[..., 0])
+  row_max = jnp.where(is_nan, jnp.nan, row_max)
   counted = jnp.where(valid[:, None, None, :], row_max, -jnp.inf)
-  max_logits = counted.max(axis=(0, 3)).reshape(heads)
+  max_logits = reductions.nan_max(counted, axis=(0, 3)).reshape(heads)
   mixed, start = jnp.zeros_like(grouped), 0
   for keys, values, _ in blocks:
     part = weights[..., start:start + keys.shape[1]]
