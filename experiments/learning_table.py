@@ -14,9 +14,9 @@ import pathlib
 
 from absl import app
 from absl import flags
-from absl import logging
 import numpy as np
 
+from hmpo_jax import command_line
 from hmpo_jax import config_file
 from hmpo_jax import metrics
 from hmpo_jax import trainer
@@ -45,17 +45,16 @@ _COLUMNS = ('heldout_reward_first', 'heldout_reward_first_stderr',
             'max_logit')
 
 
-def main(argv: list[str]) -> None:
+def main(_) -> None:
   """Runs what is missing, then writes and prints the table."""
-  del argv
-  logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(_WORKDIR.value)
-  rows = [
-      _run(workdir, name, arm, seed)
-      for name in _NAMES
-      for arm in _ARMS
-      for seed in range(_SEEDS.value)
-  ]
+  with command_line.reported():
+    rows = [
+        _run(workdir, name, arm, seed)
+        for name in _NAMES
+        for arm in _ARMS
+        for seed in range(_SEEDS.value)
+    ]
   with open(
       workdir / 'learning.csv', 'w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -158,4 +157,4 @@ def _curve(folder):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_all)

@@ -5,25 +5,17 @@ a run. The same command on the same folder resumes an interrupted run and prints
 the summary of a finished one.
 """
 
-import errno
-import os
 import pathlib
 import re
-import sys
 
 from absl import app
 from absl import flags
 import jax
 
-from hmpo_jax import checkpoint
 from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
-from hmpo_jax import interruption
 from hmpo_jax import trainer
-
-# Errors of a disk that takes no more.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CONFIG = flags.DEFINE_string(
     'config', None, 'Configuration: a file of configs/, or the config.json of '
@@ -34,36 +26,19 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(run) -> None:
   """Trains, or resumes, and says so in one line where the input is bad."""
-  try:
+  with command_line.reported():
     trainer.train(*run)
-  except config_lib.ConfigError as error:
-    command_line.refuse(error)
-  except trainer.Stopped as stop:
-    print(f'stopped: {stop}', file=sys.stderr)
-    sys.exit(stop.exit_code)
-  except OSError as error:
-    if not isinstance(error, checkpoint.SaveError) and error.errno not in _FULL:
-      command_line.refuse(error)
-    print(
-        f'error: {error}; the run folder is whole: make room, then the same '
-        'command resumes',
-        file=sys.stderr,
-        flush=True)
-    # The folder is closed; threads of orbax that failed too would still talk.
-    os._exit(interruption.EXIT_CODE)  # pylint: disable=protected-access
 
 
 def parse_flags(argv: list[str]):
   """Parses the command line; returns configuration and run folder."""
   rest = command_line.parse(argv)
-  try:
+  with command_line.reported():
     overrides = dict(map(_override, rest))
     if not _CONFIG.value:
       raise config_lib.ConfigError('no configuration: give one as '
                                    '--config=configs/hmpo.py')
     config = config_file.load(_CONFIG.value, overrides)
-  except config_lib.ConfigError as error:
-    command_line.refuse(error)
   return config, _WORKDIR.value or _default_workdir(_CONFIG.value)
 
 

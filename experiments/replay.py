@@ -9,9 +9,7 @@ from absl import app
 from absl import flags
 
 from hmpo_jax import command_line
-from hmpo_jax import config as config_lib
 from hmpo_jax import rerun
-from hmpo_jax.tasks import reward
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _STEP = flags.DEFINE_integer('step', None, 'Step, from 1.', required=True)
@@ -19,11 +17,9 @@ _STEP = flags.DEFINE_integer('step', None, 'Step, from 1.', required=True)
 
 def main(_) -> None:
   """Replays one step."""
-  try:
+  with command_line.reported():
     with rerun.opened(_WORKDIR.value, print) as recorded:
       suspects = list(recorded.suspects(_STEP.value))
-  except (config_lib.ConfigError, reward.RewardError) as error:
-    command_line.refuse(error)
   if not suspects:
     print(f'step {_STEP.value}: every array was finite')
     return

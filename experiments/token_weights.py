@@ -17,7 +17,6 @@ from absl import flags
 import numpy as np
 
 from hmpo_jax import command_line
-from hmpo_jax import config as config_lib
 from hmpo_jax import policy
 from hmpo_jax import rerun
 from hmpo_jax.kernels import means
@@ -39,10 +38,8 @@ _COLORS = {
 
 def main(_) -> None:
   """Writes the table, and the figure where matplotlib is installed."""
-  try:
+  with command_line.reported():
     log_ratio, mask = _last_minibatch(_WORKDIR.value)
-  except config_lib.ConfigError as error:
-    command_line.refuse(error)
   weights = {p: np.asarray(_weights(log_ratio, mask, p)) for p in _COLORS}
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)

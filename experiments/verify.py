@@ -12,9 +12,7 @@ from absl import app
 from absl import flags
 
 from hmpo_jax import command_line
-from hmpo_jax import config as config_lib
 from hmpo_jax import rerun
-from hmpo_jax.tasks import reward
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 
@@ -22,11 +20,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 def main(_) -> None:
   """Verifies one run folder."""
   notes: list[str] = []
-  try:
+  with command_line.reported():
     with rerun.opened(_WORKDIR.value, notes.append) as recorded:
       check = recorded.verify()
-  except (config_lib.ConfigError, reward.RewardError) as error:
-    command_line.refuse(error)
   steps = f'steps {check.start + 1} to {check.end}'
   if check.difference or notes:
     print(f'differs in {steps}: {"; ".join([*notes, check.difference])}')

@@ -1,12 +1,51 @@
 """What the programs in experiments/ share: flags in, one line out if bad."""
 
+from collections.abc import Iterator
+import contextlib
+import errno
+import os
 import sys
 from typing import NoReturn
 
 from absl import flags
 from absl import logging
 
+from hmpo_jax import checkpoint
+from hmpo_jax import config as config_lib
+from hmpo_jax import interruption
+from hmpo_jax import trainer
+from hmpo_jax.tasks import reward
+
 BAD_INPUT = 2  # exit code
+# Errors of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+  """Ends the program with one line where a run can't go on.
+
+  Exit codes: 2 for bad input, that of trainer.Stopped, and 75 for a disk that
+  is full or a checkpoint that can't be saved, after which the same command
+  resumes.
+  """
+  try:
+    yield
+  except (config_lib.ConfigError, reward.RewardError) as error:
+    refuse(error)
+  except trainer.Stopped as stop:
+    print(f'stopped: {stop}', file=sys.stderr)
+    sys.exit(stop.exit_code)
+  except OSError as error:
+    if not isinstance(error, checkpoint.SaveError) and error.errno not in _FULL:
+      refuse(error)
+    print(
+        f'error: {error}; the run folder is whole: make room, then the same '
+        'command resumes',
+        file=sys.stderr,
+        flush=True)
+    # The folder is closed; threads of orbax that failed too would still talk.
+    os._exit(interruption.EXIT_CODE)  # pylint: disable=protected-access
 
 
 def parse(argv: list[str]) -> list[str]:
