@@ -13,7 +13,8 @@ two reasons, which overshoot.csv holds for each such head: S / tau is growth
 times spread. Growth is what the update made of the logit on the minibatch that
 it was clipped on, divided by tau: the base optimizer's part of the update, and
 what a clip in a lower layer does to a higher one. Spread is the logit on the
-next minibatch divided by that on the last, with the same weights.
+next minibatch divided by that on the last, with the same weights; `fresh` says
+whether that minibatch was the first of another rollout.
 """
 
 import csv
@@ -41,41 +42,27 @@ _LONG = flags.DEFINE_bool('long', True, 'Whether to run the long task too.')
 
 _CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'
 _MODES = {'clip': 'weights', 'no clip': 'off'}
+_COLUMNS = ('max_logit', 'exploded', 'heldout_reward_first',
+            'heldout_reward_last')  # of the summary
 _STEPS_AFTER = 10  # that are done again to measure the overshoot
 
 
 def main(_) -> None:
   """Runs what is missing, then writes and prints the tables."""
   workdir = pathlib.Path(_WORKDIR.value)
-  plan = [('short', seed) for seed in range(_SEEDS.value)]
-  plan += [('long', 0)] * _LONG.value
-  rows, parts, curves = [], [], {}
-  for (length, seed), mode in itertools.product(plan, _MODES):
-    folder = workdir / f'{length}-{mode.replace(" ", "_")}-{seed}'
-    tau, summary = _run(workdir, folder, length, mode, seed)
-    logits = _logits(folder)
-    curves[length, mode, seed] = logits / tau
-    rows.append({
-        'task': length,
-        'arm': mode,
-        'seed': seed
-    }
-                | against_tau(logits, tau)
-                | {
-                    key: summary[key]
-                    for key in ('max_logit', 'exploded', 'heldout_reward_first',
-                                'heldout_reward_last')
-                }
-                | {'skipped': sum(summary['skipped'].values())})
-    if (length, mode) == ('short', 'clip'):
-      parts += [(seed, *pair) for pair in _overshoots(folder, tau)]
-  _write(workdir / 'stress.csv', list(rows[0]), [r.values() for r in rows])
-  _write(workdir / 'overshoot.csv', ['seed', 'growth', 'spread'], parts)
-  factors = np.array(parts)[:, 1:]
+  with command_line.reported():
+    rows, parts, curves = _runs(workdir)
+  _write(workdir / 'stress.csv', list(rows[0]), [row.values() for row in rows])
+  _write(workdir / 'overshoot.csv', ['seed', 'fresh', 'growth', 'spread'],
+         parts)
+  parts = np.reshape(parts, (-1, 4))
   print(_table(rows))
-  print(_overshoot_table(factors))
+  if len(parts):
+    print(_overshoot_table(*parts.T[1:]))
+  else:
+    print(f'no head was clipped in {_STEPS_AFTER} steps after the last')
   if importlib.util.find_spec('matplotlib'):
-    _draw(workdir / 'stress.png', curves, factors)
+    _draw(workdir / 'stress.png', curves, *parts.T[1:])
   else:
     print("no figure: pip install -e '.[plot]' first")
 
@@ -121,6 +108,29 @@ def overshoot(before: np.ndarray, same: np.ndarray, following: np.ndarray,
   return np.stack([same / tau, following / same], axis=-1)[clipped]
 
 
+def _runs(workdir):
+  """Rows of stress.csv and of overshoot.csv, and the curves of all runs."""
+  plan = [('short', seed) for seed in range(_SEEDS.value)]
+  plan += [('long', 0)] * _LONG.value
+  rows, parts, curves = [], [], {}
+  for (length, seed), mode in itertools.product(plan, _MODES):
+    folder = workdir / f'{length}-{mode.replace(" ", "_")}-{seed}'
+    tau, summary = _run(workdir, folder, length, mode, seed)
+    logits = _logits(folder)
+    curves[length, mode, seed] = logits / tau
+    told = {key: summary[key] for key in _COLUMNS}
+    rows.append({
+        'task': length,
+        'arm': mode,
+        'seed': seed
+    }
+                | against_tau(logits, tau) | told
+                | {'skipped': sum(summary['skipped'].values())})
+    if (length, mode) == ('short', 'clip'):
+      parts += [(seed, *pair) for pair in _overshoots(folder, tau)]
+  return rows, parts, curves
+
+
 def _run(workdir, folder, length, mode, seed):
   """tau and summary of one run, made now or before."""
   config = config_file.load(
@@ -139,7 +149,7 @@ def _logits(folder):
 
 
 def _overshoots(folder, tau):
-  """[n, 2] growth and spread in the steps after a run's last."""
+  """[n, 3] fresh, growth and spread in the steps after a run's last."""
   with rerun.opened(folder, print) as recorded:
     static, hparams = recorded.programs.static, recorded.programs.hparams
 
@@ -148,15 +158,20 @@ def _overshoots(folder, tau):
       return policy.forward(static, params, batch.tokens, batch.valid,
                             batch.mask, hparams.temperature).max_logits
 
-    pairs = [
-        overshoot(
-            np.asarray(logits(one.learned.params, one.batch)),
-            np.asarray(logits(two.learned.params, one.batch)),
-            np.asarray(logits(two.learned.params, two.batch)), tau)
-        for starts in recorded.updates(_STEPS_AFTER)
-        for one, two in itertools.pairwise(starts)
-    ]
-  return np.concatenate(pairs)
+    def factors(one, two, is_fresh):
+      found = overshoot(
+          np.asarray(logits(one.learned.params, one.batch)),
+          np.asarray(logits(two.learned.params, one.batch)),
+          np.asarray(logits(two.learned.params, two.batch)), tau)
+      return np.insert(found, 0, is_fresh, axis=1)
+
+    starts = [(start, number == 0)
+              for step in recorded.updates(_STEPS_AFTER)
+              for number, start in enumerate(step)]
+    return np.concatenate([
+        factors(one, two, is_fresh)
+        for (one, _), (two, is_fresh) in itertools.pairwise(starts)
+    ])
 
 
 def _write(file, header, rows):
@@ -199,31 +214,34 @@ def _table_row(task, arm, rows):
   return f'| {" | ".join(map(str, cells))} |'
 
 
-def _overshoot_table(factors):
+def _overshoot_table(fresh, growth, spread):
   """Markdown: quantiles of the factors of heads that were just clipped."""
   columns = {
-      'growth': factors[:, 0],
-      'spread': factors[:, 1],
-      'S / tau': factors.prod(axis=1)
+      'growth': growth,
+      'spread within a rollout': spread[fresh == 0],
+      'spread to the next rollout': spread[fresh == 1],
+      'S / tau': growth * spread
   }
   lines = [
-      f'| {len(factors)} heads just clipped | 5 % | median | 95 % | largest |',
-      '|---|---|---|---|---|'
+      '| of heads just clipped | number | 5 % | median | 95 % | largest |',
+      '|---|---|---|---|---|---|'
   ]
   for name, values in columns.items():
     cells = ' | '.join(
-        f'{value:.3f}' for value in np.quantile(values, (0.05, 0.5, 0.95, 1)))
-    lines.append(f'| {name} | {cells} |')
+        f'{value:.3f}'
+        for value in np.quantile(values, (0.05, 0.5, 0.95,
+                                          1))) if values.size else ' | | | '
+    lines.append(f'| {name} | {values.size} | {cells} |')
   return '\n'.join(lines)
 
 
-def _draw(file, curves, factors):
+def _draw(file, curves, fresh, growth, spread):
   # An extra, so maybe not there.
   from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
   picture = figure.Figure(figsize=(8, 3.4), layout='constrained')
   left, right = picture.subplots(1, 2, width_ratios=(3, 2))
   _draw_curves(left, curves)
-  _draw_factors(right, factors)
+  _draw_factors(right, fresh, growth, spread)
   for axes in (left, right):
     axes.spines[['top', 'right']].set_visible(False)
     axes.title.set_fontsize('medium')
@@ -248,25 +266,36 @@ def _draw_curves(axes, curves):
   axes.legend(frameon=False)
 
 
-def _draw_factors(axes, factors):
+def _draw_factors(axes, fresh, growth, spread):
   """Growth against spread, with the lines on which S is 1 and 1.15 tau."""
-  axes.scatter(*factors.T, s=8, color='#0072B2', linewidths=0, alpha=0.4)
+  for is_fresh, color, label in ((0, '#56B4E9', 'of the same rollout'),
+                                 (1, '#000000', 'of the next rollout')):
+    chosen = fresh == is_fresh
+    axes.scatter(
+        growth[chosen],
+        spread[chosen],
+        s=10,
+        color=color,
+        linewidths=0,
+        alpha=0.6,
+        label=label)
   left, right = axes.get_xlim()
-  growth = np.linspace(left, right, 100)
   limits = axes.get_ylim()
+  line = np.linspace(left, right, 100)
   for product, style in ((1., '--'), (1.15, ':')):
     axes.plot(
-        growth,
-        product / growth,
+        line,
+        product / line,
         color='black',
         linewidth=0.8,
         linestyle=style,
         label=f'S = {product:g} tau')
+  axes.set_xlim(left, right)
   axes.set_ylim(limits)
   axes.set_title('Heads that were just clipped')
   axes.set_xlabel('growth: same minibatch after the update / tau')
   axes.set_ylabel('spread: next minibatch / same')
-  axes.legend(frameon=False)
+  axes.legend(frameon=False, fontsize='small')
 
 
 if __name__ == '__main__':

@@ -58,7 +58,7 @@ class ExperimentTest(absltest.TestCase):
     values = {'workdir': str(folder / 'table'), 'seeds': 1, 'long': False}
     with flagsaver.flagsaver(**values), \
         mock.patch.object(stress_table, '_CONFIG', config), \
-        mock.patch.object(stress_table, '_STEPS_AFTER', 1), \
+        mock.patch.object(stress_table, '_STEPS_AFTER', 2), \
         contextlib.redirect_stdout(output):
       stress_table.main([])
     return output.getvalue()
@@ -82,11 +82,12 @@ class ExperimentTest(absltest.TestCase):
         self.assertIn(f'| {row["task"]} | {row["arm"]} | 1 |', tables)
       with open(folder / 'table' / 'overshoot.csv', encoding='utf-8') as file:
         parts = list(csv.DictReader(file))
-      # 4 updates, of which 3 have one after them, and 8 heads.
-      self.assertBetween(len(parts), 1, 24)
+      # 8 updates, of which 7 have one after them, and 8 heads.
+      self.assertBetween(len(parts), 1, 56)
+      self.assertEqual({float(part['fresh']) for part in parts}, {0, 1})
       for part in parts:
         self.assertBetween(float(part['growth']), 0.1, 10)
-      self.assertIn(f'{len(parts)} heads just clipped', tables)
+      self.assertIn(f'| S / tau | {len(parts)} |', tables)
       # Repeated, it takes the runs as they are.
       self.assertEqual(
           self._main(folder).splitlines()[-4:],
