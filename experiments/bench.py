@@ -63,7 +63,7 @@ _COLUMNS = {
 def main(_) -> None:
   """Runs a suite, writes its files and prints its tables."""
   suite = SUITES[_SUITE.value]
-  try:
+  with command_line.reported():
     _check_flags(suite)
     options = timing.Options(
         shapes=_shapes(suite),
@@ -74,8 +74,6 @@ def main(_) -> None:
     about = {}
     if suite.has_torch:
       options, about = _with_torch(options)
-  except config_lib.ConfigError as error:
-    command_line.refuse(error)
   run(_SUITE.value, options, pathlib.Path(_OUT.value), about)
 
 
@@ -128,13 +126,17 @@ def _tell(message):
   print(f'bench: {message}', file=sys.stderr)
 
 
+def _files(out, suite):
+  return out / f'{suite}.json', out / f'{suite}.csv'
+
+
 def _write(out, about, rows):
   out.mkdir(parents=True, exist_ok=True)
+  everything, table = _files(out, about['suite'])
   records = [row._asdict() for row in rows]
   text = json.dumps(about | {'rows': records}, indent=2)
-  (out / f'{about["suite"]}.json').write_text(f'{text}\n', encoding='utf-8')
-  with open(
-      out / f'{about["suite"]}.csv', 'w', newline='', encoding='utf-8') as file:
+  everything.write_text(f'{text}\n', encoding='utf-8')
+  with open(table, 'w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, fieldnames=timing.Row._fields)
     writer.writeheader()
     writer.writerows(records)
@@ -187,7 +189,9 @@ def _check_flags(suite):
     raise config_lib.ConfigError(f'--torch_python={_TORCH_PYTHON.value}: '
                                  f'--suite={_SUITE.value} times no torch')
   try:
-    pathlib.Path(_OUT.value).mkdir(parents=True, exist_ok=True)
+    for file in _files(pathlib.Path(_OUT.value), _SUITE.value):
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.open('a', encoding='utf-8').close()
   except OSError as error:
     raise config_lib.ConfigError(f'--out={_OUT.value}: {error}') from error
 

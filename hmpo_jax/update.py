@@ -24,7 +24,13 @@ SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient', 'update',
 _NO_SIGNAL = SKIP_CAUSES.index('no_signal')
 NUMERICAL_CAUSES = SKIP_CAUSES[:_NO_SIGNAL]
 
-# Metrics whose value for a step is not the mean over its updates.
+# Metrics that count over all updates, also those skipped for a numerical cause:
+# prefix or name, and how.
+_OVER_ALL = {
+    'nonfinite/': jnp.sum,
+    'qk/over_monitor_tau_frac': jnp.mean,
+}
+# Metrics whose value for a step is not the mean over its sound updates.
 _REDUCE = {
     'ratio/min': jnp.min,
     'ratio/max': jnp.max,
@@ -178,14 +184,14 @@ def is_sound(cause: jax.Array) -> jax.Array:
 def summarise(reports: Reports) -> base.Metrics:
   """From the reports of a step's updates [U, ...] to the step's metrics.
 
-  Updates that were skipped for a numerical cause count in no mean; values that
-  were not finite count over all updates.
+  Updates that were skipped for a numerical cause count in _OVER_ALL alone.
   """
   sound = is_sound(reports.cause)
   metrics = {}
   for name, values in reports.metrics.items():
-    if name.startswith('nonfinite/'):
-      metrics[name] = jnp.sum(values)
+    over_all = [f for key, f in _OVER_ALL.items() if name.startswith(key)]
+    if over_all:
+      metrics[name] = over_all[0](values)
       continue
     # Without a sound update the metric has no value: NaN says so.
     values = jnp.where(sound, values, values[jnp.argmax(sound)])
@@ -311,10 +317,14 @@ def _size_metrics(grads, updates, skip):
 
 
 def _clip_metrics(hparams, max_logits, skip, opt_state):
-  """What QK-clip saw and did; the first also of an update that is skipped."""
+  """What the QK-clip saw and did.
+
+  Whether a logit was over monitor_tau is told of skipped updates too; all that
+  the state counts is of those that were made.
+  """
   state = factory.clip_state(opt_state)
   factor = jnp.where(skip, 1, jnp.min(state.last_factor))
-  over = jnp.any(max_logits > hparams.monitor_tau)
+  over = jnp.any(~(max_logits <= hparams.monitor_tau))  # NaN is over too.
   so_far = muon_clip.telemetry(state)
   return {
       'qk/over_monitor_tau_frac': over.astype(jnp.float32),

@@ -79,10 +79,11 @@ class BenchTest(parameterized.TestCase):
     self.assertEqual((name, options.shapes, options.rounds),
                      (suite, shapes, rounds))
 
-  @parameterized.parameters(
-      ('variants', '('), ('variants', 'none'), ('variants', 'optax muon'),
-      ('shapes', []), ('shapes', ['0x4']), ('shapes', ['2x3x4']),
-      ('out', '/dev/null/bench'), ('torch_python', sys.executable))
+  @parameterized.parameters(('variants', '('), ('variants', 'none'),
+                            ('variants', 'optax muon'), ('shapes', []),
+                            ('shapes', ['0x4']), ('shapes', ['2x3x4']),
+                            ('out', '/dev/null/bench'), ('out', '/proc'),
+                            ('torch_python', sys.executable))
   def test_bad_flag_is_one_line_before_anything_is_timed(self, name, value):
     self._check_refused(name, **{name: value})
 

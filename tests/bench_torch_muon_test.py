@@ -75,7 +75,8 @@ class TorchMuonTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('echo Traceback >&2; echo "no torch" >&2; exit 1', 'no torch'),
-      ('exit 0', 'no answer'))
+      ('exit 0', 'no answer'), ('echo "[1]"', r'not what the .* says: \[1\]'),
+      ('echo "{}"', 'not what the worker says: {}'))
   def test_interpreter_without_torch_says_why(self, script, reason):
     with self.assertRaisesRegex(OSError, f'^{reason}$'):
       torch_muon.describe(_interpreter(script))

@@ -250,6 +250,12 @@ class LayoutTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, message):
         _run(**options)
 
+  @parameterized.parameters(1., -0.1, np.float32(2), np.float32(np.nan))
+  def test_momentum(self, momentum):
+    with self.assertRaisesRegex(ValueError, 'momentum=.*below 1'):
+      muon.muon(
+          1., dimension_numbers=None, momentum=momentum, adam_learning_rate=1.)
+
 
 class ContractTest(parameterized.TestCase):
 

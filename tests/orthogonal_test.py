@@ -142,6 +142,12 @@ class InvarianceTest(parameterized.TestCase):
           rtol=0,
           atol=1e-5)
 
+  @parameterized.parameters(2e-38, 9e37, 3.3e38)
+  def test_last_scales_of_float32(self, scale):
+    matrix = np.float32(scale) * np.eye(4, 6, dtype=np.float32)
+    np.testing.assert_allclose(
+        _one(matrix), _one(np.eye(4, 6, dtype=np.float32)), rtol=1e-6)
+
   def test_scales_beyond_float32(self):
     with double.x64():
       expected = _one(np.float64(_gaussian(6, 9)))

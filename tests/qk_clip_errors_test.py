@@ -1,5 +1,7 @@
 """What the QK-clip refuses, before any program runs."""
 
+import collections
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -45,8 +47,9 @@ class StatisticsTest(parameterized.TestCase):
     for tx in (muon_clip.qk_clip(1., attention=_BLOCK),
                optax.chain(optax.identity(),
                            muon_clip.qk_clip(1., attention=_BLOCK))):
-      with self.assertRaisesRegex(TypeError, 'max_logits'):
-        tx.update(params, tx.init(params), params)
+      for stats in ({}, {'max_logits': None}):
+        with self.assertRaisesRegex(TypeError, r'call update\(.*max_logits='):
+          tx.update(params, tx.init(params), params, **stats)
 
   def test_are_required_by_keyword(self):
     tx = muon_clip.qk_clip(1., attention=_BLOCK)
@@ -95,7 +98,7 @@ class StatisticsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'max_logits'):
         _update(layout.blocks, stats, mode, params=layout.params)
 
-  @parameterized.parameters(None, [[[1.] * 4] * 2])
+  @parameterized.parameters(([[1.] * 4] * 2,), ({},))
   def test_that_are_no_array(self, stats):
     tx = muon_clip.qk_clip(1., attention=_BLOCK)
     params = _LAYOUT.params
@@ -218,6 +221,36 @@ class DescriptionTest(parameterized.TestCase):
                      part=(1, 0, 4)), _Weight(_KERNEL, -2, part=(1, 4, 8)))
     _update(_BLOCK._replace(query=query))
 
+  @parameterized.parameters(
+      (_Weight(_KERNEL, -2), 'must be a Weight in a tuple'),
+      ((_KERNEL,), 'must be a Weight in a tuple'),
+      ((_Weight(list(_KERNEL), -2),), 'tuple as its path'),
+      ((_Weight(_KERNEL, 1.),), 'axis as its heads'),
+      ((_Weight(_KERNEL, -2, (0, 1)),), 'axis, start and stop'),
+      ((_Weight(_KERNEL, -2, (1, 0., 4)),), 'axis, start and stop'),
+      ((_Weight(_KERNEL, -2, offset=np.nan),), 'finite number as its offset'),
+      ((_Weight(_KERNEL, -2, offset='1'),), 'finite number as its offset'),
+  )
+  def test_malformed_weight(self, query, message):
+    with self.assertRaisesRegex(ValueError, message):
+      _update(_BLOCK._replace(query=query))
+
+  def test_number_of_heads_is_an_integer(self):
+    with self.assertRaisesRegex(ValueError, 'num_heads=4.0, .*integers'):
+      _update(_BLOCK._replace(num_heads=4.))
+
+  def test_statistics_in_another_container_are_one_line(self):
+    layout = layouts.LAYOUTS['several']
+    stats = collections.OrderedDict(
+        (name, np.ones(block.shape)) for name, block in layout.blocks.items())
+    tx = muon_clip.qk_clip(1., attention=layout.blocks)
+    with self.assertRaisesRegex(ValueError, r'^max_logits .*OrderedDict.*$'):
+      tx.update(
+          layout.params,
+          tx.init(layout.params),
+          layout.params,
+          max_logits=stats)
+
   def test_off_needs_no_weights(self):
     _update(qk_weights.Attention(4, 2, (), (), num_layers=2), mode='off')
 
@@ -248,7 +281,23 @@ class CallTest(parameterized.TestCase):
       'alpha': 1.5
   }, 'alpha=1.5'), ('mode', {
       'mode': 'on'
-  }, "mode='on': must be one of off, weights, gain"))
+  }, "mode='on': must be one of off, weights, gain"), ('tau_numpy', {
+      'tau': np.float32(-1)
+  }, r'tau=.*-1.0.*: must be positive'), ('tau_array', {
+      'tau': jnp.float32(0)
+  }, 'tau=.*: must be positive'), ('tau_of_heads', {
+      'tau': jnp.ones(4)
+  }, r'tau of shape \(4,\)'), ('tau_text', {
+      'tau': '100'
+  }, "tau='100': must be a number, positive"), ('monitor_tau_function', {
+      'monitor_tau': lambda count: 1.
+  }, 'monitor_tau=.*must be a number'), ('alpha_none', {
+      'alpha': None
+  }, 'alpha=None: must be a number'), ('alpha_array', {
+      'alpha': jnp.float32(np.nan)
+  }, 'alpha=.*: must be from 0 to 1'), ('alpha_complex', {
+      'alpha': np.complex64(0.5)
+  }, 'alpha .*one real number'))
   def test_arguments(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       muon_clip.qk_clip(**{'tau': 1., 'attention': _BLOCK} | changes)

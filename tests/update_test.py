@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import update
+from hmpo_jax.optim import factory
 from tests import small
 
 _update = jax.jit(update.update, static_argnums=0)
@@ -115,6 +116,7 @@ class SummariseTest(absltest.TestCase):
                 'ratio/max': values,
                 'log_ratio/abs_max': values,
                 'log_ratio/row_variance': values,
+                'qk/over_monitor_tau_frac': jnp.array([0., 1., 0.]),
                 'nonfinite/logprobs': jnp.array([0., 2., 1.])
             },
             max_logits=jnp.ones((3, 2, 4)),
@@ -123,6 +125,7 @@ class SummariseTest(absltest.TestCase):
     self.assertEqual(metrics['loss/total'], 2)
     self.assertEqual(metrics['ratio/max'], 3)
     self.assertEqual(metrics['nonfinite/logprobs'], 3)
+    self.assertAlmostEqual(metrics['qk/over_monitor_tau_frac'], 1 / 3)
     self.assertEqual(metrics['skipped/loss'], 1)
     self.assertEqual(metrics['skipped/no_signal'], 0)
     self.assertEqual(metrics['qk/max_logit_per_head'].shape, (2, 4))
@@ -190,6 +193,17 @@ class MonitorTest(parameterized.TestCase):
     np.testing.assert_array_equal(over, 1)
     np.testing.assert_array_equal(exploded, [0] * 9 + [1] * 2)
     np.testing.assert_array_equal(clipped, 0)  # tau is 100
+
+  def test_logit_that_is_not_finite_is_over_but_no_update_that_was_made(self):
+    static, hparams, state = small.start(small.config())
+    batch = small.batch(static, state, hparams)
+    params = jax.tree.map(lambda x: x * jnp.nan, state.params)
+    learned, reports = _update(static,
+                               _learned(state)._replace(params=params), hparams,
+                               batch)
+    self.assertNotEqual(_cause(reports), 'none')
+    self.assertEqual(reports.metrics['qk/over_monitor_tau_frac'], 1)
+    self.assertEqual(factory.clip_state(learned.opt_state).over_count, 0)
 
   def test_calm(self):
     over, exploded, _ = self._run('off', 100., 2)

@@ -30,11 +30,14 @@ def describe(python: str) -> dict:
       capture_output=True,
       text=True,
       check=False)
+  *_, reason = ('no answer', *result.stderr.splitlines())
   try:
-    return json.loads(result.stdout)
+    answer = json.loads(result.stdout)
   except ValueError as error:
-    *_, reason = ('no answer', *result.stderr.splitlines())
     raise ChildProcessError(reason) from error
+  if not isinstance(answer, dict) or 'torch_threads' not in answer:
+    raise ChildProcessError(f'not what the worker says: {answer}')
+  return answer
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
+from hmpo_jax.optim import arguments
 from hmpo_jax.optim import orthogonal
 
 # Pytree of optax.contrib.MuonDimensionNumbers or None, or params to one.
@@ -38,10 +39,11 @@ def muon(learning_rate: chex.Numeric,
   Training" by Liu et al. (https://arxiv.org/abs/2502.16982) for the factor and
   `orthogonal.orthogonalize` for the iteration.
 
-  It differs from `optax.contrib.muon` in time and in Nesterov's step alone:
-  matrices of one shape are orthogonalised in one batch, in bfloat16 if asked,
-  and that step is the one of Jordan, not of NAdam. `experiments/bench.py
-  --suite=optimizer` measures the first.
+  It differs from `optax.contrib.muon` in time: matrices of one shape are
+  orthogonalised in one batch, in bfloat16 if asked, which `experiments/bench.py
+  --suite=optimizer` measures. Nesterov's step is the one of Jordan, not of
+  NAdam; nothing is added to the norm, so that the smallest gradients count too;
+  and adam_b2 is another.
 
   Args:
     learning_rate: [] eta, of the matrices that have dimension numbers.
@@ -64,8 +66,12 @@ def muon(learning_rate: chex.Numeric,
     momentum is float32.
 
   Raises:
-    ValueError: unknown coefficients or dtype, at the first update.
+    ValueError: momentum outside [0, 1), unknown coefficients or dtype; from
+      update, dimension numbers that don't fit.
   """
+  arguments.check_number('momentum', momentum, lambda x: 0 <= x < 1,
+                         'at least 0 and below 1')
+  orthogonal.check(coefficients, dtype)
   hidden = optax.chain(
       optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32),
       _scale_by_orthogonal(dimension_numbers, coefficients, dtype),

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hmpo_jax.kernels import reductions
+from hmpo_jax.optim import arguments
 from hmpo_jax.optim import muon
 from hmpo_jax.optim import qk_weights
 
@@ -75,9 +77,10 @@ def qk_clip(
   gamma for the layer, the smallest.
 
   It follows any optimizer and must come last in a chain: nothing that rescales
-  updates may follow. S stems from the weights before the update, so the next
-  forward pass may exceed tau by the growth of that one update. A NaN or +inf in
-  S clips nothing.
+  updates may follow. Where gradients are accumulated over several calls, as by
+  `optax.MultiSteps`, the caller has to hand the maximum over all of them to the
+  last. S stems from the weights before the update, so the next forward pass may
+  exceed tau by the growth of that one update. A NaN or +inf in S clips nothing.
 
   Args:
     tau: [] positive threshold on the logits, or a function from the number of
@@ -93,21 +96,23 @@ def qk_clip(
   Returns:
     A transformation with state QKClipState, whose `update` wants params and,
     by keyword, max_logits: [N_l, H], or [H] for a single layer, in the
-    structure of the blocks. Updates of rescaled weights are float32 at least;
-    those of heads that aren't clipped keep their bits.
+    structure of the blocks. Updates of rescaled weights are float32 at least,
+    also those of bfloat16 parameters, which `optax.apply_updates` takes but not
+    a wrapper that wants the dtypes that came in; those of heads that aren't
+    clipped keep their bits.
 
   Raises:
-    ValueError: unknown mode, tau or monitor_tau that isn't positive, alpha
-      outside [0, 1]; from init and update a block that doesn't fit the
+    ValueError: unknown mode, tau or monitor_tau that isn't a positive number,
+      alpha outside [0, 1]; from init and update a block that doesn't fit the
       parameters or the mode, or max_logits of another structure or shape.
-      TypeError: no max_logits.
+    TypeError: from update, no max_logits.
   """
   _check_arguments(tau, mode, alpha, monitor_tau)
 
   def init(params):
     return _initial_state(_checked_blocks(attention, mode, params))
 
-  def update(updates, state, params=None, *, max_logits, **extra):
+  def update(updates, state, params=None, *, max_logits=None, **extra):
     del extra
     if params is None:
       raise ValueError('qk_clip needs params: call update(..., params)')
@@ -208,7 +213,8 @@ def _initial_state(blocks):
 def _next_state(state, max_logits, gammas, monitor_tau):
   flat = lambda tree: jnp.concatenate(
       [leaf.ravel() for leaf in jax.tree.leaves(tree)])
-  largest, gamma = jnp.max(flat(max_logits)), jnp.min(flat(gammas))
+  largest = reductions.nan_max(flat(max_logits))
+  gamma = jnp.min(flat(gammas))
   is_over = ~(largest <= monitor_tau)  # NaN is over too.
   in_a_row = jnp.where(is_over, state.over_in_a_row + 1, 0)
   ever = lambda old, new: jnp.maximum(old, jnp.where(
@@ -289,7 +295,8 @@ def _rescaled_tree(updates, params, blocks, gammas, mode, alpha):
 def _rescaled(update, param, weight, factor, is_stacked):
   """Updates that lead to factor * (param + update), their bits kept at 1."""
   # Rounded to bfloat16 the difference would lose most of the scale's digits.
-  dtype = jnp.promote_types(param.dtype, jnp.float32)
+  dtype = functools.reduce(jnp.promote_types,
+                           (param.dtype, jnp.result_type(update), jnp.float32))
   update = jnp.asarray(update, dtype)
   index = qk_weights.index(weight, param.ndim)
   u, w = update[index], param[index].astype(dtype) + weight.offset
@@ -298,14 +305,14 @@ def _rescaled(update, param, weight, factor, is_stacked):
 
 
 def _check_arguments(tau, mode, alpha, monitor_tau):
-  """What is a number now; what is traced can't be looked at."""
   if mode not in MODES:
     raise ValueError(f'{mode=}: must be one of {", ".join(MODES)}')
-  for name, value in (('tau', tau), ('monitor_tau', monitor_tau)):
-    if isinstance(value, (int, float)) and not value > 0:
-      raise ValueError(f'{name}={value!r}: must be positive')
-  if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
-    raise ValueError(f'{alpha=}: must be from 0 to 1')
+  is_positive = lambda x: x > 0
+  if not callable(tau):
+    arguments.check_number('tau', tau, is_positive, 'positive')
+  if monitor_tau is not None:
+    arguments.check_number('monitor_tau', monitor_tau, is_positive, 'positive')
+  arguments.check_number('alpha', alpha, lambda x: 0 <= x <= 1, 'from 0 to 1')
 
 
 def _checked_blocks(attention, mode, params):
@@ -320,10 +327,21 @@ def _checked_blocks(attention, mode, params):
 
 def _checked_logits(max_logits, blocks):
   """Float32 statistics in the structure of the blocks."""
-  wanted = jax.tree.map(
-      lambda block: block.shape, blocks, is_leaf=qk_weights.is_block)
-  shapes = jax.tree.map(jnp.shape, max_logits)
-  if shapes != wanted:
-    raise ValueError('max_logits must be [N_l, H], one number per layer and '
-                     f'query head: {wanted}; got {shapes}')
+  if max_logits is None:
+    raise TypeError('qk_clip needs the largest attention logits of this '
+                    "update's forward pass: call update(..., max_logits=...)")
+  leaves, structure = jax.tree.flatten(blocks, is_leaf=qk_weights.is_block)
+  wanted = [block.shape for block in leaves]
+  shapes = list(map(jnp.shape, jax.tree.leaves(max_logits)))
+  given: Any = jax.tree.structure(max_logits)
+  if given != structure or shapes != wanted:
+    raise ValueError(
+        'max_logits must be [N_l, H], one number per layer and query head: '
+        f'{_outline(structure, wanted)}; got '
+        f'{_outline(given, shapes)}')
   return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), max_logits)
+
+
+def _outline(structure, shapes):
+  """A pytree with the shapes of its leaves, in one line."""
+  return ' '.join(str(jax.tree.unflatten(structure, shapes)).split())

@@ -52,17 +52,14 @@ def orthogonalize(matrices: Sequence[jax.Array],
       keeps float64.
 
   Returns:
-    Arrays of the same shapes and dtypes, whatever the scale of the matrices;
-    0 for a matrix of zeros, NaN for one that isn't finite.
+    Arrays of the same shapes and dtypes, whatever the scale of the matrices,
+    as long as their entries are normal numbers; 0 for a matrix of zeros, NaN
+    for one that isn't finite.
 
   Raises:
     ValueError: unknown coefficients or dtype.
   """
-  if coefficients not in COEFFICIENTS:
-    raise ValueError(
-        f'{coefficients=}: must be one of {", ".join(COEFFICIENTS)}')
-  if dtype not in DTYPES:
-    raise ValueError(f'{dtype=}: must be one of {", ".join(DTYPES)}')
+  check(coefficients, dtype)
   wide = [_wide(matrix) for matrix in matrices]
   shapes = dict.fromkeys(batch.shape[1:] for batch in wide)
   results: dict[int, jax.Array] = {}
@@ -73,6 +70,15 @@ def orthogonalize(matrices: Sequence[jax.Array],
     done = _newton_schulz(stack, coefficients, dtype)
     results |= zip(members, jnp.split(done, np.cumsum(sizes)[:-1]))
   return [_as_before(results[i], matrix) for i, matrix in enumerate(matrices)]
+
+
+def check(coefficients: str, dtype: str) -> None:
+  """Raises ValueError for unknown coefficients or dtype."""
+  if coefficients not in COEFFICIENTS:
+    raise ValueError(
+        f'{coefficients=}: must be one of {", ".join(COEFFICIENTS)}')
+  if dtype not in DTYPES:
+    raise ValueError(f'{dtype=}: must be one of {", ".join(DTYPES)}')
 
 
 def _wide(matrix):
@@ -93,11 +99,13 @@ def _as_before(batch, matrix):
 def _normalized(batch):
   """M / |M|_F in float32 at least; squares neither overflow nor vanish."""
   batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
-  for size in (lambda x: jnp.max(jnp.abs(x), (1, 2), keepdims=True),
-               lambda x: jnp.linalg.norm(x, axis=(1, 2), keepdims=True)):
-    divisor = size(batch)
-    batch = batch / jnp.where(divisor == 0, 1, divisor)
-  return batch
+  largest = jnp.max(jnp.abs(batch), (1, 2), keepdims=True)
+  # An exact power of two, in halves: 1 / largest can be too small a number.
+  exponent = jnp.frexp(largest)[1]
+  for part in (exponent // 2, exponent - exponent // 2):
+    batch = batch * jnp.ldexp(jnp.ones_like(largest), -part)
+  norm = jnp.linalg.norm(batch, axis=(1, 2), keepdims=True)
+  return batch / jnp.where(norm == 0, 1, norm)
 
 
 def _newton_schulz(batch, coefficients, dtype):

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import itertools
+import math
+import numbers
 from typing import Any, NamedTuple
 
 import chex
@@ -118,6 +120,9 @@ def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
     raise ValueError(f'head_order={block.head_order!r}: must be one of '
                      f'{", ".join(HEAD_ORDERS)}')
   heads, kv_heads = block.num_heads, block.num_kv_heads
+  if not _are_ints(heads, kv_heads):
+    raise ValueError(f'num_heads={heads!r}, num_kv_heads={kv_heads!r}: must be '
+                     'integers')
   if heads < 1 or kv_heads < 1 or heads % kv_heads:
     raise ValueError(f'{kv_heads} key heads must divide {heads} query heads')
   query, key, alone = chosen(block, mode)
@@ -125,6 +130,10 @@ def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
                                ('query_alone', alone, heads)):
     if side != 'query_alone' and not weights:
       raise ValueError(f'{side}: no weight is named')
+    for weight in weights:
+      problem = _malformed(weight)
+      if problem:
+        raise ValueError(f'{side}: {weight} {problem}; got {weights}')
     if len({weight.heads is None for weight in weights}) > 1:
       raise ValueError(f'{side}: either all weights are shared by the heads or '
                        f'none, got {weights}')
@@ -158,6 +167,27 @@ def check_distinct(blocks: Any, mode: str, leaves: dict[tuple, Any]) -> None:
           raise ValueError(f'{weight} and {other} share entries, which would '
                            'be rescaled twice: name each once')
       others.append(weight)
+
+
+def _malformed(weight):
+  """What is wrong with a description by itself, None if nothing."""
+  if not isinstance(weight, Weight):
+    return 'must be a Weight in a tuple of them'
+  if not isinstance(weight.path, tuple):
+    return 'must have a tuple as its path'
+  if weight.heads is not None and not _are_ints(weight.heads):
+    return 'must have an axis as its heads, or None'
+  if weight.part is not None and not (len(weight.part) == 3 and
+                                      _are_ints(*weight.part)):
+    return 'must have axis, start and stop as its part, or None'
+  is_number = isinstance(weight.offset, (int, float))
+  if not is_number or not math.isfinite(weight.offset):
+    return 'must have a finite number as its offset'
+  return None
+
+
+def _are_ints(*values):
+  return all(isinstance(value, numbers.Integral) for value in values)
 
 
 def _overlap(part, other, rank):
