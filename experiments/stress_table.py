@@ -8,13 +8,13 @@ figure stress.png there and prints the tables of the README. Repeated, it
 continues.
 About 15 minutes on two cores.
 
-A head that was clipped in one update may exceed tau in the next, S > tau, for
-two reasons, which overshoot.csv holds for each such head: S / tau is growth
-times spread. Growth is what the update made of the logit on the minibatch that
-it was clipped on, divided by tau: the base optimizer's part of the update, and
-what a clip in a lower layer does to a higher one. Spread is the logit on the
-next minibatch divided by that on the last, with the same weights; `fresh` says
-whether that minibatch was the first of another rollout.
+A head that exceeds tau, S > tau, was at most at tau on the minibatch before, as
+the clip left it. overshoot.csv holds for each such head what led from there to
+S: S / tau is `left` (at most 1: what the clip left on the last minibatch, over
+tau) times `growth` (what the update and the clips of other heads made of it on
+the same minibatch) times `spread` (the next minibatch against the last, with
+the same weights). `fresh` is 1 where the next minibatch is the first of another
+rollout.
 """
 
 import csv
@@ -44,7 +44,7 @@ _CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'
 _MODES = {'clip': 'weights', 'no clip': 'off'}
 _COLUMNS = ('max_logit', 'exploded', 'heldout_reward_first',
             'heldout_reward_last')  # of the summary
-_STEPS_AFTER = 10  # that are done again to measure the overshoot
+_STEPS_AFTER = 20  # that are done again to measure the overshoot
 
 
 def main(_) -> None:
@@ -53,14 +53,14 @@ def main(_) -> None:
   with command_line.reported():
     rows, parts, curves = _runs(workdir)
   _write(workdir / 'stress.csv', list(rows[0]), [row.values() for row in rows])
-  _write(workdir / 'overshoot.csv', ['seed', 'fresh', 'growth', 'spread'],
-         parts)
-  parts = np.reshape(parts, (-1, 4))
+  _write(workdir / 'overshoot.csv',
+         ['seed', 'fresh', 'left', 'growth', 'spread'], parts)
+  parts = np.reshape(parts, (-1, 5))
   print(_table(rows))
   if len(parts):
     print(_overshoot_table(*parts.T[1:]))
   else:
-    print(f'no head was clipped in {_STEPS_AFTER} steps after the last')
+    print(f'no head exceeded tau in {_STEPS_AFTER} steps after the last')
   if importlib.util.find_spec('matplotlib'):
     _draw(workdir / 'stress.png', curves, *parts.T[1:])
   else:
@@ -93,19 +93,20 @@ def against_tau(logits: np.ndarray, tau: float) -> dict[str, float]:
 
 def overshoot(before: np.ndarray, same: np.ndarray, following: np.ndarray,
               tau: float) -> np.ndarray:
-  """Growth and spread of the heads that an update clipped.
+  """What led to the logits of heads that exceed tau.
 
   Args:
-    before: [N_l, H] logits that the update was given.
+    before: [N_l, H] logits that an update was given.
     same: those of the same minibatch after it.
     following: those of the next minibatch after it.
     tau: threshold of the clip.
 
   Returns:
-    [n, 2] growth and spread, whose product is following / tau.
+    [n, 3] left, growth and spread, whose product is following / tau.
   """
-  clipped = before > tau
-  return np.stack([same / tau, following / same], axis=-1)[clipped]
+  left = np.minimum(before, tau)
+  factors = np.stack([left / tau, same / left, following / same], axis=-1)
+  return factors[following > tau]
 
 
 def _runs(workdir):
@@ -149,7 +150,7 @@ def _logits(folder):
 
 
 def _overshoots(folder, tau):
-  """[n, 3] fresh, growth and spread in the steps after a run's last."""
+  """[n, 4] fresh, left, growth and spread in the steps after a run's last."""
   with rerun.opened(folder, print) as recorded:
     static, hparams = recorded.programs.static, recorded.programs.hparams
 
@@ -188,8 +189,8 @@ def _table(rows):
   """Markdown: range over the seeds of each arm."""
   lines = [
       '| task | arm | runs | steps above tau | later updates below 1.15 tau | '
-      'largest of them / tau | largest logit | exploded | held-out reward |',
-      '|---|---|---|---|---|---|---|---|---|'
+      'largest of them / tau | largest logit | held-out reward |',
+      '|---|---|---|---|---|---|---|---|'
   ]
   for (task, arm), group in itertools.groupby(
       sorted(rows, key=lambda row: (row['task'] == 'long', row['arm'])),
@@ -206,42 +207,36 @@ def _table_row(task, arm, rows):
 
   mean = lambda name: np.mean([row[name] for row in rows])
   cells = (task, arm, len(rows), span('steps_over_tau', '.1%'),
-           span('below_115', '.1%'), span('largest_after',
-                                          '.2f'), span('max_logit', '.0f'),
-           f'{sum(row["exploded"] for row in rows)} of {len(rows)}',
-           f'{mean("heldout_reward_first"):.2f} to '
+           span('below_115', '.1%'), span('largest_after', '.2f'),
+           span('max_logit', '.0f'), f'{mean("heldout_reward_first"):.2f} to '
            f'{mean("heldout_reward_last"):.2f}')
   return f'| {" | ".join(map(str, cells))} |'
 
 
-def _overshoot_table(fresh, growth, spread):
-  """Markdown: quantiles of the factors of heads that were just clipped."""
-  columns = {
-      'growth': growth,
-      'spread within a rollout': spread[fresh == 0],
-      'spread to the next rollout': spread[fresh == 1],
-      'S / tau': growth * spread
-  }
+def _overshoot_table(fresh, *factors):
+  """Markdown: medians of the factors, by what they come to."""
+  product = np.prod(factors, axis=0)
   lines = [
-      '| of heads just clipped | number | 5 % | median | 95 % | largest |',
-      '|---|---|---|---|---|---|'
+      '| S / tau | heads | on a new rollout | left by the clip | growth | '
+      'spread |', '|---|---|---|---|---|---|'
   ]
-  for name, values in columns.items():
-    cells = ' | '.join(
-        f'{value:.3f}'
-        for value in np.quantile(values, (0.05, 0.5, 0.95,
-                                          1))) if values.size else ' | | | '
-    lines.append(f'| {name} | {values.size} | {cells} |')
+  for low, high in itertools.pairwise((1, 1.02, 1.05, 1.1, np.inf)):
+    chosen = (product > low) & (product <= high)
+    label = f'{low} to {high}' if np.isfinite(high) else f'above {low}'
+    if np.any(chosen):
+      cells = ' | '.join(f'{np.median(x[chosen]):.3f}' for x in factors)
+      lines.append(f'| {label} | {np.sum(chosen)} | {fresh[chosen].mean():.0%} '
+                   f'| {cells} |')
   return '\n'.join(lines)
 
 
-def _draw(file, curves, fresh, growth, spread):
+def _draw(file, curves, fresh, left_by_clip, growth, spread):
   # An extra, so maybe not there.
   from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
   picture = figure.Figure(figsize=(8, 3.4), layout='constrained')
   left, right = picture.subplots(1, 2, width_ratios=(3, 2))
   _draw_curves(left, curves)
-  _draw_factors(right, fresh, growth, spread)
+  _draw_factors(right, fresh, left_by_clip * growth, spread)
   for axes in (left, right):
     axes.spines[['top', 'right']].set_visible(False)
     axes.title.set_fontsize('medium')
@@ -260,28 +255,30 @@ def _draw_curves(axes, curves):
           label=arm if seed == 0 else None)
   axes.axhline(1, color='black', linewidth=0.8, linestyle='--')
   axes.set_yscale('log')
+  axes.set_yticks([0.2, 0.5, 1, 2, 3], [0.2, 0.5, 1, 2, 3])
+  axes.minorticks_off()
   axes.set_title('Largest attention logit of an update')
   axes.set_xlabel('update')
   axes.set_ylabel('S / tau')
   axes.legend(frameon=False)
 
 
-def _draw_factors(axes, fresh, growth, spread):
-  """Growth against spread, with the lines on which S is 1 and 1.15 tau."""
-  for is_fresh, color, label in ((0, '#56B4E9', 'of the same rollout'),
-                                 (1, '#000000', 'of the next rollout')):
+def _draw_factors(axes, fresh, same, spread):
+  """Both steps to S, with the lines on which S is 1 and 1.15 tau."""
+  for is_fresh, color, label in ((0, '#56B4E9', 'the same rollout'),
+                                 (1, '#000000', 'a new rollout')):
     chosen = fresh == is_fresh
     axes.scatter(
-        growth[chosen],
+        same[chosen],
         spread[chosen],
         s=10,
         color=color,
         linewidths=0,
         alpha=0.6,
-        label=label)
-  left, right = axes.get_xlim()
+        label=f'next minibatch of {label}')
+  low, high = axes.get_xlim()
   limits = axes.get_ylim()
-  line = np.linspace(left, right, 100)
+  line = np.linspace(low, high, 100)
   for product, style in ((1., '--'), (1.15, ':')):
     axes.plot(
         line,
@@ -290,12 +287,12 @@ def _draw_factors(axes, fresh, growth, spread):
         linewidth=0.8,
         linestyle=style,
         label=f'S = {product:g} tau')
-  axes.set_xlim(left, right)
+  axes.set_xlim(low, high)
   axes.set_ylim(limits)
-  axes.set_title('Heads that were just clipped')
-  axes.set_xlabel('growth: same minibatch after the update / tau')
+  axes.set_title('Heads that exceed tau')
+  axes.set_xlabel('same minibatch after the update / tau')
   axes.set_ylabel('spread: next minibatch / same')
-  axes.legend(frameon=False, fontsize='small')
+  axes.legend(frameon=False, fontsize='small', loc='lower left')
 
 
 if __name__ == '__main__':

@@ -40,12 +40,12 @@ class AgainstTauTest(absltest.TestCase):
     found = stress_table.against_tau(np.ones((2, 3)), 10.)
     self.assertEqual(tuple(found.values()), (0., 6, 1., 0.))
 
-  def test_overshoot_is_growth_times_spread_of_clipped_heads(self):
-    before = np.array([[9., 12.], [30., 10.]])
-    same = np.array([[9., 11.], [10., 10.]])
-    following = np.array([[9., 8.], [12., 99.]])
+  def test_overshoot_is_a_product_for_heads_above_tau(self):
+    before = np.array([[9., 12.], [30., 5.]])
+    same = np.array([[9., 11.], [10., 6.]])
+    following = np.array([[9., 10.], [12., 18.]])
     found = stress_table.overshoot(before, same, following, 10.)
-    np.testing.assert_allclose(found, [[1.1, 8 / 11], [1., 1.2]])
+    np.testing.assert_allclose(found, [[1., 1., 1.2], [0.5, 1.2, 3.]])
 
 
 class ExperimentTest(absltest.TestCase):
@@ -86,8 +86,10 @@ class ExperimentTest(absltest.TestCase):
       self.assertBetween(len(parts), 1, 56)
       self.assertEqual({float(part['fresh']) for part in parts}, {0, 1})
       for part in parts:
-        self.assertBetween(float(part['growth']), 0.1, 10)
-      self.assertIn(f'| S / tau | {len(parts)} |', tables)
+        factors = [float(part[key]) for key in ('left', 'growth', 'spread')]
+        self.assertLessEqual(factors[0], 1)
+        self.assertGreater(np.prod(factors), 0.9999)
+      self.assertIn('| left by the clip |', tables)
       # Repeated, it takes the runs as they are.
       self.assertEqual(
           self._main(folder).splitlines()[-4:],
