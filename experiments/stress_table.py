@@ -30,6 +30,7 @@ import numpy as np
 from hmpo_jax import command_line
 from hmpo_jax import config_file
 from hmpo_jax import metrics
+from hmpo_jax import overshoot
 from hmpo_jax import policy
 from hmpo_jax import rerun
 from hmpo_jax import trainer
@@ -38,9 +39,12 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/stress_table',
                                'Folder of the run folders and the tables.')
 _SEEDS = flags.DEFINE_integer(
     'seeds', 5, 'Seeds of the short task, from 0.', lower_bound=1)
+_CONFIG = flags.DEFINE_string(
+    'config',
+    str(pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'),
+    'Configuration that takes short and long as its argument.')
 _LONG = flags.DEFINE_bool('long', True, 'Whether to run the long task too.')
 
-_CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'
 _MODES = {'clip': 'weights', 'no clip': 'off'}
 _COLUMNS = ('max_logit', 'exploded', 'heldout_reward_first',
             'heldout_reward_last')  # of the summary
@@ -67,48 +71,6 @@ def main(_) -> None:
     print("no figure: pip install -e '.[plot]' first")
 
 
-def against_tau(logits: np.ndarray, tau: float) -> dict[str, float]:
-  """How a run's logits stand to tau.
-
-  Args:
-    logits: [steps, updates] largest attention logit of each update.
-    tau: threshold of the clip.
-
-  Returns:
-    steps_over_tau: share of the steps with an update above tau.
-    first_over: number of the first update above tau; that of updates if none.
-    below_115: share of the later updates that are below 1.15 tau; 1 if none.
-    largest_after: largest of the later ones over tau; 0 if none.
-  """
-  over = logits > tau
-  first = int(np.argmax(over)) if over.any() else over.size
-  after = logits.ravel()[first + 1:] / tau
-  return {
-      'steps_over_tau': float(np.mean(over.any(axis=1))),
-      'first_over': first,
-      'below_115': float(np.mean(after < 1.15)) if after.size else 1.,
-      'largest_after': float(np.max(after, initial=0)),
-  }
-
-
-def overshoot(before: np.ndarray, same: np.ndarray, following: np.ndarray,
-              tau: float) -> np.ndarray:
-  """What led to the logits of heads that exceed tau.
-
-  Args:
-    before: [N_l, H] logits that an update was given.
-    same: those of the same minibatch after it.
-    following: those of the next minibatch after it.
-    tau: threshold of the clip.
-
-  Returns:
-    [n, 3] left, growth and spread, whose product is following / tau.
-  """
-  left = np.minimum(before, tau)
-  factors = np.stack([left / tau, same / left, following / same], axis=-1)
-  return factors[following > tau]
-
-
 def _runs(workdir):
   """Rows of stress.csv and of overshoot.csv, and the curves of all runs."""
   plan = [('short', seed) for seed in range(_SEEDS.value)]
@@ -125,7 +87,7 @@ def _runs(workdir):
         'arm': mode,
         'seed': seed
     }
-                | against_tau(logits, tau) | told
+                | overshoot.against_tau(logits, tau) | told
                 | {'skipped': sum(summary['skipped'].values())})
     if (length, mode) == ('short', 'clip'):
       parts += [(seed, *pair) for pair in _overshoots(folder, tau)]
@@ -135,7 +97,7 @@ def _runs(workdir):
 def _run(workdir, folder, length, mode, seed):
   """tau and summary of one run, made now or before."""
   config = config_file.load(
-      f'{_CONFIG}:{length}', {
+      f'{_CONFIG.value}:{length}', {
           'optim.qk_clip': _MODES[mode],
           'seed': str(seed),
           'warm_start.folder': str(workdir.absolute() / 'warm_start'),
@@ -160,7 +122,7 @@ def _overshoots(folder, tau):
                             batch.mask, hparams.temperature).max_logits
 
     def factors(one, two, is_fresh):
-      found = overshoot(
+      found = overshoot.factors(
           np.asarray(logits(one.learned.params, one.batch)),
           np.asarray(logits(two.learned.params, one.batch)),
           np.asarray(logits(two.learned.params, two.batch)), tau)

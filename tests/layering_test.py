@@ -10,8 +10,8 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
           'update', 'learner', 'programs', 'checkpoint', 'metrics', 'progress',
-          'interruption', 'run_folder', 'summary', 'trainer', 'rerun', 'bench',
-          'command_line')
+          'interruption', 'overshoot', 'run_folder', 'summary', 'trainer',
+          'rerun', 'bench', 'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 
