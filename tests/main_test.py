@@ -50,9 +50,16 @@ class MainTest(parameterized.TestCase):
     for part in ('checkpoints', 'tensorboard', 'warm_start', 'timing.jsonl',
                  'config.json'):
       self.assertTrue((run / part).exists(), part)
+
+  def test_finished_run_stays_as_it_is(self):
+    command = (f'--config={_ROOT}/configs/smoke.py', '--config.num_steps=1')
+    result = _main(self.folder, *command)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    run = self.folder / 'runs' / 'smoke'
     before = (run / 'metrics.jsonl').read_bytes()
     again = _main(self.folder, *command)
     self.assertEqual(again.returncode, 0, again.stderr)
+    self.assertIn('held-out reward', again.stdout + again.stderr)
     self.assertEqual((run / 'metrics.jsonl').read_bytes(), before)
 
   def _check_metrics(self, run):
