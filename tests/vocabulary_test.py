@@ -242,8 +242,7 @@ class EqualityTest(parameterized.TestCase):
 
   def test_dtypes_may_differ(self):
     hidden, head, tokens, weights = _arguments()
-    for dtypes in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16),
-                   (jnp.float16, jnp.float16)):
+    for dtypes in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)):
       arrays = hidden.astype(dtypes[0]), head.astype(dtypes[1])
       slopes, values = _slopes(*arrays, tokens, 1., weights, chunk_size=3)
       expected = _in_float64(*arrays, tokens, 1., None)
@@ -341,7 +340,7 @@ class MemoryTest(parameterized.TestCase):
                                             1., weights)
     self.assertEqual(max(_sizes(program.jaxpr)), 40 * 90)
 
-  @parameterized.parameters((1, 2**20), (2**9, 2**13), (2**13, 2**10))
+  @parameterized.parameters((1, 2**20), (2**9, 2**12), (2**13, 2**10))
   def test_default_chunk(self, num_rows, expected):
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)

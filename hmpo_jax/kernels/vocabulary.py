@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-_CHUNK_ELEMENTS = 2**22  # logits of a chunk by default: 16 MB
+_CHUNK_ELEMENTS = 2**21  # logits of a chunk by default: 8 MB
 _MIN_CHUNK = 1024
 
 
@@ -53,9 +53,10 @@ def token_logprobs_and_entropy(
   derivative of the derivative may be as large as all logits. The temperature
   gets the derivative 0, whatever the true one is.
 
-  Beside inputs and outputs one call holds about 4 bytes for each row and each
-  token of a chunk. Products are of the wider type of hidden and head (the
-  derivative g is rounded to it), with sums in float32 or better.
+  Beside inputs and outputs one call holds about 4 bytes (12 in bfloat16) for
+  each row and each token of a chunk, and 8 for each element of hidden. Products
+  are of the wider type of hidden and head (the derivative g is rounded to it),
+  with sums in float32 or better.
 
   Args:
     hidden: [..., D] float; [0, D] and zeros are fine.
@@ -66,7 +67,7 @@ def token_logprobs_and_entropy(
       tied. The loop over chunks needs head as it lies in memory: of an
       `embed.T` XLA would make a copy at every call.
     chunk_size: tokens of a chunk, at most V; the last may be smaller. By
-      default 4 million logits for all rows, but not below 1024 tokens.
+      default 2 million logits for all rows, but not below 1024 tokens.
     softcap: c, positive; by default no cap.
 
   Returns:
@@ -81,6 +82,7 @@ def token_logprobs_and_entropy(
   _check(hidden, head, tokens, temperature, vocab_axis, chunk_size, softcap)
   dtype = jnp.promote_types(hidden.dtype, head.dtype)
   rows = hidden.reshape(tokens.size, hidden.shape[-1]).astype(dtype)
+  tokens = jnp.asarray(tokens, jnp.int32)
   vocab_size = head.shape[vocab_axis]
   if chunk_size is None:
     chunk_size = max(_MIN_CHUNK, _CHUNK_ELEMENTS // max(1, len(rows)))
@@ -171,6 +173,7 @@ def _backward(options, residuals, cotangents):
     of_hidden += _product(slope, part, 1, options.vocab_axis)
     of_part = _product(transposed, slope, 1, 0).astype(head.dtype)
     if options.vocab_axis == 0:
+      # Else XLA makes of it a product of which the CPU transposes the scores.
       of_part = jax.lax.optimization_barrier(of_part).T
     of_head = jax.lax.dynamic_update_slice_in_dim(of_head, of_part, start,
                                                   options.vocab_axis)
