@@ -1,6 +1,7 @@
 """How long parts of the project take, against the simplest form of each.
 
   python experiments/bench.py --suite=kernels
+  python experiments/bench.py --suite=logprobs
   python experiments/bench.py --suite=optimizer --torch_python=PATH
 
 writes SUITE.csv and SUITE.json to results/bench and prints the tables. What a
@@ -29,11 +30,16 @@ from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import run_folder
 from hmpo_jax.bench import kernels
+from hmpo_jax.bench import logprobs
 from hmpo_jax.bench import optimizer
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import torch_muon
 
-SUITES = {'kernels': kernels.SUITE, 'optimizer': optimizer.SUITE}
+SUITES = {
+    'kernels': kernels.SUITE,
+    'logprobs': logprobs.SUITE,
+    'optimizer': optimizer.SUITE
+}
 
 _SUITE = flags.DEFINE_enum('suite', 'kernels', list(SUITES), 'What to time.')
 _OUT = flags.DEFINE_string('out', 'results/bench', 'Folder of the results.')
