@@ -2,6 +2,7 @@
 
   python experiments/bench.py --suite=kernels
   python experiments/bench.py --suite=optimizer --torch_python=PATH
+  python experiments/bench.py --suite=attention
 
 writes SUITE.csv and SUITE.json to results/bench and prints the tables. What a
 suite times stands at the top of its module in hmpo_jax/bench/, how it is timed
@@ -28,12 +29,17 @@ from rich import table as rich_table
 from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import run_folder
+from hmpo_jax.bench import attention
 from hmpo_jax.bench import kernels
 from hmpo_jax.bench import optimizer
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import torch_muon
 
-SUITES = {'kernels': kernels.SUITE, 'optimizer': optimizer.SUITE}
+SUITES = {
+    'kernels': kernels.SUITE,
+    'optimizer': optimizer.SUITE,
+    'attention': attention.SUITE,
+}
 
 _SUITE = flags.DEFINE_enum('suite', 'kernels', list(SUITES), 'What to time.')
 _OUT = flags.DEFINE_string('out', 'results/bench', 'Folder of the results.')
