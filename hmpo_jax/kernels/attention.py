@@ -18,7 +18,6 @@ the weights again, block by block. Blocks above the diagonal are never made.
 See "FlashAttention-2" by Dao (https://arxiv.org/abs/2307.08691).
 """
 
-from collections.abc import Callable
 import functools
 
 import chex
@@ -27,10 +26,8 @@ import jax.numpy as jnp
 
 # Tokens of a block: on CPU its logits then stay in the cache of a core.
 _BLOCK_SIZE = 96
-# Up to this many tokens one array of all logits is as fast.
+# Up to this many tokens all logits are one array. To be measured.
 _PLAIN_LENGTH = 64
-# On CPU, loops that run side by side: small products use one core each.
-_NUM_LANES = 2
 
 
 def causal_attention(
@@ -226,24 +223,12 @@ def _backward_row(size, query, key, value, valid, mixed, log_sums, gradient):
                                                  length).astype(value.dtype))
 
 
-def _over_rows(function: Callable, *arrays: jax.Array):
+def _over_rows(function, *arrays):
   """Applies a function of one sequence to all, as the platform likes it."""
   return jax.lax.platform_dependent(
       *arrays,
-      cpu=functools.partial(_mapped, function),
+      cpu=lambda *arrays: jax.lax.map(lambda row: function(*row), arrays),
       default=jax.vmap(function))
-
-
-def _mapped(function, *arrays):
-  """One sequence after the other, in lanes that don't wait for each other."""
-
-  def at(i):
-    return function(*(_at(x, i) for x in arrays))
-
-  rows = jnp.arange(len(arrays[0]))
-  lanes = jnp.array_split(rows, min(_NUM_LANES, len(rows)))
-  results = [jax.lax.map(at, lane) for lane in lanes]
-  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
 
 def _split(x, size, groups=1):
