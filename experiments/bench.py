@@ -3,6 +3,7 @@
   python experiments/bench.py --suite=kernels
   python experiments/bench.py --suite=logprobs
   python experiments/bench.py --suite=optimizer --torch_python=PATH
+  python experiments/bench.py --suite=attention
 
 writes SUITE.csv and SUITE.json to results/bench and prints the tables. What a
 suite times stands at the top of its module in hmpo_jax/bench/, how it is timed
@@ -29,6 +30,7 @@ from rich import table as rich_table
 from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax import run_folder
+from hmpo_jax.bench import attention
 from hmpo_jax.bench import kernels
 from hmpo_jax.bench import logprobs
 from hmpo_jax.bench import optimizer
@@ -37,8 +39,9 @@ from hmpo_jax.bench import torch_muon
 
 SUITES = {
     'kernels': kernels.SUITE,
+    'attention': attention.SUITE,
     'logprobs': logprobs.SUITE,
-    'optimizer': optimizer.SUITE
+    'optimizer': optimizer.SUITE,
 }
 
 _SUITE = flags.DEFINE_enum('suite', 'kernels', list(SUITES), 'What to time.')

@@ -69,9 +69,11 @@ class BenchTest(parameterized.TestCase):
     self.assertIn('GFLOP/s', second)
     self.assertNotIn('compile s', second)
 
-  @parameterized.parameters(('kernels', [(64, 1024), (256, 4096)], 25),
-                            ('optimizer', [(12, 512, 512),
-                                           (12, 1024, 4096)], 7))
+  @parameterized.parameters(
+      ('kernels', [(64, 1024), (256, 4096)], 25),
+      ('optimizer', [(12, 512, 512), (12, 1024, 4096)], 7), ('attention', [
+          (32, length, 4, 4, 32) for length in (80, 256, 528, 1024)
+      ], 9))
   def test_suite_has_its_own_defaults(self, suite, shapes, rounds):
     with mock.patch.object(bench.torch_muon, 'describe') as describe:
       describe.return_value = {'torch_threads': bench.os.cpu_count()}
