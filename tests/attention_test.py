@@ -262,6 +262,19 @@ class AttentionTest(parameterized.TestCase):
       np.testing.assert_allclose(
           mixed, _reference(*parts, valid)[0], rtol=0, atol=1e-6)
 
+  @parameterized.parameters(*_FORMS)
+  def test_nan_shows_in_the_maximum_of_its_head(self, form):
+    # So large that XLA vectorises its reductions, which then drop NaN.
+    query, key, value = (
+        jnp.ones((16, 40, heads, _WIDTH)) for heads in (_HEADS, 2, 2))
+    query = query.at[5, 7:, 3].set(jnp.nan)
+    mixed, max_logits = jax.jit(_FORMS[form])(query, key, value,
+                                              jnp.ones((16, 40), bool))
+    np.testing.assert_array_equal(jnp.isnan(max_logits), [0, 0, 0, 1])
+    np.testing.assert_array_equal(
+        jnp.isnan(mixed).any(axis=-1),
+        jnp.isnan(query).any(axis=-1))
+
   def test_errors(self):
     query, key, value, _ = _arguments(2)
     for name in ('plain', 'blockwise', 'causal_attention'):

@@ -24,6 +24,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import reductions
+
 # Tokens of a block: on CPU its logits then stay in the cache of a core.
 _BLOCK_SIZE = 96
 # Up to this many tokens all logits are one array; at 80 blocks are faster.
@@ -54,7 +56,7 @@ def causal_attention(
     mixed: [B, S, H, Dh] in the dtype of the query; sums and softmax are made in
       float32 or better. 0, with gradient 0, for a query that sees nothing.
     max_logits: [H] float32 largest logit of a valid query on a key that it
-      sees, -inf if there is none; has no gradient.
+      sees, -inf if there is none, NaN if one is NaN; has no gradient.
 
   Raises:
     ValueError: block_size is not positive, or K does not divide H.
@@ -81,15 +83,18 @@ def plain(query: jax.Array, key: jax.Array, value: jax.Array,
   sees = jnp.any(visible, axis=-1, keepdims=True)
   # Any finite logits will do where nothing is seen: the weights become 0.
   logits = jnp.where(visible | ~sees, logits, -jnp.inf)
-  top = jax.lax.stop_gradient(logits).max(axis=-1)
   weights = jnp.where(sees, jax.nn.softmax(logits, axis=-1), 0)
+  top = jax.lax.stop_gradient(logits).max(axis=-1)
+  # A maximum may lose NaN, of which a softmax makes NaN everywhere.
+  top = jnp.where(jnp.isnan(weights[..., 0]), jnp.nan, top)
   mixed = jnp.einsum(
       'bkgsr,brkd->bskgd',
       weights.astype(value.dtype),
       value,
       preferred_element_type=dtype)
   counted = sees[..., 0] & valid[:, None, None, :]
-  max_logits = jnp.where(counted, top, -jnp.inf).max(axis=(0, 3))
+  max_logits = reductions.nan_max(
+      jnp.where(counted, top, -jnp.inf), axis=(0, 3))
   return (mixed.reshape(query.shape).astype(query.dtype),
           max_logits.reshape(heads).astype(jnp.float32))
 
@@ -122,7 +127,7 @@ def _forward(size, query, key, value, valid):
   row = functools.partial(_forward_row, size)
   mixed, log_sums, max_logits = _over_rows(row, query, key, value, valid)
   kept = query, key, value, valid, mixed, log_sums
-  return (mixed, max_logits.max(axis=0)), kept
+  return (mixed, reductions.nan_max(max_logits, axis=0)), kept
 
 
 def _backward(size, kept, cotangents):
@@ -165,8 +170,10 @@ def _forward_row(size, query, key, value, valid):
     carry = jax.lax.fori_loop(0, i, step, start)
     top, total, mixed = step(i, carry, is_diagonal=True)
     # The largest weight is 1 before the division: no total is 0 but of nothing.
-    sees = total > 0
+    sees = total != 0
     divisor = jnp.where(sees, total, 1)
+    # A maximum may lose NaN, a sum doesn't.
+    top = jnp.where(jnp.isnan(total), jnp.nan, top)
     return None, ((mixed / divisor).astype(query.dtype),
                   jnp.where(sees, top + jnp.log(divisor),
                             0), jnp.where(sees, top, -jnp.inf))
@@ -175,7 +182,9 @@ def _forward_row(size, query, key, value, valid):
   _, results = jax.lax.scan(of_queries, None, (jnp.arange(len(blocks)), blocks))
   mixed, log_sums, tops = (_join(x, length, groups) for x in results)
   tops = jnp.where(valid[:, None], tops[..., 0], -jnp.inf)
-  return mixed, log_sums[..., 0], tops.max(axis=0).astype(jnp.float32)
+  return (mixed, log_sums[...,
+                          0], reductions.nan_max(tops,
+                                                 axis=0).astype(jnp.float32))
 
 
 def _backward_row(size, query, key, value, valid, mixed, log_sums, gradient):
