@@ -10,14 +10,7 @@ from hmpo_jax.optim import muon
 from hmpo_jax.optim import muon_clip
 from tests import attention_layouts as layouts
 from tests import attention_reference as reference
-
-_HPARAMS = {
-    'learning_rate': 0.01,
-    'adam_learning_rate': 0.003,
-    'weight_decay': 0.1,
-    'adam_weight_decay': 0.2,
-    'momentum': 0.9,
-}
+from tests import muon_reference
 
 
 class MuonClipTest(absltest.TestCase):
@@ -25,7 +18,7 @@ class MuonClipTest(absltest.TestCase):
   def test_clip_comes_last(self):
     layout = layouts.LAYOUTS['grouped_with_bias']
     joint = optax.contrib.MuonDimensionNumbers(1, (2, 3))
-    options = _HPARAMS | {
+    options = muon_reference.HPARAMS | {
         'dimension_numbers':
             lambda params: jax.tree.map(
                 lambda x: joint if x.ndim == 4 else None, params)

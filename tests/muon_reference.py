@@ -13,6 +13,13 @@ _STEPS = {
         (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     ],
 }
+HPARAMS = {
+    'learning_rate': 0.01,
+    'adam_learning_rate': 0.003,
+    'weight_decay': 0.1,
+    'adam_weight_decay': 0.2,
+    'momentum': 0.9,
+}
 _DIVISOR = {'keller': 1., 'polar_express': 1.01}
 
 

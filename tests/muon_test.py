@@ -40,13 +40,6 @@ _PER_HEAD = _JOINT | {
     'out': _Spec(2, 3),
 }
 _ALL_SPECS = {'joint': _JOINT, 'per_head': _PER_HEAD}
-_HPARAMS = {
-    'learning_rate': 0.01,
-    'adam_learning_rate': 0.003,
-    'weight_decay': 0.1,
-    'adam_weight_decay': 0.2,
-    'momentum': 0.9,
-}
 _STEPS = 30
 
 
@@ -92,7 +85,10 @@ def _updates(hparams,
 
 
 def _run(grads=None, params=None, hparams=None, **options):
-  hparams = {k: jnp.float32(v) for k, v in (_HPARAMS | (hparams or {})).items()}
+  hparams = {
+      k: jnp.float32(v)
+      for k, v in (reference.HPARAMS | (hparams or {})).items()
+  }
   return _updates(hparams, _PARAMS if params is None else params,
                   _GRADS if grads is None else grads, **options)
 
@@ -121,15 +117,16 @@ class ReferenceTest(parameterized.TestCase):
                             ('joint', True, 'polar_express', 2e-7))
   def test_hidden_matrices(self, heads, nesterov, coefficients, atol):
     updates = _run(heads=heads, nesterov=nesterov, coefficients=coefficients)
-    rate, decay = _HPARAMS['learning_rate'], _HPARAMS['weight_decay']
+    rate, decay = reference.HPARAMS['learning_rate'], reference.HPARAMS[
+        'weight_decay']
     for name in _JOINT:
       told, grads, weights = (
           _split(name, heads, tree[name])
           for tree in (updates, _GRADS, _PARAMS))
       for at, grad in grads.items():
         expected = rate * (
-            reference.muon(grad, weights[at], _HPARAMS['momentum'], nesterov,
-                           coefficients) - decay * weights[at])
+            reference.muon(grad, weights[at], reference.HPARAMS['momentum'],
+                           nesterov, coefficients) - decay * weights[at])
         # Of updates whose entries are about 0.2 * 0.01.
         np.testing.assert_allclose(
             told[at], expected, rtol=0, atol=atol, err_msg=f'{name} {at}')
@@ -137,9 +134,9 @@ class ReferenceTest(parameterized.TestCase):
   def test_all_else_follows_adamw(self):
     updates = _run(nesterov=True, coefficients='polar_express')
     for name in ('embed', 'bias', 'scale'):
-      expected = _HPARAMS['adam_learning_rate'] * (
+      expected = reference.HPARAMS['adam_learning_rate'] * (
           reference.adam(_GRADS[name], 0.9, 0.95) -
-          _HPARAMS['adam_weight_decay'] * np.float64(_PARAMS[name]))
+          reference.HPARAMS['adam_weight_decay'] * np.float64(_PARAMS[name]))
       np.testing.assert_allclose(
           updates[name], expected, rtol=2e-5, atol=1e-8, err_msg=name)
 
@@ -165,13 +162,13 @@ class ReferenceTest(parameterized.TestCase):
   def test_equals_optax(self):
     leaves = 'query', 'out', 'router', 'embed'
     tx = optax.contrib.muon(
-        _HPARAMS['learning_rate'],
-        beta=_HPARAMS['momentum'],
+        reference.HPARAMS['learning_rate'],
+        beta=reference.HPARAMS['momentum'],
         nesterov=False,
         consistent_rms=0.2,
-        weight_decay=_HPARAMS['weight_decay'],
-        adam_learning_rate=_HPARAMS['adam_learning_rate'],
-        adam_weight_decay=_HPARAMS['adam_weight_decay'],
+        weight_decay=reference.HPARAMS['weight_decay'],
+        adam_learning_rate=reference.HPARAMS['adam_learning_rate'],
+        adam_weight_decay=reference.HPARAMS['adam_weight_decay'],
         adam_b1=0.9,
         adam_b2=0.95,
         muon_weight_dimension_numbers={
@@ -262,7 +259,7 @@ class ContractTest(parameterized.TestCase):
   def test_one_program_in_which_every_hyperparameter_acts(self):
     expected = _run()
     count = len(_TRACES)
-    for name, value in _HPARAMS.items():
+    for name, value in reference.HPARAMS.items():
       updates = _run(hparams={name: value / 2})
       changed = {
           leaf for leaf in _SHAPES
@@ -275,7 +272,7 @@ class ContractTest(parameterized.TestCase):
 
   def test_constants_and_a_function_of_the_parameters(self):
     tx = muon.muon(
-        **_HPARAMS,
+        **reference.HPARAMS,
         dimension_numbers=lambda params:
         {name: _JOINT.get(name) for name in params})
     grad = jax.tree.map(lambda x: x[0], _GRADS)
@@ -296,7 +293,7 @@ class ContractTest(parameterized.TestCase):
       self.assertEqual(updates[name].dtype, jnp.float32)
       np.testing.assert_allclose(
           updates[name], expected[name], rtol=0, atol=1e-5)
-    tx = muon.muon(**_HPARAMS, dimension_numbers=_tree(_JOINT))
+    tx = muon.muon(**reference.HPARAMS, dimension_numbers=_tree(_JOINT))
     hidden = tx.init(params).inner_states['hidden']
     for leaf in jax.tree.leaves(hidden):
       self.assertEqual(leaf.dtype, jnp.float32)
@@ -327,7 +324,8 @@ class ContractTest(parameterized.TestCase):
 
     def run(rate, grads):
       tx = muon.muon(
-          **_HPARAMS | {'learning_rate': rate}, dimension_numbers=specs)
+          **reference.HPARAMS | {'learning_rate': rate},
+          dimension_numbers=specs)
       return jax.lax.scan(
           lambda state, grad: tx.update(grad, state, params)[::-1],
           tx.init(params), grads)[1]
