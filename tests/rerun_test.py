@@ -9,6 +9,7 @@ from absl.testing import absltest
 import chex
 import jax
 import numpy as np
+import optax
 
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
@@ -115,6 +116,8 @@ class RerunTest(absltest.TestCase):
     with rerun.opened(self.folder, self.fail) as recorded:
       first, second = recorded.updates(2)
     self.assertLen(first, 4)
+    # The step after it took no array away.
+    self.assertTrue(np.isfinite(optax.tree.norm(first[0].learned.params)))
     self.folder = self.folder / 'longer'
     self._train(num_steps=3, checkpoint__every=3)
     with rerun.opened(self.folder, self.fail) as recorded:
