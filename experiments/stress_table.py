@@ -227,8 +227,8 @@ def _draw_curves(axes, curves):
 
 def _draw_factors(axes, fresh, same, spread):
   """Both steps to S, with the lines on which S is 1 and 1.15 tau."""
-  for is_fresh, color, label in ((0, '#56B4E9', 'the same rollout'),
-                                 (1, '#000000', 'a new rollout')):
+  for is_fresh, color, label in ((0, '#56B4E9', 'same rollout'),
+                                 (1, '#000000', 'new rollout')):
     chosen = fresh == is_fresh
     axes.scatter(
         same[chosen],
@@ -237,7 +237,7 @@ def _draw_factors(axes, fresh, same, spread):
         color=color,
         linewidths=0,
         alpha=0.6,
-        label=f'next minibatch of {label}')
+        label=label)
   low, high = axes.get_xlim()
   limits = axes.get_ylim()
   line = np.linspace(low, high, 100)
