@@ -7,6 +7,7 @@ import math
 import pathlib
 
 from absl.testing import absltest
+from absl.testing import flagsaver
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -118,6 +119,20 @@ class ConfigPropertyTest(absltest.TestCase):
   @hypothesis.given(st.text('config.seedp=-1 ', max_size=20))
   def test_any_argument_is_taken_or_refused_in_one_line(self, word):
     self._assert_taken_or_refused(word)
+
+  def test_argument_of_a_configuration_names_its_folder(self):
+    path = _ROOT / 'configs' / 'stress.py'
+    for argument, folder, num_digits in (('', 'stress', 8),
+                                         (':long', 'stress-long', 511)):
+      with flagsaver.flagsaver():
+        config, workdir = _main.parse_flags(
+            ['main.py', f'--config={path}{argument}'])
+      self.assertEqual(workdir, pathlib.Path('runs') / folder)
+      self.assertEqual(config.task.num_digits, num_digits)
+    # A path in the argument stays one folder.
+    self.assertEqual(
+        _main._default_workdir(f'{path}:a/b'),  # pylint: disable=protected-access
+        pathlib.Path('runs/stress-a_b'))
 
   def _assert_taken_or_refused(self, argument):
     errors = io.StringIO()

@@ -74,22 +74,6 @@ class MainTest(parameterized.TestCase):
     rows = (run / 'metrics.csv').read_text(encoding='utf-8').splitlines()
     self.assertLen(rows, 3)
 
-  def test_argument_of_a_configuration_names_its_folder(self):
-    file = self.folder / 'own.py'
-    file.write_text(
-        'import runpy\n'
-        'def get_config(digits):\n'
-        f"  smoke = runpy.run_path('{_ROOT}/configs/smoke.py')\n"
-        "  config = smoke['get_config']()\n"
-        "  config.task.num_digits = int(digits.split('/')[0])\n"
-        '  return config\n',
-        encoding='utf-8')
-    result = _main(self.folder, f'--config={file}:4/x', '--config.num_steps=1')
-    self.assertEqual(result.returncode, 0, result.stderr)
-    run = self.folder / 'runs' / 'own-4_x'
-    config = json.loads((run / 'config.json').read_text(encoding='utf-8'))
-    self.assertEqual(config['config']['task']['num_digits'], 4)
-
   @parameterized.named_parameters(
       ('unknown_key', ['--config.loss.pp=1'], 'loss.pp'),
       ('wrong_type', ['--config.num_steps=many'], 'num_steps'),
