@@ -1,0 +1,135 @@
+"""Other projects' train steps, each in a process of its own; on Linux.
+
+Theirs and our requirements don't fit into one environment: each runs under an
+interpreter that has it, and need not be installed where this one runs. See
+`peer_loop` for what the processes do, `trl_peer` and `tunix_peer` for how the
+others are set up.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import json
+import subprocess
+import tempfile
+
+from hmpo_jax.bench import peer_loop
+from hmpo_jax.bench import trl_peer
+from hmpo_jax.bench import tunix_peer
+from hmpo_jax.bench import workloads
+
+PEERS = ('trl', 'tunix')
+
+_SCRIPTS = {'trl': trl_peer.__file__, 'tunix': tunix_peer.__file__}
+_SETTINGS = {
+    # Threads of torch that wait would keep their cores busy.
+    'trl': ('OMP_WAIT_POLICY=PASSIVE', 'TOKENIZERS_PARALLELISM=false'),
+    'tunix': ('JAX_PLATFORMS=cpu', 'WANDB_MODE=disabled'),
+}
+_STEP = {'seconds', 'rollout_s', 'rest_s', 'peak_mb'}
+
+
+def describe(peer: str, python: str) -> dict:
+  """Versions and number of threads of a peer; takes seconds.
+
+  Args:
+    peer: one of `PEERS`.
+    python: interpreter, 3.11 or later, that has it.
+
+  Returns:
+    'threads', and for each package its version.
+
+  Raises:
+    OSError: there is no such interpreter, or it cannot import the peer; the
+      reason in one line.
+  """
+  result = subprocess.run(
+      _command(peer, python),
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      check=False)
+  if result.returncode:
+    raise ChildProcessError(_reason(result.stderr, result.returncode))
+  return _answer(peer, result.stdout, {'threads'})
+
+
+@contextlib.contextmanager
+def worker(peer: str, python: str,
+           workload: workloads.Workload) -> Iterator[Callable[[], dict]]:
+  """A process in which a peer trains on a workload.
+
+  Args:
+    peer: one of `PEERS`.
+    python: interpreter that has it.
+    workload: what a step is.
+
+  Yields:
+    A function that runs one step and returns what it took: 'seconds' in all, of
+    these 'rollout_s' to sample and 'rest_s', and 'peak_mb', the most memory
+    that the process has had in RAM since its start, in megabytes of 1e6 bytes.
+    The first two or so calls compile or fill caches.
+
+  Raises:
+    OSError: as `describe`, or the peer's policy or batch isn't the workload's,
+      or the process ended; then or by a call. The reason in one line.
+  """
+  with contextlib.ExitStack() as stack:
+    scratch = stack.enter_context(
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+    errors = stack.enter_context(tempfile.TemporaryFile('w+', errors='replace'))
+    fields = json.dumps(workload._asdict() | workloads.RECIPE._asdict())
+    process = stack.enter_context(
+        subprocess.Popen(
+            _command(peer, python, fields, settings=(f'TMPDIR={scratch}',)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0))
+    # It has nothing to save, and its step may take long.
+    stack.callback(process.kill)
+
+    def answer(keys):
+      assert process.stdout
+      line = process.stdout.readline()
+      if line:
+        return _answer(peer, line, keys)
+      process.kill()  # which has no effect if it has ended
+      status = process.wait()
+      errors.seek(0)
+      raise ChildProcessError(_reason(errors.read(), status))
+
+    def step():
+      assert process.stdin
+      with contextlib.suppress(BrokenPipeError):  # there will be no answer
+        process.stdin.write(b'step\n')
+      return answer(_STEP)
+
+    num_params = answer({'num_params'})['num_params']
+    if num_params != workload.num_params:
+      raise ChildProcessError(f'{workload.name} has {workload.num_params} '
+                              f'parameters, that of {peer} {num_params}')
+    yield step
+
+
+def _command(peer, python, *arguments, settings=()):
+  settings = ('HF_HUB_OFFLINE=1', *_SETTINGS[peer], *settings)
+  # -P: the folder of this file would hide packages that have its names.
+  script = peer_loop.__file__, _SCRIPTS[peer]
+  return ['env', *settings, python, '-P', *script, *arguments]
+
+
+def _answer(peer, text, keys):
+  """An object with these keys."""
+  try:
+    answer = json.loads(text)
+  except ValueError:
+    answer = None
+  if not isinstance(answer, dict) or not keys <= set(answer):
+    raise ChildProcessError(f'not what the process of {peer} says: {text!r}')
+  return answer
+
+
+def _reason(errors, status):
+  """The last that a process said before it ended."""
+  lines = [line for line in errors.splitlines() if line.strip()]
+  return lines[-1] if lines else f'the process ended with status {status}'
