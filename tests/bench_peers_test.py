@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 from unittest import mock
 
 from absl.testing import absltest
@@ -53,7 +54,7 @@ def train(workload, steps):
 
   generate = steps.rollout(generate, lambda result: result)
   for i, _ in enumerate(steps.serve(PARAMS)):
-    memory = b'1' * (40_000_000 if i else 1)
+    len(b'1' * (40_000_000 if i else 1))  # and freed
     time.sleep(0.01)
     generate(workload.response_len - (i == 2))
     print('libraries talk')
@@ -168,6 +169,13 @@ class PeersTest(parameterized.TestCase):
     self.assertEmpty(list(folder.iterdir()))
     with self.assertRaises(ProcessLookupError):
       os.kill(pid, 0)
+
+  def test_end_of_the_block_waits_for_no_step(self):
+    python = _interpreter(f"echo '{_COUNT}'; exec sleep 8")
+    start = time.perf_counter()
+    with peers.worker('trl', python, _TINY):
+      pass
+    self.assertLess(time.perf_counter() - start, 4)
 
   def test_policy_of_another_size_is_an_error(self):
     with _peer(_PEER.replace('PARAMS', '7')):
