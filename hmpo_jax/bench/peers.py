@@ -87,28 +87,37 @@ def worker(peer: str, python: str,
             bufsize=0))
     # It has nothing to save, and its step may take long.
     stack.callback(process.kill)
-
-    def answer(keys):
-      assert process.stdout
-      line = process.stdout.readline()
-      if line:
-        return _answer(peer, line, keys)
-      process.kill()  # which has no effect if it has ended
-      status = process.wait()
-      errors.seek(0)
-      raise ChildProcessError(_reason(errors.read(), status))
-
-    def step():
-      assert process.stdin
-      with contextlib.suppress(BrokenPipeError):  # there will be no answer
-        process.stdin.write(b'step\n')
-      return answer(_STEP)
-
-    num_params = answer({'num_params'})['num_params']
+    asked = _Process(peer, process, errors)
+    num_params = asked.answer({'num_params'})['num_params']
     if num_params != workload.num_params:
       raise ChildProcessError(f'{workload.name} has {workload.num_params} '
                               f'parameters, that of {peer} {num_params}')
-    yield step
+    yield asked.step
+
+
+class _Process:
+  """What is asked of a running peer."""
+
+  def __init__(self, peer, process, errors):
+    self._peer = peer
+    self._process = process
+    self._errors = errors
+
+  def step(self):
+    """Runs a step; what it took."""
+    with contextlib.suppress(BrokenPipeError):  # there will be no answer
+      self._process.stdin.write(b'step\n')
+    return self.answer(_STEP)
+
+  def answer(self, keys):
+    """The next line."""
+    line = self._process.stdout.readline()
+    if line:
+      return _answer(self._peer, line, keys)
+    self._process.kill()  # which has no effect if it has ended
+    status = self._process.wait()
+    self._errors.seek(0)
+    raise ChildProcessError(_reason(self._errors.read(), status))
 
 
 def _command(peer, python, *arguments, settings=()):
