@@ -15,6 +15,7 @@ where --torch_python names an interpreter that can import it.
 """
 
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -223,4 +224,8 @@ def _parse_shape(text, like):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command_line.parse_all)
+  # Compile times are to be those of compiling.
+  app.run(
+      main,
+      flags_parser=functools.partial(
+          command_line.parse_all, keep_programs=False))

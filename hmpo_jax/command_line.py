@@ -7,10 +7,12 @@ import os
 import sys
 from typing import NoReturn
 
+from absl import app
 from absl import flags
 from absl import logging
 
 from hmpo_jax import checkpoint
+from hmpo_jax import compile_cache
 from hmpo_jax import config as config_lib
 from hmpo_jax import interruption
 from hmpo_jax import trainer
@@ -48,8 +50,16 @@ def reported() -> Iterator[None]:
     os._exit(interruption.EXIT_CODE)  # pylint: disable=protected-access
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Parses the flags of a program; returns the arguments that are no flags."""
+def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
+  """Parses the flags of a program.
+
+  Args:
+    argv: command line, with the name of the program.
+    keep_programs: whether main finds the compilation cache switched on.
+
+  Returns:
+    The arguments that are no flags.
+  """
   try:
     rest = flags.FLAGS(argv, known_only=True)[1:]
   except flags.Error as error:
@@ -57,12 +67,15 @@ def parse(argv: list[str]) -> list[str]:
   if flags.FLAGS['verbosity'].using_default_value:
     # The libraries' reports of their own work would bury the run's.
     logging.set_verbosity(logging.WARNING)
+  if keep_programs:
+    # By then JAX's own flags hold, if it reads any.
+    app.call_after_init(compile_cache.switch_on)
   return rest
 
 
-def parse_all(argv: list[str]) -> None:
+def parse_all(argv: list[str], *, keep_programs: bool = True) -> None:
   """`parse` where nothing but flags is allowed."""
-  for argument in parse(argv):
+  for argument in parse(argv, keep_programs=keep_programs):
     refuse(f'argument {argument!r}: unknown')
 
 

@@ -11,7 +11,7 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
           'update', 'learner', 'programs', 'checkpoint', 'metrics', 'progress',
           'interruption', 'overshoot', 'run_folder', 'summary', 'trainer',
-          'rerun', 'bench', 'command_line')
+          'rerun', 'bench', 'compile_cache', 'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 
@@ -57,9 +57,10 @@ class LayeringTest(absltest.TestCase):
 
   def test_only_the_shell_touches_the_disk(self):
     shell = {
-        'checkpoint.py', 'command_line.py', 'config_file.py', 'interruption.py',
-        'metrics.py', 'prompt_file.py', 'reward.py', 'rerun.py',
-        'run_folder.py', 'summary.py', 'trainer.py'
+        'checkpoint.py', 'command_line.py', 'compile_cache.py',
+        'config_file.py', 'interruption.py', 'metrics.py', 'profile.py',
+        'prompt_file.py', 'reward.py', 'rerun.py', 'run_folder.py',
+        'summary.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:
