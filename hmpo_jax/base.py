@@ -68,6 +68,8 @@ class Rollout(NamedTuple):
   valid: jax.Array  # [B, L] bool, true on what is not padding
   mask: jax.Array  # [B, T] bool, true on the response including its stop
   logprobs: jax.Array  # [B, T] float32 under the sampler, 0 off the mask
+  # [B, T] mass of the tokens that truncated sampling drew from; else None.
+  kept_mass: jax.Array | None = None
 
 
 class Batch(NamedTuple):

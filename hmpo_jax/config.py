@@ -35,7 +35,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.task.prompts = ''
   config.task.vocab_size = 0  # V
   config.task.pad = 0  # token outside prompt and response
-  config.task.stop = 1  # token that ends a response
+  config.task.stop = 1  # token that ends a response; -1: none, all have length T
   config.task.response_len = 0  # T, tokens after which a response is cut
 
   config.reward = ml_collections.ConfigDict()
@@ -62,13 +62,28 @@ def default_config() -> ml_collections.ConfigDict:
   config.model.qk_bias = False  # biases on the query and key projections
   config.model.qk_norm = False  # RMSNorm on queries and keys per head
   config.model.tie_embeddings = True  # output head is the embedding
+  config.model.softcap = math.inf  # c of c tanh(logits / c); inf = off
+  # float32 | bfloat16, of products and hidden states; parameters, norms,
+  # softmax, log-probabilities and losses are float32 in any case.
+  config.model.dtype = 'float32'
+  # none | dots | layer: what the backward pass computes again: nothing, all but
+  # matrix products, or each layer from its input.
+  config.model.remat = 'none'
 
   config.rollout = ml_collections.ConfigDict()
   config.rollout.num_prompts = 16  # N per step
   config.rollout.group_size = 8  # G responses to each prompt
   config.rollout.temperature = 1.  # divides the logits, sampler and loss alike
+  # Draws from the k likeliest tokens (0 = all, 1 = greedy) and of these from the
+  # likeliest of mass top_p (1 = all). Log-probabilities stay those of all tokens:
+  # what truncation makes of the ratios is a bias, see rollout/kept_mass.
+  config.rollout.top_k = 0
+  config.rollout.top_p = 1.
+  # Tokens by which the cache of keys and values grows; any gives the same tokens.
+  config.rollout.bucket = 128
   config.rollout.staleness = 0  # steps by which the sampler's policy lags
-  # old log-probabilities: 'recompute' by the training forward, or 'sampler'.
+  # old log-probabilities: 'recompute' by the training forward, or 'sampler',
+  # which saves that pass; then the first ratios are 1 up to rounding only.
   config.rollout.old_logprobs = 'recompute'
   config.rollout.mask_truncated = False  # leave out responses without a stop
 
@@ -232,7 +247,8 @@ _TRACED_LOSS_KEYS = ('p_clip', 'p_grad', 'clip_eps_low', 'clip_eps_high',
 _STATIC = {
     'task': None,
     'model': None,
-    'rollout': ('num_prompts', 'group_size', 'staleness', 'old_logprobs'),
+    'rollout': ('num_prompts', 'group_size', 'top_k', 'top_p', 'bucket',
+                'staleness', 'old_logprobs'),
     'advantage': ('baseline', 'scale', 'ddof', 'eps'),
     'reward': ('kl_estimator',),
     'loss': ('name', 'clip', 'clip_center', 'aggregation', 'kl_estimator',

@@ -11,6 +11,8 @@ from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import orthogonal
 
 TASKS = ('sort', 'addition', 'file')
+DTYPES = ('float32', 'bfloat16')
+REMATS = ('none', 'dots', 'layer')
 OPTIMIZERS = ('muon_clip', 'adamw')
 MUON_HEADS = ('joint', 'per_head')
 # Keys of `optim` that AdamW has no use for.
@@ -45,7 +47,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('task.num_digits', (lambda x: 2 <= x <= 1023, 'from 2 to 1023')),
     ('task.vocab_size', _at_least(0)),
     ('task.pad', _at_least(0)),
-    ('task.stop', _at_least(0)),
+    ('task.stop', (lambda x: x >= -1, 'at least 0 (-1 = none)')),
     ('task.response_len', _at_least(0)),
     ('reward.timeout', _POSITIVE),
     ('reward.kl_estimator', _one_of('none', *kl.REWARD_ESTIMATORS)),
@@ -58,9 +60,15 @@ RULES = tuple((key, *rule) for key, rule in (
     ('model.mlp_dim', _at_least(1)),
     ('model.rope_theta', _POSITIVE),
     ('model.norm_eps', _POSITIVE),
+    ('model.softcap', _POSITIVE_OR_INF),
+    ('model.dtype', _one_of(*DTYPES)),
+    ('model.remat', _one_of(*REMATS)),
     ('rollout.num_prompts', _at_least(1)),
     ('rollout.group_size', _at_least(2)),
     ('rollout.temperature', _POSITIVE),
+    ('rollout.top_k', _at_least(0)),
+    ('rollout.top_p', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
+    ('rollout.bucket', _at_least(1)),
     ('rollout.staleness', _at_least(0)),
     ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
     ('advantage.baseline', _one_of('mean', 'leave_one_out')),
@@ -146,6 +154,11 @@ def _are_specials_apart(c):
                                                       stop) < c.task.vocab_size
 
 
+def _can_end(c):
+  return c.task.name != 'file' or c.task.stop >= 0 or (
+      not c.rollout.mask_truncated)
+
+
 def _are_minibatches_even(c):
   size = c.rollout.num_prompts * c.rollout.group_size
   return size % c.train.num_minibatches == 0
@@ -196,6 +209,8 @@ JOINT_RULES = (
      'the last three must be given with the task file, and unset with others'),
     (('task.pad', 'task.stop', 'task.vocab_size'), _are_specials_apart,
      'padding and stop token must differ and be below the vocabulary'),
+    (('rollout.mask_truncated', 'task.stop', 'task.name'), _can_end,
+     'the first must be False where no token ends a response'),
     (('model.num_kv_heads', 'model.num_heads'),
      lambda c: c.model.num_heads % c.model.num_kv_heads == 0,
      'the first must divide the second'),

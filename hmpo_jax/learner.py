@@ -109,6 +109,10 @@ def learn(static, state: TrainState, hparams: base.HParams,
   controls, control_metrics = _end_step(hparams, updated.controls, reports)
   metrics |= _rollout_metrics(static, rollout, scores) | control_metrics
   metrics |= update.summarise(reports) | updated.compared
+  if not static.rollout.staleness:
+    # The first update's forward is the sampler's policy, on its minibatch.
+    metrics.setdefault('rollout/sampler_gap_max',
+                       metrics['ratio/first_update_abs_log'])
   metrics |= _effective_metrics(static, batch, orders, reports.effective)
   metrics['skipped/in_a_row'] = updated.skips
   past = ()
@@ -231,7 +235,10 @@ def _sample(static, params, prompts, keys, temperature, greedy=False):
       stop=task.stop,
       pad=task.pad,
       temperature=temperature,
-      greedy=greedy)
+      greedy=greedy,
+      top_k=static.rollout.top_k,
+      top_p=static.rollout.top_p,
+      bucket=static.rollout.bucket)
 
 
 def _has_anchor(static):
@@ -275,14 +282,15 @@ def _logprobs(static, state, hparams, rollout):
   They are computed on minibatches of the size that the updates use.
   """
   again = functools.partial(_rollout_logprobs, static, hparams, rollout)
-  recomputed = again(_sampler(static, state))
-  from_sampler = static.rollout.old_logprobs == 'sampler'
-  old_logprobs = rollout.logprobs if from_sampler else recomputed
+  old_logprobs, metrics = rollout.logprobs, {}
+  if static.rollout.old_logprobs == 'recompute':
+    old_logprobs = again(_sampler(static, state))
+    gap = jnp.where(rollout.mask, jnp.abs(old_logprobs - rollout.logprobs), 0)
+    metrics['rollout/sampler_gap_max'] = jnp.max(gap)
   ref_logprobs = jnp.zeros_like(old_logprobs)
   if _has_anchor(static):
     ref_logprobs = again(state.reference)
-  gap = jnp.where(rollout.mask, jnp.abs(recomputed - rollout.logprobs), 0)
-  return old_logprobs, ref_logprobs, {'rollout/sampler_gap_max': jnp.max(gap)}
+  return old_logprobs, ref_logprobs, metrics
 
 
 def _rollout_logprobs(static, hparams, rollout, params):
@@ -387,7 +395,14 @@ def _rollout_metrics(static, rollout, scores):
       'rollout/length_mean': jnp.mean(length),
       'rollout/truncated_frac': jnp.mean(_truncated(static, rollout)),
       'rollout/tokens': jnp.sum(length),
-  }
+  } | _kept_metrics(rollout)
+
+
+def _kept_metrics(rollout):
+  """Mean mass that truncated sampling drew from, where it did."""
+  if rollout.kept_mass is None:
+    return {}
+  return {'rollout/kept_mass': jnp.mean(rollout.kept_mass, where=rollout.mask)}
 
 
 def _standard_error(x):

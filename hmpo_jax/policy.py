@@ -3,14 +3,15 @@
 `static` is `config.static(config)`, the hashable part of a configuration.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.kernels import logprobs as logprobs_lib
 from hmpo_jax.kernels import reductions
+from hmpo_jax.kernels import vocabulary
 from hmpo_jax.model import transformer
 from hmpo_jax.tasks import digits
 from hmpo_jax.tasks import prompt_file
@@ -55,15 +56,19 @@ def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
     mask: [B, T] bool, true on the responses; gives their length T.
     temperature: [] that the sampler divided by.
   """
-  output = transformer.apply(
-      make_model(static), params, tokens, valid,
-      transformer.positions_of(valid))
+  model = make_model(static)
+  output = transformer.apply(model, params, tokens, valid,
+                             transformer.positions_of(valid))
   length = mask.shape[1]
-  # The logits before a token are those that chose it.
-  logits = output.logits[:, -length - 1:-1]
-  logprobs = logprobs_lib.token_logprobs(logits, tokens[:, -length:],
-                                         temperature)
-  entropies = logprobs_lib.entropy(logits, temperature)
+  head, vocab_axis = transformer.head(model, params)
+  # The hidden state before a token is the one that chose it.
+  logprobs, entropies = vocabulary.token_logprobs_and_entropy(
+      output.hidden[:, -length - 1:-1],
+      head,
+      tokens[:, -length:],
+      temperature,
+      vocab_axis=vocab_axis,
+      softcap=None if model.softcap == math.inf else model.softcap)
   return Forward(logprobs, entropies, output.max_logits)
 
 

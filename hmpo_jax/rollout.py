@@ -1,5 +1,6 @@
 """Sampling of responses under `jit`, on buffers of fixed size."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax.kernels import logprobs as logprobs_lib
+from hmpo_jax.kernels import truncation
+from hmpo_jax.model import decoding
 from hmpo_jax.model import transformer
 
 
@@ -18,7 +21,8 @@ class _State(NamedTuple):
   tokens: jax.Array  # [B, T] int32
   mask: jax.Array  # [B, T] bool
   logprobs: jax.Array  # [B, T] float32
-  cache: transformer.Cache
+  kept_mass: jax.Array | None  # [B, T] float32
+  cache: decoding.Cache
 
 
 def sample(model: transformer.Transformer,
@@ -30,11 +34,18 @@ def sample(model: transformer.Transformer,
            stop: int,
            pad: int,
            temperature: jax.Array | float,
-           greedy: bool = False) -> base.Rollout:
+           greedy: bool = False,
+           top_k: int = 0,
+           top_p: float = 1.,
+           bucket: int = 128) -> base.Rollout:
   """Draws G responses to each of N prompts, until their stop token.
 
   The token at position t of a response is drawn with fold_in(its key, t): it
   depends on its own key and prompt alone, not on the batch around it.
+
+  A prompt is run once for its G responses. Each new token attends to buckets
+  that are filled or being filled: the loop over tokens is one program for each
+  size of the cache, and ends early when all responses have ended.
 
   Args:
     model: the policy.
@@ -42,10 +53,15 @@ def sample(model: transformer.Transformer,
     prompts: [N, P] int32, padded on the left with `pad`.
     keys: [N, G] typed keys, consumed; ignored when greedy.
     response_len: T, tokens after which a response is cut.
-    stop: token that ends a response and belongs to it.
+    stop: token that ends a response and belongs to it; -1: none does.
     pad: token outside prompt and response.
     temperature: [] divides the logits before the softmax.
     greedy: takes the likeliest token instead of drawing one.
+    top_k: draws from the k likeliest tokens, 0 from all; see
+      kernels/truncation.py.
+    top_p: draws from the likeliest tokens of that mass.
+    bucket: tokens by which the cache grows, positive; whatever it is, the
+      tokens are the same.
 
   Returns:
     A Rollout with log-probabilities on the full support; a response without
@@ -53,72 +69,86 @@ def sample(model: transformer.Transformer,
   """
   group = keys.shape[1]
   keys = keys.reshape(-1)
+  is_truncated = not greedy and (top_k > 0 or top_p < 1)
   prompt_valid = prompts != pad
-  state = _prefill(model, params, prompts, prompt_valid, group, response_len)
+  first_logits, prefix = decoding.prefill(model, params, prompts, prompt_valid)
+  weights = decoding.weights(model, params)
   prompt_lens = jnp.repeat(jnp.sum(prompt_valid, 1, dtype=jnp.int32), group)
 
   def choose(logits, step):
+    """Tokens [B], and the mass [B] of what they were drawn from."""
     if greedy:
-      return jnp.argmax(logits, -1).astype(jnp.int32)
+      return jnp.argmax(logits, -1).astype(jnp.int32), None
+    logits = logits / temperature
+    mass = None
+    if is_truncated:
+      keep, mass = truncation.kept(logits, top_k, top_p)
+      logits = jnp.where(keep, logits, -jnp.inf)
     draw = lambda key, row: jax.random.categorical(
-        jax.random.fold_in(key, step), row / temperature)
-    return jax.vmap(draw)(keys, logits).astype(jnp.int32)
+        jax.random.fold_in(key, step), row)
+    return jax.vmap(draw)(keys, logits).astype(jnp.int32), mass
 
   def decode(state):
     alive = ~state.done
-    chosen = jnp.where(alive, choose(state.logits, state.step), pad)
+    chosen, mass = choose(state.logits, state.step)
+    chosen = jnp.where(alive, chosen, pad)
     chosen_logprobs = logprobs_lib.token_logprobs(state.logits, chosen,
                                                   temperature)
-    output = transformer.apply(model, params, chosen[:, None], alive[:, None],
-                               (prompt_lens + state.step)[:, None], state.cache)
+    logits, cache = decoding.step(model, weights, prefix, state.cache, chosen,
+                                  prompt_lens + state.step, state.step)
     put = lambda buffer, column: jax.lax.dynamic_update_slice_in_dim(
         buffer, column[:, None], state.step, axis=1)
     return _State(
         step=state.step + 1,
-        logits=output.logits[:, 0],
+        logits=logits,
         done=state.done | (chosen == stop),
         tokens=put(state.tokens, chosen),
         mask=put(state.mask, alive),
         logprobs=put(state.logprobs, jnp.where(alive, chosen_logprobs, 0)),
-        cache=_append(state.cache, output, alive,
-                      prompts.shape[1] + state.step))
+        kept_mass=put(state.kept_mass, mass) if is_truncated else None,
+        cache=cache)
 
-  running = lambda state: (state.step < response_len) & ~jnp.all(state.done)
-  state = jax.lax.while_loop(running, decode, state)
+  running = lambda end, state: (state.step < end) & ~_all(state.done)
+  state = _start(first_logits, prefix, group, response_len, is_truncated)
+  for size in (*range(bucket, response_len, bucket), response_len):
+    state = state._replace(cache=decoding.grown(state.cache, size))
+    state = jax.lax.while_loop(
+        functools.partial(running, size), decode, state)
   tokens = jnp.where(state.mask, state.tokens, pad)
   return base.Rollout(
       tokens=jnp.concatenate([jnp.repeat(prompts, group, 0), tokens], 1),
       valid=jnp.concatenate([jnp.repeat(prompt_valid, group, 0), state.mask],
                             1),
       mask=state.mask,
-      logprobs=state.logprobs)
+      logprobs=state.logprobs,
+      kept_mass=state.kept_mass)
 
 
-def _prefill(model, params, prompts, valid, group, response_len):
-  """Runs each prompt once and shares its cache among its G responses."""
-  output = transformer.apply(model, params, prompts, valid,
-                             transformer.positions_of(valid))
-  room = lambda x: jnp.pad(
-      jnp.repeat(x, group, 1), ((0, 0), (0, 0), (0, response_len), (0, 0),
-                                (0, 0)))
-  cache = transformer.Cache(
-      room(output.keys), room(output.values),
-      jnp.pad(jnp.repeat(valid, group, 0), ((0, 0), (0, response_len))))
-  batch = prompts.shape[0] * group
+def _start(logits, prefix, group, response_len, is_truncated):
+  batch = logits.shape[0] * group
+  zeros = jnp.zeros((batch, response_len))
   return _State(
       step=jnp.int32(0),
-      logits=jnp.repeat(output.logits[:, -1], group, 0),
+      logits=jnp.repeat(logits, group, 0),
       done=jnp.zeros(batch, bool),
-      tokens=jnp.zeros((batch, response_len), jnp.int32),
-      mask=jnp.zeros((batch, response_len), bool),
-      logprobs=jnp.zeros((batch, response_len)),
-      cache=cache)
+      tokens=zeros.astype(jnp.int32),
+      mask=zeros.astype(bool),
+      logprobs=zeros,
+      kept_mass=zeros if is_truncated else None,
+      cache=decoding.empty(prefix, batch))
 
 
-def _append(cache, output, alive, slot):
-  """Writes the keys and values of one token of each row at `slot`."""
-  put = jax.lax.dynamic_update_slice_in_dim
-  return transformer.Cache(
-      put(cache.keys, output.keys, slot, axis=2),
-      put(cache.values, output.values, slot, axis=2),
-      put(cache.valid, alive[:, None], slot, axis=1))
+@jax.custom_batching.custom_vmap
+def _all(done):
+  """Whether all responses have ended; of all runs, under `vmap`.
+
+  A loop whose end differs between runs would be one that selects between old
+  and new buffers at every token.
+  """
+  return jnp.all(done)
+
+
+@_all.def_vmap
+def _all_of_runs(axis_size, in_batched, done):
+  del axis_size, in_batched
+  return _all(done), False

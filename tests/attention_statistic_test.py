@@ -35,7 +35,7 @@ class StatisticTest(absltest.TestCase):
         output = transformer.apply(_MODEL, params, tokens, valid,
                                    transformer.positions_of(valid))
         statistic = output.max_logits if has_statistic else None
-        return jnp.sum(output.logits**2), statistic
+        return jnp.sum(output.hidden**2), statistic
 
       program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
       return program.compile().memory_analysis().temp_size_in_bytes

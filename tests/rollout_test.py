@@ -16,6 +16,7 @@ import numpy as np
 from hmpo_jax import config as config_lib
 from hmpo_jax import policy
 from hmpo_jax import rollout
+from hmpo_jax.model import decoding
 from hmpo_jax.model import transformer
 from tests import small
 
@@ -32,9 +33,17 @@ def _traced(model, params, prompts, keys, **options):
 
 
 _sample = jax.jit(
-    _traced, static_argnums=0, static_argnames=('response_len', 'greedy'))
+    _traced,
+    static_argnums=0,
+    static_argnames=('response_len', 'greedy', 'top_k', 'top_p', 'bucket'))
 _forward = jax.jit(policy.forward, static_argnums=0)
-_apply = jax.jit(transformer.apply, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, tokens, valid):
+  output = transformer.apply(model, params, tokens, valid,
+                             transformer.positions_of(valid))
+  return transformer.logits(model, params, output.hidden)
 
 
 def _keys(*shape, seed=0):
@@ -148,28 +157,83 @@ class ChainTest(parameterized.TestCase):
     np.testing.assert_allclose(
         sampled.logprobs[:, 0], np.log(expected)[drawn - 1], atol=1e-5)
 
-  def test_loop_ends_with_the_longest_response(self):
-    tokens_run = []
-    apply = transformer.apply
+  @parameterized.parameters(128, 20)
+  def test_loop_ends_with_the_longest_response(self, bucket):
+    slots = []
+    step = decoding.step
 
     def counted(*args):
-      jax.debug.callback(lambda: tokens_run.append(args[2].shape[1]))
-      return apply(*args)
+      jax.debug.callback(lambda slot: slots.append(int(slot)), args[-1])
+      return step(*args)
 
     model, _ = _chain(_steps())
-    sample = jax.jit(functools.partial(_traced, model, response_len=50))
+    sample = jax.jit(
+        functools.partial(_traced, model, response_len=50, bucket=bucket))
     # A stops after one token, C after two; with the third table C never does.
     for table, expected in ((_steps(c=_STOP), 1), (_steps(c=_A), 2),
                             (_steps(c=_C), 50)):
-      tokens_run.clear()
-      with mock.patch.object(transformer, 'apply', counted):
+      slots.clear()
+      with mock.patch.object(decoding, 'step', counted):
         sample(
             _chain(table)[1],
             jnp.array([[_A, _A], [_C, _C]]),
             _keys(2, 1),
             temperature=1.)
       jax.effects_barrier()
-      self.assertCountEqual(tokens_run, [2] + [1] * expected)
+      self.assertCountEqual(slots, range(expected))
+
+  def test_without_a_stop_token_all_responses_are_full(self):
+    model, params = _chain(_steps())
+    sampled = rollout.sample(
+        model,
+        params,
+        jnp.array([[_A]]),
+        _keys(1, 2),
+        response_len=3,
+        stop=-1,
+        pad=_PAD,
+        temperature=1.)
+    np.testing.assert_array_equal(sampled.tokens, [[_A] + [_STOP] * 3] * 2)
+    self.assertTrue(np.all(sampled.mask))
+
+  # Weights 1, 2, 4 and next to nothing for the others.
+  @parameterized.parameters(
+      ({
+          'top_k': 2
+      }, [_A, _B], 6 / 7),
+      ({
+          'top_p': 0.6
+      }, [_A, _B], 6 / 7),
+      ({
+          'top_p': 0.5
+      }, [_B], 4 / 7),
+      ({
+          'top_k': 1
+      }, [_B], 4 / 7),
+      ({
+          'top_k': 2,
+          'top_p': 0.6
+      }, [_B], 4 / 7),
+  )
+  def test_truncated_sampling(self, options, drawn, mass):
+    row = np.full(5, -30.)
+    row[[_STOP, _A, _B]] = np.log([1, 2, 4])
+    model, params = _chain([row] * 5)
+    sampled = _sample(
+        model,
+        params,
+        jnp.array([[_C]]),
+        _keys(1, 256),
+        response_len=2,
+        temperature=jnp.float32(1),
+        **options)
+    tokens = sampled.tokens[:, 1:]
+    self.assertCountEqual(np.unique(tokens), drawn)
+    np.testing.assert_allclose(sampled.kept_mass, mass, rtol=1e-5)
+    # On the full support.
+    share = {_A: 2 / 7, _B: 4 / 7}
+    expected = np.log(np.vectorize(share.get)(tokens))
+    np.testing.assert_allclose(sampled.logprobs, expected, atol=1e-5)
 
 
 class TransformerTest(parameterized.TestCase):
@@ -186,7 +250,13 @@ class TransformerTest(parameterized.TestCase):
     prompts[np.arange(6) < np.arange(4)[:, None]] = _PAD
     self.prompts = jnp.asarray(prompts)
 
-  def _responses(self, keys, *, prompts=None, greedy=False, temperature=0.7):
+  def _responses(self,
+                 keys,
+                 *,
+                 prompts=None,
+                 temperature=0.7,
+                 greedy=False,
+                 **options):
     return _sample(
         self.model,
         self.params,
@@ -194,7 +264,8 @@ class TransformerTest(parameterized.TestCase):
         keys,
         response_len=6,
         temperature=jnp.float32(temperature),
-        greedy=greedy)
+        greedy=greedy,
+        **options)
 
   def test_parts_agree(self):
     sampled = jax.device_get(self._responses(_keys(4, 8)))
@@ -227,10 +298,9 @@ class TransformerTest(parameterized.TestCase):
     chex.assert_trees_all_equal(sampled, other)
     by_prompt = sampled.tokens.reshape(4, 8, -1)
     np.testing.assert_array_equal(by_prompt, by_prompt[:, :1].repeat(8, 1))
-    output = _apply(self.model, self.params, sampled.tokens, sampled.valid,
-                    transformer.positions_of(sampled.valid))
+    logits = _logits(self.model, self.params, sampled.tokens, sampled.valid)
     # The logits before a token are those that chose it.
-    best = jnp.argmax(output.logits[:, 5:-1], axis=-1)
+    best = jnp.argmax(logits[:, 5:-1], axis=-1)
     np.testing.assert_array_equal(sampled.tokens[:, 6:][sampled.mask],
                                   best[sampled.mask])
     forced, *_ = _forward(self.static, self.params, sampled.tokens,
@@ -247,6 +317,47 @@ class TransformerTest(parameterized.TestCase):
     pick = lambda x: x.reshape(4, 8, -1)[2:, 5:].reshape(6, -1)
     np.testing.assert_array_equal(few.tokens, pick(sampled.tokens))
     np.testing.assert_allclose(few.logprobs, pick(sampled.logprobs), atol=1e-5)
+
+  @parameterized.parameters(1, 2, 4, 5, 6)
+  def test_size_of_buckets_changes_no_token(self, bucket):
+    keys = _keys(4, 8)
+    sampled, other = (
+        self._responses(keys, bucket=size) for size in (128, bucket))
+    np.testing.assert_array_equal(other.tokens, sampled.tokens)
+    np.testing.assert_array_equal(other.mask, sampled.mask)
+    np.testing.assert_allclose(other.logprobs, sampled.logprobs, atol=1e-5)
+
+  def test_truncation_that_leaves_all_changes_nothing(self):
+    keys = _keys(4, 8)
+    sampled, other = (self._responses(keys, top_k=k) for k in (0, 14))
+    np.testing.assert_array_equal(other.tokens, sampled.tokens)
+    np.testing.assert_array_equal(other.logprobs, sampled.logprobs)
+    self.assertIsNone(sampled.kept_mass)
+    np.testing.assert_allclose(other.kept_mass[other.mask], 1, rtol=1e-6)
+
+  def test_runs_under_vmap_are_those_by_themselves(self):
+    keys = jnp.stack([_keys(4, 8), _keys(4, 8, seed=1)])
+    # The second run's responses are longer: fewer chances to stop.
+    temperatures = jnp.array([0.7, 0.2])
+    sample = lambda keys, temperature: rollout.sample(
+        self.model,
+        self.params,
+        self.prompts,
+        keys,
+        response_len=6,
+        stop=_STOP,
+        pad=_PAD,
+        temperature=temperature,
+        bucket=4)
+    both = jax.jit(jax.vmap(sample))(keys, temperatures)
+    for i in range(2):
+      alone = self._responses(keys[i], temperature=temperatures[i])
+      np.testing.assert_array_equal(both.tokens[i], alone.tokens)
+      np.testing.assert_array_equal(both.mask[i], alone.mask)
+      np.testing.assert_allclose(both.logprobs[i], alone.logprobs, atol=1e-5)
+    # No buffer is selected between: the loop ends for all runs at once.
+    program = jax.jit(jax.vmap(sample)).lower(keys, temperatures).as_text()
+    self.assertNotIn(f'xi1>, tensor<2x32x{self.model.num_kv_heads}x4x', program)
 
   def test_keys_decide(self):
     keys = _keys(4, 8)

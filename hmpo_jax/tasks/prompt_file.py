@@ -3,8 +3,8 @@
   {"prompt": [5, 7, 2], "answer": [9, 1]}
 
 Tokens are integers below the vocabulary's size. The answer, which ends with the
-stop token, may be missing where a reward function judges the responses and no
-warm start is asked for.
+stop token (if there is none, it has the length of a response), may be missing
+where a reward function judges the responses and no warm start is asked for.
 """
 
 import functools
@@ -27,7 +27,7 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
     file: its path.
     vocab_size: V, tokens are from 0 to V - 1.
     pad: token outside prompt and response, which no line may hold.
-    stop: token that ends a response.
+    stop: token that ends a response, -1 for none.
     response_len: T, tokens after which a response is cut.
 
   Returns:
@@ -52,7 +52,12 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
   ]
   if len({tuple(prompt) for prompt in prompts}) < len(prompts):
     raise _error(file, 'must not hold a prompt twice')
-  if any(len(a) > response_len or a[-1] != stop for a in answers):
+  if stop < 0 and any(len(a) != response_len for a in answers):
+    raise _error(
+        file, 'every answer must have config.task.response_len = '
+        f'{response_len} tokens, as no stop token ends a response')
+  if stop >= 0 and any(
+      len(a) > response_len or a[-1] != stop for a in answers):
     raise _error(
         file, f'every answer must end with the stop token {stop} and have at '
         f'most config.task.response_len = {response_len} tokens')
