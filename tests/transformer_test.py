@@ -278,7 +278,7 @@ class PrecisionTest(parameterized.TestCase):
       np.testing.assert_allclose(
           np.linalg.norm(ours - wide), 0, atol=0.1 * np.linalg.norm(wide))
 
-  @parameterized.parameters('dots', 'layer')
+  @parameterized.parameters('mlp', 'dots', 'layer')
   def test_what_is_computed_again_changes_nothing_but_memory(self, remat):
     tokens = _tokens((4, 7))
     arguments = tokens, jnp.asarray(_VALID), np.ones((4, 7, 11)), 0.

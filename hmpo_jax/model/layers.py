@@ -26,6 +26,7 @@ class LayerConfig(NamedTuple):
   norm_eps: float
   qk_bias: bool
   qk_norm: bool
+  recompute_mlp: bool
 
 
 class Layer(nn.Module):
@@ -40,7 +41,7 @@ class Layer(nn.Module):
             RMSNorm(c.norm_eps, name='attention_norm')(x), rotation, attend)
     x = x + attended
     x = x + SwiGLU(
-        c.mlp_dim, name='mlp')(
+        c.mlp_dim, c.recompute_mlp, name='mlp')(
             RMSNorm(c.norm_eps, name='mlp_norm')(x))
     return x, found
 
@@ -70,6 +71,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
   """down(silu(gate x) * up x)."""
   mlp_dim: int
+  recompute: bool = False  # see products.swiglu
 
   @nn.compact
   def __call__(self, x):
@@ -77,7 +79,9 @@ class SwiGLU(nn.Module):
     inner = (width, self.mlp_dim)
     shapes = {'gate': inner, 'up': inner, 'down': inner[::-1]}
     kernels = [Kernel(shape, name=name)() for name, shape in shapes.items()]
-    return products.swiglu(x.reshape(-1, width), *kernels).reshape(x.shape)
+    y = products.swiglu(
+        x.reshape(-1, width), *kernels, recompute=self.recompute)
+    return y.reshape(x.shape)
 
 
 class Dense(nn.Module):

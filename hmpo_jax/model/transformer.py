@@ -20,8 +20,7 @@ from hmpo_jax.kernels import attention
 from hmpo_jax.model import layers as layers_lib
 from hmpo_jax.optim import qk_weights
 
-# What is kept of a layer for the backward pass, by `config.model.remat`: all
-# that it wants, the matrix products, or the layer's input.
+# What is kept of a layer for the backward pass, by `config.model.remat`.
 _REMAT_POLICIES = {
     'dots': jax.checkpoint_policies.dots_saveable,
     'layer': jax.checkpoint_policies.nothing_saveable,
@@ -53,7 +52,7 @@ class Transformer(nn.Module):
   tie_embeddings: bool
   softcap: float = math.inf
   dtype: str = 'float32'
-  remat: str = 'none'
+  remat: str = 'mlp'
 
   @nn.compact
   def __call__(self,
@@ -86,7 +85,7 @@ class Transformer(nn.Module):
       return mixed, (max_logits, *((key, value) if keep else (None, None)))
 
     body = lambda layer, x: layer(x, rotation, attend)
-    if self.remat != 'none':
+    if self.remat in _REMAT_POLICIES:
       policy = _REMAT_POLICIES[self.remat]
       body = nn.remat(body, policy=policy, prevent_cse=False)
     stack = nn.scan(
@@ -104,7 +103,8 @@ class Transformer(nn.Module):
     """What every layer is made from."""
     return layers_lib.LayerConfig(self.num_heads, self.num_kv_heads,
                                   self.head_dim, self.mlp_dim, self.norm_eps,
-                                  self.qk_bias, self.qk_norm)
+                                  self.qk_bias, self.qk_norm,
+                                  self.remat == 'mlp')
 
 
 def positions_of(valid: jax.Array) -> jax.Array:
