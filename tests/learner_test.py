@@ -105,24 +105,6 @@ class TrainStepTest(parameterized.TestCase):
       np.testing.assert_array_equal(value, again[key], key)
     self.assertNotEqual(first['policy/entropy'], other['policy/entropy'])
 
-  def test_run_in_a_grid_has_the_bits_of_a_single_run(self):
-    variants = [(-1., 0), (0.5, 1), (2., 0)]
-    starts = [
-        small.start(small.config(loss__p=p), seed) for p, seed in variants
-    ]
-    static = starts[0][0]
-    stack = lambda *leaves: jnp.stack(leaves)
-    hparams = jax.tree.map(stack, *(start[1] for start in starts))
-    states = jax.tree.map(stack, *(start[2] for start in starts))
-    step = lambda args: learner.train_step(static, *args, _NO)
-    grid, metrics = jax.jit(functools.partial(jax.lax.map,
-                                              step))((states, hparams))
-    for i, (_, one_hparams, state) in enumerate(starts):
-      alone, one_metrics = _step(static, state, one_hparams, _NO)
-      chex.assert_trees_all_equal(
-          jax.tree.map(lambda x, i=i: x[i], (grid.params, metrics)),
-          (alone.params, one_metrics))
-
   def test_learning_rate_zero_moves_nothing(self):
     states, (record,) = small.steps(small.config(optim__learning_rate=0.))
     chex.assert_trees_all_equal(states[0].params, states[1].params)
