@@ -112,8 +112,7 @@ def sample(model: transformer.Transformer,
   state = _start(first_logits, prefix, group, response_len, is_truncated)
   for size in (*range(bucket, response_len, bucket), response_len):
     state = state._replace(cache=decoding.grown(state.cache, size))
-    state = jax.lax.while_loop(
-        functools.partial(running, size), decode, state)
+    state = jax.lax.while_loop(functools.partial(running, size), decode, state)
   tokens = jnp.where(state.mask, state.tokens, pad)
   return base.Rollout(
       tokens=jnp.concatenate([jnp.repeat(prompts, group, 0), tokens], 1),

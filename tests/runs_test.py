@@ -22,9 +22,7 @@ _VARIANTS = ((-1., 0), (0.5, 1), (2., 0))
 @functools.cache
 def _starts():
   """Static part, and hyperparameters and first state of each variant."""
-  starts = [
-      small.start(small.config(loss__p=p), seed) for p, seed in _VARIANTS
-  ]
+  starts = [small.start(small.config(loss__p=p), seed) for p, seed in _VARIANTS]
   return starts[0][0], [(state, hparams) for _, hparams, state in starts]
 
 

@@ -258,9 +258,7 @@ class PrecisionTest(parameterized.TestCase):
     plain = _run(model, params, tokens, _VALID).logits
     self.assertGreater(np.abs(plain).max(), 2)
     np.testing.assert_allclose(
-        _run(capped, params, tokens, _VALID).logits,
-        np.tanh(plain),
-        atol=1e-5)
+        _run(capped, params, tokens, _VALID).logits, np.tanh(plain), atol=1e-5)
 
   @parameterized.named_parameters(*_VARIANTS)
   def test_bfloat16_is_near_and_its_gradients_are_float32(self, overrides):
@@ -310,18 +308,17 @@ class DecodingTest(parameterized.TestCase):
     lengths = np.repeat(_PROMPT_VALID.sum(1), 2)
     for t in range(4):
       cache = decoding.grown(cache, max(t + 1, room))
-      logits, cache = decoding.step(model, weights, prefix, cache,
-                                    responses[:, t], jnp.asarray(lengths + t),
-                                    jnp.int32(t))
+      logits, cache = decoding.step(model, weights, prefix, cache, responses[:,
+                                                                             t],
+                                    jnp.asarray(lengths + t), jnp.int32(t))
       found.append(logits)
     return jnp.stack(found, axis=1)
 
-  @parameterized.named_parameters(
-      *_VARIANTS, ('capped', {
-          'softcap': 2.
-      }), ('bfloat16', {
-          'dtype': 'bfloat16'
-      }))
+  @parameterized.named_parameters(*_VARIANTS, ('capped', {
+      'softcap': 2.
+  }), ('bfloat16', {
+      'dtype': 'bfloat16'
+  }))
   def test_equals_the_teacher_forced_pass(self, overrides):
     model = _model(**overrides)
     params, tokens = _params(model), _tokens((4, 7))

@@ -44,13 +44,13 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
   shared = jnp.where(shared_valid[:, None, None, None], shared, -jnp.inf)
   own = dot('bkgd,bkrd->bkgr', grouped, keys)
   own = jnp.where(jnp.arange(keys.shape[2]) < length, own, -jnp.inf)
-  logits = jnp.concatenate(
-      [shared.reshape(*own.shape[:3], prefix_len), own], axis=-1)
+  logits = jnp.concatenate([shared.reshape(*own.shape[:3], prefix_len), own],
+                           axis=-1)
   weights = jax.nn.softmax(logits / width**0.5, axis=-1).astype(query.dtype)
   of_prefix = weights[..., :prefix_len].reshape(shared.shape)
   mixed = dot('nikgp,nkpd->nikgd', of_prefix, shared_values)
-  mixed = mixed.reshape(grouped.shape) + dot(
-      'bkgr,bkrd->bkgd', weights[..., prefix_len:], values)
+  mixed = mixed.reshape(grouped.shape) + dot('bkgr,bkrd->bkgd',
+                                             weights[..., prefix_len:], values)
   return mixed.reshape(query.shape).astype(query.dtype)
 
 

@@ -39,8 +39,8 @@ def _forward(x, kernel):
 def _backward(kept, gradient):
   x, kernel = kept
   gradient = jax.lax.optimization_barrier(gradient)
-  return (_product(gradient, kernel, 1, 1).astype(x.dtype),
-          _of_kernel(x, gradient, kernel))
+  return (_product(gradient, kernel, 1,
+                   1).astype(x.dtype), _of_kernel(x, gradient, kernel))
 
 
 matmul.defvjp(_forward, _backward)
@@ -75,58 +75,60 @@ def swiglu(x: jax.Array,
     [R, D] in the dtype of x; the gate is computed in float32 or better.
   """
   kernels = gate, up, down
-  return _recomputed(x, *kernels) if recompute else _kept(x, *kernels)
+  return _recomputed(x, kernels) if recompute else _kept(x, kernels)
 
 
 @jax.custom_vjp
-def _kept(x, gate, up, down):
-  return _gated(x, gate, up, down)[0]
+def _kept(x, kernels):
+  return _gated(x, kernels)[0]
 
 
-def _kept_forward(x, gate, up, down):
-  y, *parts = _gated(x, gate, up, down)
-  return y, (x, *parts, gate, up, down)
+def _kept_forward(x, kernels):
+  y, *products = _gated(x, kernels)
+  return y, (x, products, kernels)
 
 
 def _kept_backward(kept, gradient):
-  return _of_swiglu(*kept, jax.lax.optimization_barrier(gradient))
+  x, products, kernels = kept
+  gradient = jax.lax.optimization_barrier(gradient)
+  return _of_swiglu(x, products, kernels, gradient)
 
 
 _kept.defvjp(_kept_forward, _kept_backward)
 
 
 @jax.custom_vjp
-def _recomputed(x, gate, up, down):
-  return _recomputed_forward(x, gate, up, down)[0]
+def _recomputed(x, kernels):
+  return _recomputed_forward(x, kernels)[0]
 
 
-def _recomputed_forward(x, gate, up, down):
-  run = lambda x: _gated(x, gate, up, down)[0]
+def _recomputed_forward(x, kernels):
+  run = lambda x: _gated(x, kernels)[0]
   y = jax.lax.platform_dependent(
       x,
-      cpu=lambda x: _join(jax.lax.map(run, _split(x, gate)), x),
+      cpu=lambda x: _join(jax.lax.map(run, _split(x, kernels[0])), x),
       default=run)
-  return y, (x, gate, up, down)
+  return y, (x, kernels)
 
 
 def _recomputed_backward(kept, gradient):
-  x, *kernels = kept
+  x, kernels = kept
   gradient = jax.lax.optimization_barrier(gradient)
 
   def run(x, gradient):
-    _, *parts = _gated(x, *kernels)
-    return _of_swiglu(x, *parts, *kernels, gradient)
+    _, *products = _gated(x, kernels)
+    return _of_swiglu(x, products, kernels, gradient)
 
   def in_blocks(x, gradient):
 
     def add(sums, block):
-      of_x, *of_kernels = run(*block)
-      return [total + new for total, new in zip(sums, of_kernels)], of_x
+      of_x, of_kernels = run(*block)
+      return jax.tree.map(jnp.add, sums, of_kernels), of_x
 
-    zeros = [jnp.zeros_like(kernel) for kernel in kernels]
+    zeros = jax.tree.map(jnp.zeros_like, kernels)
     blocks = _split(x, kernels[0]), _split(gradient, kernels[0])
     sums, of_x = jax.lax.scan(add, zeros, blocks)
-    return _join(of_x, x), *sums
+    return _join(of_x, x), sums
 
   return jax.lax.platform_dependent(x, gradient, cpu=in_blocks, default=run)
 
@@ -134,16 +136,18 @@ def _recomputed_backward(kept, gradient):
 _recomputed.defvjp(_recomputed_forward, _recomputed_backward)
 
 
-def _gated(x, gate, up, down):
+def _gated(x, kernels):
   """The result, and the products a and b with the gate and up."""
+  gate, up, down = kernels
   a, b = matmul(x, gate), matmul(x, up)
   hidden = (jax.nn.silu(_wide(a)) * _wide(b)).astype(x.dtype)
   return matmul(hidden, down), a, b
 
 
-def _of_swiglu(x, a, b, gate, up, down, gradient):
-  """Gradients of x and the kernels."""
-  wide_a, wide_b = _wide(a), _wide(b)
+def _of_swiglu(x, products, kernels, gradient):
+  """Gradients of x and of the kernels."""
+  gate, up, down = kernels
+  wide_a, wide_b = map(_wide, products)
   sigmoid = jax.nn.sigmoid(wide_a)
   of_hidden = _product(gradient, down, 1, 1)
   of_a = of_hidden * wide_b * sigmoid * (1 + wide_a * (1 - sigmoid))
@@ -151,8 +155,9 @@ def _of_swiglu(x, a, b, gate, up, down, gradient):
   hidden, of_a, of_b = jax.lax.optimization_barrier(
       tuple(part.astype(x.dtype) for part in parts))
   of_x = _product(of_a, gate, 1, 1) + _product(of_b, up, 1, 1)
-  return (of_x.astype(x.dtype), _of_kernel(x, of_a, gate),
-          _of_kernel(x, of_b, up), _of_kernel(hidden, gradient, down))
+  of_kernels = (_of_kernel(x, of_a, gate), _of_kernel(x, of_b, up),
+                _of_kernel(hidden, gradient, down))
+  return of_x.astype(x.dtype), of_kernels
 
 
 def _split(x, gate):

@@ -4,8 +4,9 @@ Layers are taken apart before the loop over tokens: a loop over stacked layers
 would copy each layer's weights and buffers out of the stack at every token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -45,8 +46,7 @@ def weights(model: transformer.Transformer, params: base.Params) -> Weights:
 
 
 def prefill(model: transformer.Transformer, params: base.Params,
-            prompts: jax.Array,
-            valid: jax.Array) -> tuple[jax.Array, Prefix]:
+            prompts: jax.Array, valid: jax.Array) -> tuple[jax.Array, Prefix]:
   """Runs each prompt once.
 
   Args:
@@ -59,12 +59,7 @@ def prefill(model: transformer.Transformer, params: base.Params,
     [N, V] float32 logits of the first token of a response, and the prefix.
   """
   output = transformer.apply(
-      model,
-      params,
-      prompts,
-      valid,
-      transformer.positions_of(valid),
-      keep=True)
+      model, params, prompts, valid, transformer.positions_of(valid), keep=True)
   apart = lambda x: tuple(x.swapaxes(2, 3))
   logits = transformer.logits(model, params, output.hidden[:, -1])
   return logits, Prefix(apart(output.keys), apart(output.values), valid)
@@ -81,8 +76,8 @@ def empty(prefix: Prefix, batch: int) -> Cache:
 def grown(cache: Cache, length: int) -> Cache:
   """The cache with room for `length` tokens; the new room holds zeros."""
   room = length - cache.keys[0].shape[2]
-  return jax.tree.map(
-      lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))), cache)
+  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))),
+                      cache)
 
 
 def step(model: transformer.Transformer, params: Weights, prefix: Prefix,
@@ -103,30 +98,34 @@ def step(model: transformer.Transformer, params: Weights, prefix: Prefix,
     [B, V] float32 logits of the next token, and the cache with these tokens.
   """
   layer = layers_lib.Layer(model.layer_config())
+  norm = layers_lib.RMSNorm(model.norm_eps)
   rotation = layers_lib.rotation_of(positions, model.head_dim, model.rope_theta)
   x = params.rest['embed'][tokens].astype(model.dtype)
   keys, values = [], []
-  for of_layer, *past in zip(params.layers, *prefix[:2], *cache):
-    x, (key, value) = layer.apply({'params': of_layer}, x, rotation,
-                                  _attend(prefix.valid, *past, slot))
+  for i, of_layer in enumerate(params.layers):
+    x, (key, value) = _run(layer, of_layer, x, rotation,
+                           _attend(prefix, cache, i, slot))
     keys.append(key)
     values.append(value)
-  norm = layers_lib.RMSNorm(model.norm_eps)
-  hidden = norm.apply({'params': params.rest['norm']}, x)
+  hidden = _run(norm, params.rest['norm'], x)
   logits = transformer.logits(model, params.rest, hidden)
   return logits, Cache(tuple(keys), tuple(values))
 
 
-def _attend(valid, shared_keys, shared_values, keys, values, slot):
-  """Takes up the new tokens of a layer and lets them see what is there."""
+def _run(module: nn.Module, params: base.Params, *args) -> Any:
+  return module.apply({'params': params}, *args)
+
+
+def _attend(prefix, cache, i, slot):
+  """Takes up the new tokens of layer i and lets them see what is there."""
   put = lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(
       buffer, new[:, :, None], slot, axis=2)
 
   def attend(query, key, value):
-    grown_keys, grown_values = put(keys, key), put(values, value)
-    mixed = cached_attention.cached_attention(query, shared_keys, shared_values,
-                                              valid, grown_keys, grown_values,
-                                              slot + 1)
-    return mixed, (grown_keys, grown_values)
+    own = put(cache.keys[i], key), put(cache.values[i], value)
+    mixed = cached_attention.cached_attention(query, prefix.keys[i],
+                                              prefix.values[i], prefix.valid,
+                                              *own, slot + 1)
+    return mixed, own
 
   return attend

@@ -37,8 +37,8 @@ class Layer(nn.Module):
   def __call__(self, x, rotation, attend: Attend):
     c = self.config
     attended, found = Attention(
-        c, name='attention')(
-            RMSNorm(c.norm_eps, name='attention_norm')(x), rotation, attend)
+        c, name='attention')(RMSNorm(c.norm_eps, name='attention_norm')(x),
+                             rotation, attend)
     x = x + attended
     x = x + SwiGLU(
         c.mlp_dim, c.recompute_mlp, name='mlp')(
@@ -62,8 +62,7 @@ class Attention(nn.Module):
     if c.qk_norm:
       query = RMSNorm(c.norm_eps, name='query_norm')(query)
       key = RMSNorm(c.norm_eps, name='key_norm')(key)
-    mixed, found = attend(
-        rotate(query, rotation), rotate(key, rotation), value)
+    mixed, found = attend(rotate(query, rotation), rotate(key, rotation), value)
     out = Dense(x.shape[-1:], num_inputs=2, name='out')
     return out(mixed), found
 

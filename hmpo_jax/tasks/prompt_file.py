@@ -56,8 +56,7 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
     raise _error(
         file, 'every answer must have config.task.response_len = '
         f'{response_len} tokens, as no stop token ends a response')
-  if stop >= 0 and any(
-      len(a) > response_len or a[-1] != stop for a in answers):
+  if stop >= 0 and any(len(a) > response_len or a[-1] != stop for a in answers):
     raise _error(
         file, f'every answer must end with the stop token {stop} and have at '
         f'most config.task.response_len = {response_len} tokens')
