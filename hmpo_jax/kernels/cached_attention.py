@@ -13,7 +13,12 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
 
   Sequence b has prefix b // G, query head h reads key head h // (H // K). Keys
   lie as a product with a query wants them, [K, R, Dh] for each sequence. The
-  prefix of a group is read once for its G sequences, and never copied.
+  prefix of a group is read once for its G sequences, and never copied. The
+  values of a sequence with a prefix S and own tokens R are
+
+    m = max_{s in S and R} z_s,  z_s = q . k_s / sqrt(Dh)
+    (sum_S exp(z_s - m) v_s + sum_R exp(z_s - m) v_s)
+      / (sum_S exp(z_s - m) + sum_R exp(z_s - m)).
 
   Args:
     query: [B, H, Dh] any float dtype.
@@ -29,7 +34,7 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
 
   Returns:
     [B, H, Dh] in the dtype of the query; logits, softmax and sums are of
-    float32 or better.
+    float32 or better. NaN for a head that has one in what it sees.
 
   Raises:
     AssertionError: shapes or dtypes don't fit.
@@ -37,27 +42,51 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
   _check(query, shared_keys, shared_values, shared_valid, keys, values,
          jnp.asarray(length))
   batch, query_heads, width = query.shape
-  num, heads, prefix_len, _ = shared_keys.shape
-  # Both without -1, which an empty batch would leave open.
-  by_sequence = batch, heads, query_heads // heads
-  by_prefix = num, batch // num, *by_sequence[1:]
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
-  dot = lambda equation, x, y: jnp.einsum(
-      equation, x, y, preferred_element_type=dtype)
-  shared = dot('nikgd,nkpd->nikgp', query.reshape(*by_prefix, width),
-               shared_keys)
-  shared = jnp.where(shared_valid[:, None, None, None], shared, -jnp.inf)
-  own = dot('bkgd,bkrd->bkgr', query.reshape(*by_sequence, width), keys)
-  own = jnp.where(jnp.arange(keys.shape[2]) < length, own, -jnp.inf)
-  shared = shared.reshape(*by_sequence, prefix_len)
-  logits = jnp.concatenate([shared, own], axis=-1) / width**0.5
-  weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
-  on_shared, on_own = jnp.split(weights, [prefix_len], axis=-1)
-  of_shared = dot('nikgp,nkpd->nikgd',
-                  on_shared.reshape(*by_prefix, prefix_len), shared_values)
-  of_own = dot('bkgr,bkrd->bkgd', on_own, values)
-  mixed = of_shared.reshape(query.shape) + of_own.reshape(query.shape)
-  return mixed.astype(query.dtype)
+  num, heads = shared_keys.shape[:2]
+  # All sizes without -1, which an empty batch would leave open.
+  group, shares = batch // num, query_heads // heads
+
+  def by_prefix(x):
+    x = x.reshape(num, group, heads, shares, x.shape[-1]).swapaxes(1, 2)
+    return x.reshape(num, heads, group * shares, x.shape[-1])
+
+  def by_sequence(x):
+    x = x.reshape(num, heads, group, shares, x.shape[-1]).swapaxes(1, 2)
+    return x.reshape(batch, heads, shares, x.shape[-1])
+
+  query = query.reshape(batch, heads, shares, width)
+  shared = _logits(by_prefix(query), shared_keys, shared_valid[:, None, None])
+  own = _logits(query, keys, jnp.arange(keys.shape[2]) < length)
+  top = jnp.maximum(by_sequence(_top(shared)), _top(own))
+  # Two sums over one maximum: logits need not be brought into one order.
+  of_shared = _sums(shared, by_prefix(top), shared_values)
+  of_own = _sums(own, top, values)
+  mixed, total = (by_sequence(x) + y for x, y in zip(of_shared, of_own))
+  return (mixed / total).reshape(batch, query_heads, width).astype(query.dtype)
+
+
+def _logits(query, keys, valid):
+  """[..., Q, S] from [..., Q, Dh] and [..., S, Dh]; -inf is not seen."""
+  logits = _dot('nkqd,nksd->nkqs', query, keys) / query.shape[-1]**0.5
+  return jnp.where(valid, logits, -jnp.inf)
+
+
+def _top(logits):
+  """[..., Q, 1] largest logits, -inf of none; any number has one softmax."""
+  top = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
+  return jax.lax.stop_gradient(top)
+
+
+def _sums(logits, top, values):
+  """Sums of values [..., Q, Dh] by exp(logits - top), and of these weights."""
+  weights = jnp.exp(logits - top)
+  mixed = _dot('nkqs,nksd->nkqd', weights.astype(values.dtype), values)
+  return mixed, jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _dot(equation, x, y):
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
 def _check(query, shared_keys, shared_values, shared_valid, keys, values,
