@@ -83,19 +83,19 @@ class ValueTest(parameterized.TestCase):
     for case in ((1, 1.), (0, 1e-6)):
       np.testing.assert_array_equal(_kept(logits, *case)[0], greedy)
 
-  # Rounded sums of many tokens that are nearly alike.
-  def test_nucleus_has_no_gap(self):
-    logits = _logits((2, 50_000), scale=1e-3)
-    keep, mass = (np.asarray(x) for x in _kept(logits, 0, .9))
-    probs = np.exp(np.float64(logits))
-    probs /= probs.sum(axis=-1, keepdims=True)
+  # At the end of a large vocabulary sums are rounded to more than a token has.
+  @parameterized.parameters((1e-3, .9), (3., .9999999))
+  def test_nucleus_has_no_gap(self, scale, top_p):
+    logits = _logits((2, 151_936), scale=scale)
+    keep, mass = (np.asarray(x) for x in _kept(logits, 0, top_p))
     for row in range(2):
       order = np.argsort(-np.asarray(logits[row]), kind='stable')
-      num = keep[row].sum()
-      np.testing.assert_array_equal(keep[row][order], np.arange(50_000) < num)
-      expected = 1 + np.searchsorted(np.cumsum(probs[row][order]), .9)
-      np.testing.assert_allclose(num, expected, rtol=1e-4)
-      np.testing.assert_allclose(mass[row], .9, rtol=1e-4)
+      np.testing.assert_array_equal(keep[row][order],
+                                    np.arange(151_936) < keep[row].sum())
+      probs = np.exp(np.float64(logits[row]))
+      np.testing.assert_allclose(mass[row], top_p, rtol=1e-5)
+      np.testing.assert_allclose(
+          np.sum(probs[keep[row]]) / np.sum(probs), top_p, rtol=1e-5)
 
   def test_dtype_of_the_mass(self):
     with reference.x64():
