@@ -19,6 +19,9 @@ _PREFIX, _ROOM, _LENGTH = 5, 7, 4
 _KEY_HEADS = {'MHA': 4, 'GQA': 2, 'MQA': 1}
 _function = cached_attention.cached_attention
 _value = jax.jit(_function)
+# On its own: into bfloat16 products the CPU compiler may fold the transposes
+# of what it is given, a form that its runtime refuses.
+_whole = jax.jit(attention.plain)
 # Padding on the left, with a gap, and everywhere.
 _VALID = np.ones((_PROMPTS, _PREFIX), bool)
 _VALID[0, :2], _VALID[1, 3], _VALID[2] = 3 * (False,)
@@ -76,7 +79,6 @@ def _in_float64(arrays, valid, length):
   return mixed
 
 
-@jax.jit
 def _plain(query, shared_keys, shared_values, valid, keys, values):
   """Teacher-forced: the queries [B, R, H, Dh] of all own tokens at once."""
   group = len(query) // len(valid)
@@ -88,7 +90,7 @@ def _plain(query, shared_keys, shared_values, valid, keys, values):
       jnp.repeat(valid, group, 0), ((0, 0), (0, keys.shape[2])),
       constant_values=True)
   queries = jnp.pad(query, ((0, 0), (valid.shape[1], 0), (0, 0), (0, 0)))
-  return attention.plain(queries, *whole, seen)[0][:, valid.shape[1]:]
+  return _whole(queries, *whole, seen)[0][:, valid.shape[1]:]
 
 
 @jax.jit

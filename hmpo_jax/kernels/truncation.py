@@ -41,7 +41,7 @@ def kept(logits: jax.Array, top_k: int,
   order = jnp.argsort(-logits, axis=-1, stable=True)
   ranked = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
   rank = jnp.arange(logits.shape[-1])
-  count = top_k or logits.shape[-1]
+  count = jnp.asarray(top_k or logits.shape[-1])
   if top_p < 1:
     among = jnp.where(rank < count, ranked, 0)
     before = jnp.cumsum(among, axis=-1) - among
