@@ -13,52 +13,88 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
 
   Sequence b has prefix b // G, query head h reads key head h // (H // K). Keys
   lie as a product with a query wants them, [K, R, Dh] for each sequence. The
-  prefix of a group is read once for its G sequences, and never copied.
+  prefix of a group is read once for its G sequences, and never copied. The
+  values of a sequence with a prefix S and own tokens R are
+
+    m = max_{s in S and R} z_s,  z_s = q . k_s / sqrt(Dh)
+    (sum_S exp(z_s - m) v_s + sum_R exp(z_s - m) v_s)
+      / (sum_S exp(z_s - m) + sum_R exp(z_s - m)).
 
   Args:
     query: [B, H, Dh] any float dtype.
-    shared_keys: [N, K, P, Dh] of the same dtype; N divides B.
-    shared_values: [N, K, P, Dh].
-    shared_valid: [N, P] bool, false on padding.
-    keys: [B, K, R, Dh] buffers of the sequences' own tokens.
-    values: [B, K, R, Dh].
-    length: [] int, at least 1: slots from it on are not seen, but must be
-      finite.
+    shared_keys: [N, K, P, Dh] of the same dtype; N divides B, and K divides H.
+      P may be 0.
+    shared_values: [N, K, P, Dh] of the same dtype.
+    shared_valid: [N, P] bool, false on padding, which is not seen and may hold
+      any finite numbers. All of a prefix may be padding.
+    keys: [B, K, R, Dh] of the same dtype, buffers of the sequences' own tokens.
+    values: [B, K, R, Dh] of the same dtype.
+    length: [] int of all sequences, at least 1: slots from it on are not seen,
+      but must be finite.
 
   Returns:
     [B, H, Dh] in the dtype of the query; logits, softmax and sums are of
-    float32 or better.
+    float32 or better. NaN for a head that has one in what it sees.
 
   Raises:
     AssertionError: shapes or dtypes don't fit.
   """
-  _check(query, shared_keys, shared_values, shared_valid, keys, values)
-  batch, _, width = query.shape
-  num, heads, prefix_len, _ = shared_keys.shape
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
-  dot = lambda equation, x, y: jnp.einsum(
-      equation, x, y, preferred_element_type=dtype)
-  grouped = query.reshape(batch, heads, -1, width)
-  by_prefix = grouped.reshape(num, -1, *grouped.shape[1:])
-  shared = dot('nikgd,nkpd->nikgp', by_prefix, shared_keys)
-  shared = jnp.where(shared_valid[:, None, None, None], shared, -jnp.inf)
-  own = dot('bkgd,bkrd->bkgr', grouped, keys)
-  own = jnp.where(jnp.arange(keys.shape[2]) < length, own, -jnp.inf)
-  logits = jnp.concatenate([shared.reshape(*own.shape[:3], prefix_len), own],
-                           axis=-1)
-  weights = jax.nn.softmax(logits / width**0.5, axis=-1).astype(query.dtype)
-  of_prefix = weights[..., :prefix_len].reshape(shared.shape)
-  mixed = dot('nikgp,nkpd->nikgd', of_prefix, shared_values)
-  mixed = mixed.reshape(grouped.shape) + dot('bkgr,bkrd->bkgd',
-                                             weights[..., prefix_len:], values)
-  return mixed.reshape(query.shape).astype(query.dtype)
+  _check(query, shared_keys, shared_values, shared_valid, keys, values,
+         jnp.asarray(length))
+  batch, query_heads, width = query.shape
+  num, heads = shared_keys.shape[:2]
+  # All sizes without -1, which an empty batch would leave open.
+  group, shares = batch // num, query_heads // heads
+
+  def by_prefix(x):
+    x = x.reshape(num, group, heads, shares, x.shape[-1]).swapaxes(1, 2)
+    return x.reshape(num, heads, group * shares, x.shape[-1])
+
+  def by_sequence(x):
+    x = x.reshape(num, heads, group, shares, x.shape[-1]).swapaxes(1, 2)
+    return x.reshape(batch, heads, shares, x.shape[-1])
+
+  query = query.reshape(batch, heads, shares, width)
+  shared = _logits(by_prefix(query), shared_keys, shared_valid[:, None, None])
+  own = _logits(query, keys, jnp.arange(keys.shape[2]) < length)
+  top = jnp.maximum(by_sequence(_top(shared)), _top(own))
+  # Two sums over one maximum: logits need not be brought into one order.
+  of_shared = _sums(shared, by_prefix(top), shared_values)
+  of_own = _sums(own, top, values)
+  mixed, total = (by_sequence(x) + y for x, y in zip(of_shared, of_own))
+  return (mixed / total).reshape(batch, query_heads, width).astype(query.dtype)
 
 
-def _check(query, shared_keys, shared_values, shared_valid, keys, values):
+def _logits(query, keys, valid):
+  """[..., Q, S] from [..., Q, Dh] and [..., S, Dh]; -inf is not seen."""
+  logits = _dot('nkqd,nksd->nkqs', query, keys) / query.shape[-1]**0.5
+  return jnp.where(valid, logits, -jnp.inf)
+
+
+def _top(logits):
+  """[..., Q, 1] largest logits, -inf of none; any number has one softmax."""
+  top = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
+  return jax.lax.stop_gradient(top)
+
+
+def _sums(logits, top, values):
+  """Sums of values [..., Q, Dh] by exp(logits - top), and of these weights."""
+  weights = jnp.exp(logits - top)
+  mixed = _dot('nkqs,nksd->nkqd', weights.astype(values.dtype), values)
+  return mixed, jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _dot(equation, x, y):
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.einsum(equation, x, y, preferred_element_type=dtype)
+
+
+def _check(query, shared_keys, shared_values, shared_valid, keys, values,
+           length):
   arrays = [query, shared_keys, shared_values, keys, values]
-  chex.assert_rank(arrays + [shared_valid], [3, 4, 4, 4, 4, 2])
+  chex.assert_rank(arrays + [shared_valid, length], [3, 4, 4, 4, 4, 2, 0])
+  chex.assert_type([query, shared_valid, length], [float, bool, int])
   chex.assert_type(arrays, query.dtype)
-  chex.assert_type(shared_valid, bool)
   chex.assert_equal_shape([keys, values])
   chex.assert_equal_shape([shared_keys, shared_values])
   chex.assert_shape(shared_valid, (shared_keys.shape[0], shared_keys.shape[2]))

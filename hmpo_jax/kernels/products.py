@@ -1,15 +1,16 @@
 """Matrix products of many rows, with derivatives that the CPU likes too.
 
-The values are those of `x @ kernel`. What differs is how the derivative is
-asked for: as two products of matrices that lie in memory. XLA's CPU compiler
-otherwise writes the elementwise work before a product into a transposed array,
-at several times the cost of the product itself.
+The values are those of `x @ kernel`. Rows are one axis, and the derivative is
+asked for as two products of matrices that lie in memory: for x of [B, T, n],
+XLA's CPU compiler writes the elementwise work before a kernel's derivative into
+a transposed array [n, B, T], at several times the cost of the product itself.
 
-Kernels may be of a wider type than x (float32 masters under bfloat16 compute):
-products are of the type of x with sums in float32 or better, and a kernel's
-derivative is those sums, without a rounding to the narrow type between.
+Kernels may be of another type than x (float32 masters under bfloat16 compute):
+they are rounded to that of x, sums are of float32 or better, and a kernel's
+derivative is those sums, without a rounding to the type of x between.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,24 +24,30 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   With g the gradient of the result, dx = g kernel^T and dkernel = x^T g.
 
   Args:
-    x: [R, n] rows, any float dtype.
-    kernel: [n, m] of the same or a wider dtype.
+    x: [R, n] rows, any float dtype; R may be 0.
+    kernel: [n, m] any float dtype.
 
   Returns:
-    [R, m] in the dtype of x.
+    [R, m] in the dtype of x. Each derivative is in the dtype of its argument.
+
+  Raises:
+    AssertionError: shapes don't fit, or a dtype is no float.
   """
   return _forward(x, kernel)[0]
 
 
 def _forward(x, kernel):
+  chex.assert_rank([x, kernel], 2)
+  chex.assert_type([x, kernel], float)
+  chex.assert_equal(x.shape[1], kernel.shape[0])
   return _product(x, kernel, 1, 0).astype(x.dtype), (x, kernel)
 
 
 def _backward(kept, gradient):
   x, kernel = kept
   gradient = jax.lax.optimization_barrier(gradient)
-  return (_product(gradient, kernel, 1,
-                   1).astype(x.dtype), _of_kernel(x, gradient, kernel))
+  of_x = _product(gradient, kernel, 1, 1).astype(x.dtype)
+  return of_x, _product(x, gradient, 0, 0).astype(kernel.dtype)
 
 
 matmul.defvjp(_forward, _backward)
@@ -63,17 +70,23 @@ def swiglu(x: jax.Array,
   (https://arxiv.org/abs/2002.05202).
 
   Args:
-    x: [R, D] rows, any float dtype.
-    gate: [D, F] of the same or a wider dtype.
-    up: [D, F].
-    down: [F, D].
+    x: [R, D] rows, any float dtype; R may be 0.
+    gate: [D, F] any float dtype.
+    up: [D, F] any float dtype.
+    down: [F, D] any float dtype.
     recompute: keeps x alone for the derivative, which makes a and b again: 11
       products instead of 9, and no array of [R, F] outlives the call. On CPU
       the rows then go in blocks that stay in its cache, and that is faster.
+      Otherwise x, a and b are kept, and nothing of what lies between.
 
   Returns:
-    [R, D] in the dtype of x; the gate is computed in float32 or better.
+    [R, D] in the dtype of x, as are a, b and h; what lies between is of float32
+    or better. Each derivative is in the dtype of its argument.
+
+  Raises:
+    AssertionError: shapes don't fit, or a dtype is no float.
   """
+  chex.assert_equal_shape([gate, up])
   kernels = gate, up, down
   return _recomputed(x, kernels) if recompute else _kept(x, kernels)
 
@@ -91,7 +104,8 @@ def _kept_forward(x, kernels):
 def _kept_backward(kept, gradient):
   x, products, kernels = kept
   gradient = jax.lax.optimization_barrier(gradient)
-  return _of_swiglu(x, products, kernels, gradient)
+  of_x, sums = _of_swiglu(x, products, kernels, gradient)
+  return of_x, _like(sums, kernels)
 
 
 _kept.defvjp(_kept_forward, _kept_backward)
@@ -114,6 +128,7 @@ def _recomputed_forward(x, kernels):
 def _recomputed_backward(kept, gradient):
   x, kernels = kept
   gradient = jax.lax.optimization_barrier(gradient)
+  sums_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
   def run(x, gradient):
     _, *products = _gated(x, kernels)
@@ -125,12 +140,14 @@ def _recomputed_backward(kept, gradient):
       of_x, of_kernels = run(*block)
       return jax.tree.map(jnp.add, sums, of_kernels), of_x
 
-    zeros = jax.tree.map(jnp.zeros_like, kernels)
+    zeros = tuple(jnp.zeros_like(kernel, sums_dtype) for kernel in kernels)
     blocks = _split(x, kernels[0]), _split(gradient, kernels[0])
     sums, of_x = jax.lax.scan(add, zeros, blocks)
     return _join(of_x, x), sums
 
-  return jax.lax.platform_dependent(x, gradient, cpu=in_blocks, default=run)
+  of_x, sums = jax.lax.platform_dependent(
+      x, gradient, cpu=in_blocks, default=run)
+  return of_x, _like(sums, kernels)
 
 
 _recomputed.defvjp(_recomputed_forward, _recomputed_backward)
@@ -145,7 +162,7 @@ def _gated(x, kernels):
 
 
 def _of_swiglu(x, products, kernels, gradient):
-  """Gradients of x and of the kernels."""
+  """Gradient of x, and those of the kernels before they are rounded."""
   gate, up, down = kernels
   wide_a, wide_b = map(_wide, products)
   sigmoid = jax.nn.sigmoid(wide_a)
@@ -155,9 +172,10 @@ def _of_swiglu(x, products, kernels, gradient):
   hidden, of_a, of_b = jax.lax.optimization_barrier(
       tuple(part.astype(x.dtype) for part in parts))
   of_x = _product(of_a, gate, 1, 1) + _product(of_b, up, 1, 1)
-  of_kernels = (_of_kernel(x, of_a, gate), _of_kernel(x, of_b, up),
-                _of_kernel(hidden, gradient, down))
-  return of_x.astype(x.dtype), of_kernels
+  sums = (_product(x, of_a, 0,
+                   0), _product(x, of_b, 0,
+                                0), _product(hidden, gradient, 0, 0))
+  return of_x.astype(x.dtype), sums
 
 
 def _split(x, gate):
@@ -165,7 +183,7 @@ def _split(x, gate):
   count = max(1, -(-len(x) * gate.shape[1] // _BLOCK_ELEMENTS))
   size = -(-len(x) // count)
   x = jnp.pad(x, ((0, count * size - len(x)), (0, 0)))
-  return x.reshape(count, size, -1)
+  return x.reshape(count, size, x.shape[1])
 
 
 def _join(blocks, x):
@@ -173,8 +191,8 @@ def _join(blocks, x):
   return blocks.reshape(-1, x.shape[1])[:len(x)]
 
 
-def _of_kernel(x, gradient, kernel):
-  return _product(x, gradient, 0, 0).astype(kernel.dtype)
+def _like(sums, kernels):
+  return tuple(x.astype(kernel.dtype) for x, kernel in zip(sums, kernels))
 
 
 def _product(x, y, x_axis, y_axis):

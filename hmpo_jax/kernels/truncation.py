@@ -1,5 +1,6 @@
 """Which tokens truncated sampling leaves, and how much mass they hold."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -14,28 +15,39 @@ def kept(logits: jax.Array, top_k: int,
   (https://arxiv.org/abs/1904.09751).
 
   Args:
-    logits: [..., V] float, already divided by the temperature.
-    top_k: 0 for all tokens; 1 leaves the likeliest alone.
+    logits: [..., V] float, already divided by the temperature; computed in
+      float32, -inf is allowed.
+    top_k: 0 for all tokens; 1 leaves the likeliest alone; may exceed V.
     top_p: in (0, 1]; 1 for all.
 
   Returns:
     keep: [..., V] bool, at least one is true; all of them with (0, 1).
-    mass: [...] float32 probability of the kept tokens under the whole softmax.
+    mass: [...] float32 probability of the kept tokens under the whole softmax,
+      up to rounding; NaN for a row with NaN, but exactly 1 with (0, 1).
+
+  Raises:
+    ValueError: top_k is negative, or top_p is not in (0, 1].
+    AssertionError: logits are no floats.
   """
+  chex.assert_type(logits, float)
+  if top_k < 0:
+    raise ValueError(f'{top_k=}: must not be negative')
+  if not 0 < top_p <= 1:
+    raise ValueError(f'{top_p=}: must be in (0, 1]')
   if top_k == 0 and top_p == 1:
-    return jnp.ones(logits.shape, bool), jnp.ones(logits.shape[:-1])
+    mass = jnp.ones(logits.shape[:-1], jnp.float32)
+    return jnp.ones(logits.shape, bool), mass
   logits = logits.astype(jnp.float32)
   order = jnp.argsort(-logits, axis=-1, stable=True)
   ranked = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
   rank = jnp.arange(logits.shape[-1])
-  keep = rank < (top_k or logits.shape[-1])
+  count = jnp.asarray(top_k or logits.shape[-1])
   if top_p < 1:
-    among = jnp.where(keep, ranked, 0)
+    among = jnp.where(rank < count, ranked, 0)
     before = jnp.cumsum(among, axis=-1) - among
-    keep &= before < top_p * jnp.sum(among, axis=-1, keepdims=True)
+    needed = before < top_p * jnp.sum(among, axis=-1, keepdims=True)
+    # Their number: by rounding, one that isn't needed may precede one that is.
     # The likeliest is kept whatever rounding makes of the bound.
-    keep |= rank == 0
-  keep = jnp.broadcast_to(keep, ranked.shape)
-  mass = jnp.sum(jnp.where(keep, ranked, 0), axis=-1)
-  places = jnp.argsort(order, axis=-1)
-  return jnp.take_along_axis(keep, places, axis=-1), mass
+    count = jnp.clip(jnp.sum(needed, axis=-1, keepdims=True), 1, count)
+  mass = jnp.sum(jnp.where(rank < count, ranked, 0), axis=-1)
+  return jnp.argsort(order, axis=-1) < count, mass
