@@ -177,7 +177,9 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
   """
   folder.parent.mkdir(parents=True, exist_ok=True)
   _require_room(folder.parent, tree)
-  with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as scratch:
+  # Threads of a save that failed may still write: what failed must be told.
+  with tempfile.TemporaryDirectory(
+      dir=folder.parent, prefix='.', ignore_cleanup_errors=True) as scratch:
     made = pathlib.Path(scratch) / 'tree'
     with _translated_errors(), ocp.StandardCheckpointer() as saver:
       saver.save(made, tree)

@@ -187,6 +187,13 @@ class CheckpointTest(absltest.TestCase):
         checkpoint.save_tree(self.folder / 'tree', _state(1).params)
     self.assertEmpty(list(self.folder.iterdir()))
 
+  def test_what_failed_is_told_whatever_becomes_of_the_scratch(self):
+    with (mock.patch.object(
+        checkpoint.ocp, 'StandardCheckpointer', side_effect=OSError('no room')),
+          mock.patch.object(shutil.os, 'rmdir', side_effect=OSError(39, 'd')),
+          self.assertRaisesRegex(checkpoint.SaveError, 'no room')):
+      checkpoint.save_tree(self.folder / 'tree', _state(1).params)
+
   def test_half_written_tree_is_not_used(self):
     tree = _state(1).params
     folder = self.folder / 'digest'
