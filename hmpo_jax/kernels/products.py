@@ -45,7 +45,6 @@ def _forward(x, kernel):
 
 def _backward(kept, gradient):
   x, kernel = kept
-  gradient = jax.lax.optimization_barrier(gradient)
   of_x = _product(gradient, kernel, 1, 1).astype(x.dtype)
   return of_x, _product(x, gradient, 0, 0).astype(kernel.dtype)
 
@@ -103,7 +102,6 @@ def _kept_forward(x, kernels):
 
 def _kept_backward(kept, gradient):
   x, products, kernels = kept
-  gradient = jax.lax.optimization_barrier(gradient)
   of_x, sums = _of_swiglu(x, products, kernels, gradient)
   return of_x, _like(sums, kernels)
 
@@ -127,7 +125,6 @@ def _recomputed_forward(x, kernels):
 
 def _recomputed_backward(kept, gradient):
   x, kernels = kept
-  gradient = jax.lax.optimization_barrier(gradient)
   sums_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
   def run(x, gradient):
@@ -169,8 +166,7 @@ def _of_swiglu(x, products, kernels, gradient):
   of_hidden = _product(gradient, down, 1, 1)
   of_a = of_hidden * wide_b * sigmoid * (1 + wide_a * (1 - sigmoid))
   parts = wide_a * sigmoid * wide_b, of_a, of_hidden * wide_a * sigmoid
-  hidden, of_a, of_b = jax.lax.optimization_barrier(
-      tuple(part.astype(x.dtype) for part in parts))
+  hidden, of_a, of_b = (part.astype(x.dtype) for part in parts)
   of_x = _product(of_a, gate, 1, 1) + _product(of_b, up, 1, 1)
   sums = (_product(x, of_a, 0,
                    0), _product(x, of_b, 0,
