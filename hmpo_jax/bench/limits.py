@@ -54,7 +54,7 @@ def measure(copy_size: int | None = None,
 
 
 def rollout_bytes(workload: workloads.Workload) -> int:
-  """Bytes that decoding must read: at each token all weights and what is cached.
+  """Bytes that decoding must read: for each token all weights and the cache.
 
   A prompt's keys and values are read once for all its responses; the cache
   holds the tokens so far and is not read beyond them.

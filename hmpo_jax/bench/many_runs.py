@@ -10,7 +10,6 @@ run makes it.
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
-import functools
 import sys
 
 import jax

@@ -97,7 +97,7 @@ def _case(workload, measured, variant, mode, compiled, flops):
 def _process_cases(workload, options,
                    stack: contextlib.ExitStack) -> Iterator[timing.Case]:
   """Steps in processes that last as long as the stack."""
-  wanted = dict(options.peers)
+  wanted = dict(options.peers or {})
   if options.wants(_PROCESS):
     wanted = {peers.OWN: sys.executable} | wanted
   if not limits.is_cpu():

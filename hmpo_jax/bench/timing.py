@@ -30,7 +30,8 @@ class Options(NamedTuple):
   config: Any  # of the train step
   variants: str = '.*'  # regular expression of those to time
   torch_python: str | None = None  # interpreter that has torch
-  peers: Mapping[str, str] = {}  # other projects, and interpreters with them
+  # Other projects, and interpreters with them.
+  peers: Mapping[str, str] | None = None
   limits: Limits | None = None
   # Is given each case that was timed, with the name of its group.
   examine: 'Callable[[str, Case], None] | None' = None
