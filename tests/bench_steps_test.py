@@ -5,7 +5,6 @@ import io
 from unittest import mock
 
 from absl.testing import absltest
-import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import learner

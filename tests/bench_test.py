@@ -173,14 +173,28 @@ class BenchTest(parameterized.TestCase):
     _, options, *_ = _main(suite='rollout')
     self.assertEqual(options.shapes, list(workloads.WORKLOADS.values()))
 
-  @parameterized.parameters(
-      ('peers', dict(peers=True)),
-      ('tunix_python', dict(suite='step', tunix_python='/x')),
-      ('trl_python', dict(suite='step', trl_python='/bad', peers=True)),
-      ('shapes', dict(suite='step', shapes=['W-none'])),
-      ('shapes', dict(suite='all', shapes=['2x3'])),
-      ('variants', dict(suite='all', variants='map')),
-      ('variants', dict(suite='runs', variants='trl')))
+  @parameterized.parameters(('peers', {
+      'peers': True
+  }), ('tunix_python', {
+      'suite': 'step',
+      'tunix_python': '/x'
+  }), ('trl_python', {
+      'suite': 'step',
+      'trl_python': '/bad',
+      'peers': True
+  }), ('shapes', {
+      'suite': 'step',
+      'shapes': ['W-none']
+  }), ('shapes', {
+      'suite': 'all',
+      'shapes': ['2x3']
+  }), ('variants', {
+      'suite': 'all',
+      'variants': 'map'
+  }), ('variants', {
+      'suite': 'runs',
+      'variants': 'trl'
+  }))
   def test_bad_flag_of_the_workloads(self, name, values):
     with mock.patch.object(peers, 'describe', _describe):
       self._check_refused(name, **values)

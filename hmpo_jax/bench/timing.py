@@ -187,14 +187,13 @@ def timed(shape: str,
   of_peers = {
       case.peer: seconds[:, i] for i, case in enumerate(cases) if case.peer
   }
-  rows = []
-  for i, case in enumerate(cases):
-    for found, column in [(case, seconds[:, i]), *_parts(case, parts[i])]:
-      row = _row(shape, found, column, seconds[:, 0])
-      if found.mode == cases[0].mode:
-        row = row._replace(**_to_peers(column, of_peers))
-      rows.append(row)
-  return rows
+  # A part is held to no step of another project.
+  others = lambda case: of_peers if case.mode == cases[0].mode else {}
+  return [
+      _row(shape, found, column, seconds[:, 0], others(found))
+      for i, case in enumerate(cases)
+      for found, column in [(case, seconds[:, i]), *_parts(case, parts[i])]
+  ]
 
 
 def _in_turns(cases, rounds, repeats, fill_caches):
@@ -231,7 +230,7 @@ def _to_peers(seconds, of_peers):
   return values
 
 
-def _row(shape, case, seconds, first):
+def _row(shape, case, seconds, first, of_peers):
   middle, spread = _middle(seconds)
   ratio, ratio_spread = _middle(seconds / first)
   rate = lambda amount: amount and round(amount / middle, 3)
@@ -250,7 +249,8 @@ def _row(shape, case, seconds, first):
       output_mb=_megabytes(case.program, 'output'),
       tokens_per_s=rate(case.tokens),
       of_limit=case.limit_s and round(case.limit_s / middle, 4),
-      peak_mb=case.peak_mb and round(case.peak_mb(), 3))
+      peak_mb=case.peak_mb and round(case.peak_mb(), 3),
+      **_to_peers(seconds, of_peers))
 
 
 def _middle(values):
