@@ -110,7 +110,8 @@ def trace(folder: str, suite: str, shape: str, case: timing.Case) -> None:
   into = pathlib.Path(folder) / name
   with profile.trace(into):
     case.seconds(1)
-  table = rich_table.Table('operation', 'calls', 'ms', title=str(into))
+  print(f'traced to {into}')
+  table = rich_table.Table('operation', 'calls', 'ms')
   for operation in profile.slowest(into, _SLOWEST):
     table.add_row(operation.name, str(operation.calls),
                   f'{operation.milliseconds:.2f}')
@@ -120,7 +121,7 @@ def trace(folder: str, suite: str, shape: str, case: timing.Case) -> None:
 def _console():
   console = rich_console.Console(highlight=False)
   if not console.is_terminal:
-    console.width = 160
+    console.width = 220
   return console
 
 
