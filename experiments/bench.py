@@ -1,22 +1,33 @@
 """How long parts of the project take, against the simplest form of each.
 
+  python experiments/bench.py --suite=step --peers --trl_python=PATH \
+      --tunix_python=PATH
+  python experiments/bench.py --suite=rollout --profile=FOLDER
+  python experiments/bench.py --suite=runs
   python experiments/bench.py --suite=kernels
   python experiments/bench.py --suite=logprobs
   python experiments/bench.py --suite=optimizer --torch_python=PATH
   python experiments/bench.py --suite=attention
+  python experiments/bench.py --suite=all
 
 writes SUITE.csv and SUITE.json to results/bench and prints the tables. What a
 suite times stands at the top of its module in hmpo_jax/bench/, how it is timed
-in hmpo_jax/bench/timing.py. Times hold for a machine that does nothing else:
-see the load average beside them. On two cores `kernels` takes about 3 minutes.
+in hmpo_jax/bench/timing.py, its workloads in hmpo_jax/bench/workloads.py; `all`
+is every suite in turn. Times hold for a machine that does nothing else: see the
+load average beside them. On two cores `kernels` takes about 3 minutes.
 
 `optimizer` times torch's Muon beside the others where torch can be imported, or
-where --torch_python names an interpreter that can import it.
+where --torch_python names an interpreter that can import it. --peers has `step`
+time TRL's GRPOTrainer and google-tunix's GRPOLearner in the same rounds, where
+they can be imported, or where --trl_python and --tunix_python name interpreters
+that can import them; one line says what is left out.
+
+The suites run on any device of JAX's. `rollout` and `step` first measure its
+bandwidth or its rate of products, and hold their rows to it; on an accelerator
+they time a policy of 0.6 billion parameters too.
 """
 
-import csv
 import functools
-import json
 import os
 import pathlib
 import re
@@ -24,17 +35,19 @@ import sys
 
 from absl import app
 from absl import flags
-import jax
-from rich import console as rich_console
-from rich import table as rich_table
 
 from hmpo_jax import command_line
 from hmpo_jax import config as config_lib
-from hmpo_jax import run_folder
 from hmpo_jax.bench import attention
 from hmpo_jax.bench import kernels
+from hmpo_jax.bench import limits
 from hmpo_jax.bench import logprobs
+from hmpo_jax.bench import many_runs
 from hmpo_jax.bench import optimizer
+from hmpo_jax.bench import peers
+from hmpo_jax.bench import report
+from hmpo_jax.bench import rollouts
+from hmpo_jax.bench import steps
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import torch_muon
 
@@ -43,167 +56,159 @@ SUITES = {
     'attention': attention.SUITE,
     'logprobs': logprobs.SUITE,
     'optimizer': optimizer.SUITE,
+    'rollout': rollouts.SUITE,
+    'step': steps.SUITE,
+    'runs': many_runs.SUITE,
 }
+_ALL = 'all'
 
-_SUITE = flags.DEFINE_enum('suite', 'kernels', list(SUITES), 'What to time.')
+_SUITE = flags.DEFINE_enum('suite', 'kernels', [*SUITES, _ALL], 'What to time.')
 _OUT = flags.DEFINE_string('out', 'results/bench', 'Folder of the results.')
 _ROUNDS = flags.DEFINE_integer(
     'rounds', None, 'Rounds; by default those of the suite.', lower_bound=2)
 _SHAPES = flags.DEFINE_list(
     'shapes', None, 'By default those of the suite: '
     f'{"; ".join(",".join(suite.shapes) for suite in SUITES.values())}.')
-_VARIANTS = flags.DEFINE_string('variants', '.*',
+_VARIANTS = flags.DEFINE_string('variants', None,
                                 'Regular expression of those to time.')
-_TORCH_PYTHON = flags.DEFINE_string(
-    'torch_python', None, 'Interpreter with torch; by default the running one.')
-
-# Columns of a printed table, and the fields of a row that stand there.
-_COLUMNS = {
-    'variant': ('variant',),
-    'mode': ('mode',),
-    'ms': ('ms', 'ms_spread'),
-    'ratio': ('ratio', 'ratio_spread'),
-    'GFLOP/s': ('gflops_per_s',),
-    'compile s': ('compile_s',),
-    'temporary MB': ('temporary_mb',),
-    'output MB': ('output_mb',),
+_PROFILE = flags.DEFINE_string(
+    'profile', None, 'Folder for a trace of each case, which TensorBoard and '
+    'Perfetto open; the slowest operations are printed.')
+_PEERS = flags.DEFINE_bool('peers', False, 'Whether to time other projects.')
+_PYTHONS = {
+    name:
+        flags.DEFINE_string(
+            f'{name}_python', None,
+            f'Interpreter with {name}; by default the running one.')
+    for name in ('torch', *peers.PEERS)
 }
 
 
 def main(_) -> None:
-  """Runs a suite, writes its files and prints its tables."""
-  suite = SUITES[_SUITE.value]
+  """Runs suites, writes their files and prints their tables."""
+  name = _SUITE.value
+  suites = SUITES if name == _ALL else {name: SUITES[name]}
   with command_line.reported():
-    _check_flags(suite)
-    options = timing.Options(
-        shapes=_shapes(suite),
-        rounds=_ROUNDS.value or suite.rounds,
-        config=config_lib.default_config(),
-        variants=_VARIANTS.value,
-        torch_python=_TORCH_PYTHON.value)
-    about = {}
-    if suite.has_torch:
-      options, about = _with_torch(options)
-  run(_SUITE.value, options, pathlib.Path(_OUT.value), about)
+    _check_flags(suites)
+    all_options = {key: _options(suite) for key, suite in suites.items()}
+    torch, about_torch = _torch(suites)
+    others, about_others = _others()
+    for key, options in all_options.items():
+      about = about_torch if SUITES[key].has_torch else {}
+      if SUITES[key].has_torch:
+        options = options._replace(torch_python=torch)
+      if SUITES[key].has_peers and others:
+        options = options._replace(peers=others)
+        about = {'peers': about_others}
+      run(key, options, pathlib.Path(_OUT.value), about)
 
 
 def run(name: str, options: timing.Options, out: pathlib.Path,
-        about_torch: dict) -> list[timing.Row]:
+        about: dict) -> list[timing.Row]:
   """Times a suite and writes its results.
 
   Args:
     name: of the suite.
     options: what to time; a baseline always is.
     out: folder, made if missing.
-    about_torch: from `torch_muon.describe`, {} without torch.
+    about: versions of what is timed beside the project.
   """
-  run_of = run_folder.describe(options.config)
-  about: dict = {
-      'suite': name,
-      'commit': run_of['commit'],
-      'jax': jax.__version__,
-      'device': run_of['device'],
-      'cores': os.cpu_count(),
-      **about_torch,
-      'rounds': options.rounds,
-      'load_before': os.getloadavg(),
-  }
+  if SUITES[name].has_limits:
+    options = options._replace(limits=limits.measure())
+  about = report.describe(name, options, about)
   rows = SUITES[name].measure(options)
   about['load_after'] = os.getloadavg()
-  _write(out, about, rows)
-  _print(about, rows)
+  report.write(out, about, rows)
+  report.show(about, rows)
   return rows
 
 
-def _with_torch(options):
-  """The options with an interpreter that has torch, and what torch that is."""
-  python = options.torch_python or sys.executable
+def _options(suite):
+  """What the flags ask of a suite, without what other projects it finds."""
+  examine = None
+  if _PROFILE.value is not None:
+    name = next(key for key, value in SUITES.items() if value is suite)
+    examine = functools.partial(report.trace, _PROFILE.value, name)
+  return timing.Options(
+      shapes=_shapes(suite),
+      rounds=_ROUNDS.value or suite.rounds,
+      config=config_lib.default_config(),
+      variants=_VARIANTS.value or '.*',
+      examine=examine)
+
+
+def _torch(suites):
+  """An interpreter that has torch and what torch that is; None, {} without."""
+  if not any(suite.has_torch for suite in suites.values()):
+    return None, {}
+  python, about = _found('torch', torch_muon.describe, 'torch\'s Muon')
+  if python and about['torch_threads'] != os.cpu_count():
+    timing.tell(f'torch uses {about["torch_threads"]} threads on '
+                f'{os.cpu_count()} cores, JAX all of them: their times don\'t '
+                'compare')
+  return python, about
+
+
+def _others():
+  """Interpreters that have the other projects, and the versions there."""
+  pythons, about = {}, {}
+  for peer in peers.PEERS if _PEERS.value else ():
+    python, of_peer = _found(peer, functools.partial(peers.describe, peer),
+                             peer)
+    if python:
+      pythons[peer], about[peer] = python, of_peer
+  return pythons, about
+
+
+def _found(name, describe, title):
+  """An interpreter that has something, and its versions; None, {} without."""
+  flag = _PYTHONS[name].value
+  python = flag or sys.executable
   try:
-    about = torch_muon.describe(python)
+    return python, describe(python)
   except OSError as error:
-    if options.torch_python:
+    if flag:
       raise config_lib.ConfigError(
-          f'--torch_python={python}: {error}') from error
-    _tell(f'torch\'s Muon is left out ({error}): see --torch_python')
-    return options, {}
-  if about['torch_threads'] != os.cpu_count():
-    _tell(f'torch uses {about["torch_threads"]} threads on {os.cpu_count()} '
-          'cores, JAX all of them: their times don\'t compare')
-  return options._replace(torch_python=python), about
+          f'--{name}_python={flag}: {error}') from error
+    timing.tell(f'{title} is left out ({error}): see --{name}_python')
+    return None, {}
 
 
-def _tell(message):
-  print(f'bench: {message}', file=sys.stderr)
-
-
-def _files(out, suite):
-  return out / f'{suite}.json', out / f'{suite}.csv'
-
-
-def _write(out, about, rows):
-  out.mkdir(parents=True, exist_ok=True)
-  everything, table = _files(out, about['suite'])
-  records = [row._asdict() for row in rows]
-  text = json.dumps(about | {'rows': records}, indent=2)
-  everything.write_text(f'{text}\n', encoding='utf-8')
-  with open(table, 'w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, fieldnames=timing.Row._fields)
-    writer.writeheader()
-    writer.writerows(records)
-
-
-def _print(about, rows):
-  """One table for each group."""
-  console = rich_console.Console(highlight=False)
-  if not console.is_terminal:
-    console.width = 120
-  console.print(' '.join(f'{key}={value}' for key, value in about.items()))
-  for shape in dict.fromkeys(row.shape for row in rows):
-    console.print(_table(shape, [row for row in rows if row.shape == shape]))
-
-
-def _table(shape, rows):
-  """A table of the columns that hold anything."""
-  columns = {
-      title: [
-          _cell(*(getattr(row, field) for field in fields)) for row in rows
-      ] for title, fields in _COLUMNS.items()
-  }
-  columns = {title: cells for title, cells in columns.items() if any(cells)}
-  table = rich_table.Table(*columns, title=shape)
-  for cells in zip(*columns.values()):
-    table.add_row(*cells)
-  return table
-
-
-def _cell(value, spread=None):
-  if value is None or isinstance(value, str):
-    return value or ''
-  if spread is None:
-    return f'{value:.2f}'
-  return f'{value:.3f} ± {spread:.3f}'
-
-
-def _check_flags(suite):
+def _check_flags(suites):
   """Before minutes of timing, not after."""
+  for name in 'shapes', 'variants':
+    if len(suites) > 1:
+      _check_unset(name, 'each suite has its own')
+  _check_variants(suites)
+  if not any(suite.has_torch for suite in suites.values()):
+    _check_unset('torch_python', f'--suite={_SUITE.value} times no torch')
+  if not any(suite.has_peers for suite in suites.values()):
+    _check_unset('peers', f'--suite={_SUITE.value} times no other project')
+  for peer in peers.PEERS if not _PEERS.value else ():
+    _check_unset(f'{peer}_python', 'must come with --peers')
+  for name in suites:
+    try:
+      report.claim(_OUT.value, name)
+    except OSError as error:
+      raise config_lib.ConfigError(f'--out={_OUT.value}: {error}') from error
+
+
+def _check_unset(name, reason):
+  value = flags.FLAGS[name].value
+  if value:
+    raise config_lib.ConfigError(f'--{name}={value}: {reason}')
+
+
+def _check_variants(suites):
   pattern = _VARIANTS.value
-  names = list(suite.variants())
+  names = [name for suite in suites.values() for name in suite.variants()]
   try:
-    found = any(re.fullmatch(pattern, name) for name in names)
+    found = pattern is None or any(re.fullmatch(pattern, n) for n in names)
   except re.error as error:
     raise config_lib.ConfigError(f'--variants={pattern}: {error}') from error
   if not found:
     raise config_lib.ConfigError(f'--variants={pattern}: must match one of '
                                  f'{", ".join(names)}')
-  if _TORCH_PYTHON.value is not None and not suite.has_torch:
-    raise config_lib.ConfigError(f'--torch_python={_TORCH_PYTHON.value}: '
-                                 f'--suite={_SUITE.value} times no torch')
-  try:
-    for file in _files(pathlib.Path(_OUT.value), _SUITE.value):
-      file.parent.mkdir(parents=True, exist_ok=True)
-      file.open('a', encoding='utf-8').close()
-  except OSError as error:
-    raise config_lib.ConfigError(f'--out={_OUT.value}: {error}') from error
 
 
 def _shapes(suite):
@@ -211,16 +216,10 @@ def _shapes(suite):
   if not texts:
     raise config_lib.ConfigError(
         f'--shapes=: must be as {",".join(suite.shapes)}')
-  return [_parse_shape(text, like=suite.shapes[0]) for text in texts]
-
-
-def _parse_shape(text, like):
-  """The numbers of a text as 64x1024, as many as in `like`."""
-  sizes = text.split('x')
-  if len(sizes) != len(like.split('x')) or not all(
-      size.isdecimal() and int(size) > 0 for size in sizes):
-    raise config_lib.ConfigError(f'--shapes={text}: must be as {like}')
-  return tuple(int(size) for size in sizes)
+  try:
+    return list(map(suite.read_shape, texts))
+  except ValueError as error:
+    raise config_lib.ConfigError(f'--shapes={error}') from error
 
 
 if __name__ == '__main__':

@@ -58,9 +58,9 @@ class LayeringTest(absltest.TestCase):
   def test_only_the_shell_touches_the_disk(self):
     shell = {
         'checkpoint.py', 'command_line.py', 'compile_cache.py',
-        'config_file.py', 'interruption.py', 'metrics.py', 'profile.py',
-        'prompt_file.py', 'reward.py', 'rerun.py', 'run_folder.py',
-        'summary.py', 'trainer.py'
+        'config_file.py', 'interruption.py', 'metrics.py', 'own_peer.py',
+        'profile.py', 'prompt_file.py', 'report.py', 'reward.py', 'rerun.py',
+        'run_folder.py', 'summary.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:

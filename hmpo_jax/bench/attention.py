@@ -61,7 +61,7 @@ def _rows(shape, mode, options):
                       visible_flops(shape, mode)))
   label = f'{"x".join(map(str, shape))}, {mode}'
   repeats = min(16, max(1, _LONG // (batch * heads * length**2)))
-  return timing.timed(label, cases, options.rounds, repeats=repeats)
+  return options.timed(label, cases, repeats=repeats)
 
 
 def _arguments(batch, length, heads, key_heads, width):

@@ -36,8 +36,7 @@ def measure(options: timing.Options) -> list[timing.Row]:
   for shape in options.shapes:
     repeats = min(16, max(1, _LONG // (shape[0] * shape[1])))
     cases = _loss_cases(chosen, _arguments(*shape))
-    rows += timing.timed(
-        f'{shape[0]}x{shape[1]}', cases, options.rounds, repeats=repeats)
+    rows += options.timed(f'{shape[0]}x{shape[1]}', cases, repeats=repeats)
   return rows + _step_rows(chosen, options)
 
 
@@ -150,7 +149,7 @@ def _step_rows(variants, options):
           _case(variant, _MODES[1], program(loss), jnp.float32(order),
                 *arguments))
   label = f'step of {num_updates} updates of {shape[0]}x{shape[1]}'
-  return timing.timed(label, cases, options.rounds)
+  return options.timed(label, cases)
 
 
 def _all_updates(loss, num_updates):

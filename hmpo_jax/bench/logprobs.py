@@ -32,7 +32,7 @@ def measure(options: timing.Options) -> list[timing.Row]:
     for dtype in _DTYPES:
       cases = list(_cases(shape, dtype, options))
       label = f'{"x".join(map(str, shape))} {dtype}'
-      rows += timing.timed(label, cases, options.rounds, fill_caches=False)
+      rows += options.timed(label, cases, fill_caches=False)
   return rows
 
 

@@ -101,10 +101,10 @@ def _update_rows(shape, options):
       seconds = stack.enter_context(
           torch_muon.worker(options.torch_python, shape))
       flops = newton_schulz_flops(*shape)
-      cases.append(timing.Case(_TORCH, _SEPARATE, seconds, flops=flops))
+      cases.append(
+          timing.Case(_TORCH, _SEPARATE, seconds, flops=flops, is_here=False))
     cases.append(_matmul_case())
-    return timing.timed(
-        'x'.join(map(str, shape)), cases, options.rounds, fill_caches=False)
+    return options.timed('x'.join(map(str, shape)), cases, fill_caches=False)
 
 
 def _update_cases(shape, layout, options):
@@ -164,8 +164,8 @@ def _step_rows(options):
   if options.wants(_CLIP):
     cases += [_clip_case(config, params, mode) for mode in ('off', 'weights')]
   num_updates = config.train.num_epochs * config.train.num_minibatches
-  return timing.timed(f'step of {num_updates} updates', cases,
-                      _STEP_ROUNDS * options.rounds)
+  return options.timed(f'step of {num_updates} updates', cases,
+                       _STEP_ROUNDS * options.rounds)
 
 
 def _step_case(config, params, mode):

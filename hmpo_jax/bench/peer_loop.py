@@ -75,16 +75,24 @@ class Steps:
       start = time.perf_counter()
       result = generate(*args, **kwargs)
       self._rollout_s += time.perf_counter() - start
-      self._lengths += lengths(result)
+      self.sampled(lengths(result))
       return result
 
     return timed
+
+  def sampled(self, lengths: Iterable[tuple[int, int]]) -> None:
+    """Is told the tokens of prompt and response of each new sequence.
+
+    `rollout` tells them; where it can't stand around the sampling alone, its
+    time stays 0.
+    """
+    self._lengths += lengths
 
   def serve(self, num_params: int) -> Iterator[None]:
     """Yields at the start of each step and goes on at its end.
 
     Args:
-      num_params: of the policy.
+      num_params: weights of the policy.
 
     Raises:
       ValueError: a step did not sample what the workload says.

@@ -1,29 +1,40 @@
-"""Other projects' train steps, each in a process of its own; on Linux.
+"""Train steps in a process of their own, other projects' and ours; on Linux.
 
 Theirs and our requirements don't fit into one environment: each runs under an
 interpreter that has it, and need not be installed where this one runs. See
 `peer_loop` for what the processes do, `trl_peer` and `tunix_peer` for how the
-others are set up.
+others are set up. Our own step runs so too, as `OWN`: the most memory that a
+process has had says little of a step where other programs ran before it.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
 import json
 import subprocess
+import sys
 import tempfile
 
+from hmpo_jax.bench import own_peer
 from hmpo_jax.bench import peer_loop
 from hmpo_jax.bench import trl_peer
 from hmpo_jax.bench import tunix_peer
 from hmpo_jax.bench import workloads
 
 PEERS = ('trl', 'tunix')
+OWN = 'hmpo_jax'
 
-_SCRIPTS = {'trl': trl_peer.__file__, 'tunix': tunix_peer.__file__}
+_SCRIPTS = {
+    'trl': trl_peer.__file__,
+    'tunix': tunix_peer.__file__,
+    OWN: own_peer.__file__,
+}
 _SETTINGS = {
     # Threads of torch that wait would keep their cores busy.
     'trl': ('OMP_WAIT_POLICY=PASSIVE', 'TOKENIZERS_PARALLELISM=false'),
     'tunix': ('JAX_PLATFORMS=cpu', 'WANDB_MODE=disabled'),
+    # What this process can import.
+    OWN: ('JAX_PLATFORMS=cpu',
+          f'PYTHONPATH={":".join(path or "." for path in sys.path)}'),
 }
 _STEP = {'seconds', 'rollout_s', 'rest_s', 'peak_mb'}
 
@@ -54,14 +65,17 @@ def describe(peer: str, python: str) -> dict:
 
 
 @contextlib.contextmanager
-def worker(peer: str, python: str,
-           workload: workloads.Workload) -> Iterator[Callable[[], dict]]:
+def worker(peer: str,
+           python: str,
+           workload: workloads.Workload,
+           core: int | None = None) -> Iterator[Callable[[], dict]]:
   """A process in which a peer trains on a workload.
 
   Args:
-    peer: one of `PEERS`.
+    peer: one of `PEERS`, or `OWN`.
     python: interpreter that has it.
     workload: what a step is.
+    core: the one core that `OWN` is to use; None: all.
 
   Yields:
     A function that runs one step and returns what it took: 'seconds' in all, of
@@ -77,7 +91,8 @@ def worker(peer: str, python: str,
     scratch = stack.enter_context(
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     errors = stack.enter_context(tempfile.TemporaryFile('w+', errors='replace'))
-    fields = json.dumps(workload._asdict() | workloads.RECIPE._asdict())
+    fields = json.dumps(workload._asdict() | workloads.RECIPE._asdict()
+                        | {'core': core})
     process = stack.enter_context(
         subprocess.Popen(
             _command(peer, python, fields, settings=(f'TMPDIR={scratch}',)),

@@ -119,7 +119,7 @@ def _model(workload, steps):
       intermediate_size=workload.mlp_dim,
       num_hidden_layers=workload.num_layers,
       num_attention_heads=workload.num_heads,
-      num_key_value_heads=workload.num_heads,
+      num_key_value_heads=workload.num_kv_heads or workload.num_heads,
       head_dim=workload.head_dim,
       max_position_embeddings=workload.prompt_len + workload.response_len,
       rope_theta=workload.rope_base,

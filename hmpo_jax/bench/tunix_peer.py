@@ -118,7 +118,7 @@ def _model(workload):
       hidden_dim=workload.mlp_dim,
       num_heads=workload.num_heads,
       head_dim=workload.head_dim,
-      num_kv_heads=workload.num_heads,
+      num_kv_heads=workload.num_kv_heads or workload.num_heads,
       rope_theta=int(workload.rope_base),
       norm_eps=workload.norm_epsilon,
       weight_tying=True)
