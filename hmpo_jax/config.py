@@ -66,10 +66,10 @@ def default_config() -> ml_collections.ConfigDict:
   # float32 | bfloat16, of products and hidden states; parameters, norms,
   # softmax, log-probabilities and losses are float32 in any case.
   config.model.dtype = 'float32'
-  # none | mlp | dots | layer: what the backward pass computes again: nothing, the
-  # inside of feed-forward layers (fastest on CPU, with less memory), all but
-  # matrix products, or each layer from its input (least memory).
-  config.model.remat = 'mlp'
+  # none | light | dots | layer: what the backward pass computes again: nothing,
+  # norms, rotations and the inside of feed-forward layers (fastest on CPU, with
+  # less memory), all but matrix products, or each layer (least memory).
+  config.model.remat = 'light'
 
   config.rollout = ml_collections.ConfigDict()
   config.rollout.num_prompts = 16  # N per step

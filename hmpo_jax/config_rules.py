@@ -12,7 +12,7 @@ from hmpo_jax.optim import orthogonal
 
 TASKS = ('sort', 'addition', 'file')
 DTYPES = ('float32', 'bfloat16')
-REMATS = ('none', 'mlp', 'dots', 'layer')
+REMATS = ('none', 'light', 'dots', 'layer')
 OPTIMIZERS = ('muon_clip', 'adamw')
 MUON_HEADS = ('joint', 'per_head')
 # Keys of `optim` that AdamW has no use for.

@@ -12,6 +12,8 @@ from hmpo_jax.kernels import losses
 KEYS = ('mechanism/cosine', 'mechanism/cosine_unclipped',
         'mechanism/norm_ratio', 'mechanism/sigma')
 
+# It stands beside an update in one program, whose memory it shall not double.
+_MIN_PARTS = 8
 # As low as the lower end of a clip range can be: it must stay below 1.
 _NO_CLIP_LOW = 1 - 2.**-20
 
@@ -35,9 +37,14 @@ def compare_means(static, params: base.Params, hparams: base.HParams,
   """
 
   def forward(params):
-    return policy.forward_in_microbatches(static, params, batch.tokens,
-                                          batch.valid, batch.mask,
-                                          hparams.temperature).logprobs
+    return policy.forward_in_microbatches(
+        static,
+        params,
+        batch.tokens,
+        batch.valid,
+        batch.mask,
+        hparams.temperature,
+        min_parts=_MIN_PARTS).logprobs
 
   logprobs, pull_back = jax.vjp(forward, params)
   loss = lambda logprobs, p, low, high: losses.power_mean_loss(

@@ -72,18 +72,25 @@ def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
   return Forward(logprobs, entropies, output.max_logits)
 
 
-def forward_in_microbatches(static, params: base.Params, tokens: jax.Array,
-                            valid: jax.Array, mask: jax.Array,
-                            temperature: jax.Array | float) -> Forward:
+def forward_in_microbatches(static,
+                            params: base.Params,
+                            tokens: jax.Array,
+                            valid: jax.Array,
+                            mask: jax.Array,
+                            temperature: jax.Array | float,
+                            min_parts: int = 1) -> Forward:
   """`forward`, with the memory of one microbatch in both directions.
 
   Each of the train.num_microbatches keeps its inputs alone and runs again in
   the backward pass, which adds up the gradients. The loss sees all rows at
   once: also one that divides by the tokens of the whole minibatch has the
   value and the gradient of the full batch. The largest attention logits are
-  those over all microbatches.
+  those over all microbatches. There are `min_parts` of them or more, as far as
+  the rows divide.
   """
   count = static.train.num_microbatches
+  while count < min_parts and len(mask) % (2 * count) == 0:
+    count *= 2
   if count == 1:
     return forward(static, params, tokens, valid, mask, temperature)
   run = lambda part: forward(static, params, part[0], part[1], part[2],

@@ -27,7 +27,6 @@ _PLAIN = {
 }
 _PLAIN['recomputed'] = _PLAIN['swiglu']
 
-
 # Blocks of a few rows, of which the last one is filled up.
 _small_blocks = mock.patch.object(products, '_BLOCK_ELEMENTS', 48)
 setUpModule, tearDownModule = _small_blocks.start, _small_blocks.stop

@@ -274,9 +274,9 @@ class PrecisionTest(parameterized.TestCase):
     self.assertBetween(difference.max(), 1e-4 * size, 0.05 * size)
     for ours, wide in zip(jax.tree.leaves(grads), jax.tree.leaves(wide_grads)):
       np.testing.assert_allclose(
-          np.linalg.norm(ours - wide), 0, atol=0.1 * np.linalg.norm(wide))
+          np.linalg.norm(ours - wide), 0, atol=0.25 * np.linalg.norm(wide))
 
-  @parameterized.parameters('mlp', 'dots', 'layer')
+  @parameterized.parameters('light', 'dots', 'layer')
   def test_what_is_computed_again_changes_nothing_but_memory(self, remat):
     tokens = _tokens((4, 7))
     arguments = tokens, jnp.asarray(_VALID), np.ones((4, 7, 11)), 0.

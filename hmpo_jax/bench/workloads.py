@@ -24,7 +24,7 @@ class Workload(NamedTuple):
   dtype: str = 'float32'  # of products and activations
   # What a large policy needs to fit into memory: see config.model.remat and
   # config.train.num_microbatches.
-  remat: str = 'none'
+  remat: str = 'light'
   num_microbatches: int = 1
 
   @property

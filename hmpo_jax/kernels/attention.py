@@ -22,10 +22,13 @@ import functools
 
 import chex
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import reductions
 
+# Names for jax.checkpoint, of what the gradient needs beside its arguments.
+MIXED, LOG_SUMS = 'attention_mixed', 'attention_log_sums'
 # Tokens of a block: on CPU its logits then stay in the cache of a core.
 _BLOCK_SIZE = 96
 # Up to this many tokens all logits are one array; at 80 blocks are faster.
@@ -126,6 +129,9 @@ def _forward(size, query, key, value, valid):
   """The results, and what the gradient needs."""
   row = functools.partial(_forward_row, size)
   mixed, log_sums, max_logits = _over_rows(row, query, key, value, valid)
+  # By these names a rematerialised layer keeps them, and not all of this again.
+  mixed = ad_checkpoint.checkpoint_name(mixed, MIXED)
+  log_sums = ad_checkpoint.checkpoint_name(log_sums, LOG_SUMS)
   kept = query, key, value, valid, mixed, log_sums
   return (mixed, reductions.nan_max(max_logits, axis=0)), kept
 

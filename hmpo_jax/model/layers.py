@@ -6,11 +6,18 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import attention
 from hmpo_jax.kernels import products
 
 kernel_init = nn.initializers.normal(0.02)
+
+# Names of what is dear to compute again: all but norms, rotations and what lies
+# inside of the feed-forward layer.
+_HEADS, _MIDDLE = 'layer_heads', 'layer_middle'
+DEAR = (_HEADS, _MIDDLE, attention.MIXED, attention.LOG_SUMS)
 
 # From query [..., H, Dh], key and value [..., K, Dh] to what is mixed
 # [..., H, Dh] and whatever else the caller wants of the layer.
@@ -39,7 +46,7 @@ class Layer(nn.Module):
     attended, found = Attention(
         c, name='attention')(RMSNorm(c.norm_eps, name='attention_norm')(x),
                              rotation, attend)
-    x = x + attended
+    x = ad_checkpoint.checkpoint_name(x + attended, _MIDDLE)
     x = x + SwiGLU(
         c.mlp_dim, c.recompute_mlp, name='mlp')(
             RMSNorm(c.norm_eps, name='mlp_norm')(x))
@@ -62,7 +69,9 @@ class Attention(nn.Module):
     if c.qk_norm:
       query = RMSNorm(c.norm_eps, name='query_norm')(query)
       key = RMSNorm(c.norm_eps, name='key_norm')(key)
-    mixed, found = attend(rotate(query, rotation), rotate(key, rotation), value)
+    heads = rotate(query, rotation), rotate(key, rotation), value
+    mixed, found = attend(
+        *(ad_checkpoint.checkpoint_name(x, _HEADS) for x in heads))
     out = Dense(x.shape[-1:], num_inputs=2, name='out')
     return out(mixed), found
 

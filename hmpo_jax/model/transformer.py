@@ -22,6 +22,7 @@ from hmpo_jax.optim import qk_weights
 
 # What is kept of a layer for the backward pass, by `config.model.remat`.
 _REMAT_POLICIES = {
+    'light': jax.checkpoint_policies.save_only_these_names(*layers_lib.DEAR),
     'dots': jax.checkpoint_policies.dots_saveable,
     'layer': jax.checkpoint_policies.nothing_saveable,
 }
@@ -52,7 +53,7 @@ class Transformer(nn.Module):
   tie_embeddings: bool
   softcap: float = math.inf
   dtype: str = 'float32'
-  remat: str = 'mlp'
+  remat: str = 'light'
 
   @nn.compact
   def __call__(self,
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
     return layers_lib.LayerConfig(self.num_heads, self.num_kv_heads,
                                   self.head_dim, self.mlp_dim, self.norm_eps,
                                   self.qk_bias, self.qk_norm,
-                                  self.remat == 'mlp')
+                                  self.remat == 'light')
 
 
 def positions_of(valid: jax.Array) -> jax.Array:
