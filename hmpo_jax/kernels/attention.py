@@ -31,6 +31,8 @@ from hmpo_jax.kernels import reductions
 MIXED, LOG_SUMS = 'attention_mixed', 'attention_log_sums'
 # Tokens of a block: on CPU its logits then stay in the cache of a core.
 _BLOCK_SIZE = 96
+# On CPU so many logits of several sequences are made at once: 2 MB.
+_LOGITS_AT_ONCE = 2**19
 # Up to this many tokens all logits are one array; at 80 blocks are faster.
 _PLAIN_LENGTH = 64
 
@@ -110,8 +112,8 @@ def blockwise(query: jax.Array,
               block_size: int = _BLOCK_SIZE) -> tuple[jax.Array, jax.Array]:
   """`causal_attention` in memory linear in S; reverse mode, first order only.
 
-  On CPU the sequences go one by one and their blocks stay in the cache;
-  elsewhere each step is of all sequences at once.
+  On CPU few sequences go at once and their blocks stay in the cache; elsewhere
+  each step is of all sequences.
   """
   _check(query, key, value, valid, block_size)
   num_blocks = -(-query.shape[1] // block_size)
@@ -128,7 +130,7 @@ def _blockwise(size, query, key, value, valid):
 def _forward(size, query, key, value, valid):
   """The results, and what the gradient needs."""
   row = functools.partial(_forward_row, size)
-  mixed, log_sums, max_logits = _over_rows(row, query, key, value, valid)
+  mixed, log_sums, max_logits = _over_rows(row, size, query, key, value, valid)
   # By these names a rematerialised layer keeps them, and not all of this again.
   mixed = ad_checkpoint.checkpoint_name(mixed, MIXED)
   log_sums = ad_checkpoint.checkpoint_name(log_sums, LOG_SUMS)
@@ -138,7 +140,7 @@ def _forward(size, query, key, value, valid):
 
 def _backward(size, kept, cotangents):
   row = functools.partial(_backward_row, size)
-  return *_over_rows(row, *kept, cotangents[0]), None
+  return *_over_rows(row, size, *kept, cotangents[0]), None
 
 
 _blockwise.defvjp(_forward, _backward)
@@ -238,12 +240,18 @@ def _backward_row(size, query, key, value, valid, mixed, log_sums, gradient):
                                                  length).astype(value.dtype))
 
 
-def _over_rows(function, *arrays):
+def _over_rows(function, size, query, *arrays):
   """Applies a function of one sequence to all, as the platform likes it."""
+  run = lambda rows: function(*rows)
+  batch = query.shape[0]
+  # What goes at once divides the batch and is as much as the cache takes.
+  fitting = max(1, _LOGITS_AT_ONCE // (query.shape[2] * size**2))
+  at_once = max(n for n in range(1, min(batch, fitting) + 1) if batch % n == 0)
   return jax.lax.platform_dependent(
+      query,
       *arrays,
-      cpu=lambda *arrays: jax.lax.map(lambda row: function(*row), arrays),
-      default=jax.vmap(function))
+      cpu=lambda *rows: jax.lax.map(run, rows, batch_size=at_once),
+      default=lambda *rows: jax.vmap(run)(rows))
 
 
 def _split(x, size, groups=1):
