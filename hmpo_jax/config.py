@@ -35,7 +35,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.task.prompts = ''
   config.task.vocab_size = 0  # V
   config.task.pad = 0  # token outside prompt and response
-  config.task.stop = 1  # token that ends a response; -1: none, all have length T
+  config.task.stop = 1  # token that ends a response; -1: none, all are full
   config.task.response_len = 0  # T, tokens after which a response is cut
 
   config.reward = ml_collections.ConfigDict()
@@ -75,12 +75,12 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout.num_prompts = 16  # N per step
   config.rollout.group_size = 8  # G responses to each prompt
   config.rollout.temperature = 1.  # divides the logits, sampler and loss alike
-  # Draws from the k likeliest tokens (0 = all, 1 = greedy) and of these from the
-  # likeliest of mass top_p (1 = all). Log-probabilities stay those of all tokens:
-  # what truncation makes of the ratios is a bias, see rollout/kept_mass.
+  # Draws from the k likeliest tokens (0 = all, 1 = greedy) and of these from
+  # the likeliest of mass top_p (1 = all). Log-probabilities stay those of all
+  # tokens: what truncation makes of the ratios is a bias, see rollout/kept_mass.
   config.rollout.top_k = 0
   config.rollout.top_p = 1.
-  # Tokens by which the cache of keys and values grows; any gives the same tokens.
+  # Tokens by which the cache of keys and values grows; responses don't change.
   config.rollout.bucket = 128
   config.rollout.staleness = 0  # steps by which the sampler's policy lags
   # old log-probabilities: 'recompute' by the training forward, or 'sampler',

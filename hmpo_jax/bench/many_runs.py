@@ -1,15 +1,17 @@
 """Many runs in one program, against one run.
 
 A group for each number of runs times a step of all of them: one after the other
-(`map`), side by side (`vmap`), and on the CPU as many processes as cores, each
-with one core and its share of the runs (`processes`). The runs differ in their
-seeds and in the order of the mean. The baseline is the step of one run, as a
-run makes it.
+(`map`), side by side (`vmap`), spread over devices (`spread`: one after the
+other on each; on the CPU a device is a core), and on the CPU as many processes
+as cores, each with one core and its share of the runs (`processes`). The runs
+differ in their seeds and in the order of the mean. The baseline is the step of
+one run, as a run makes it.
 """
 
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
+import functools
 import sys
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 
 from hmpo_jax import learner
 from hmpo_jax import policy
+from hmpo_jax import runs
 from hmpo_jax.bench import limits
 from hmpo_jax.bench import ours
 from hmpo_jax.bench import own_peer
@@ -26,10 +29,8 @@ from hmpo_jax.bench import workloads
 from hmpo_jax.model import transformer
 
 _ONE, _PROCESSES = 'one run', 'processes'
-_FORMS = {
-    'map': lambda step: lambda *runs: jax.lax.map(lambda run: step(*run), runs),
-    'vmap': jax.vmap,
-}
+_SPREAD = 'spread'
+_FORMS = ('map', 'vmap', _SPREAD)
 _COUNTS = 1, 8, 64
 _IN_PROCESSES = 8
 _WARMUPS = 2
@@ -75,7 +76,7 @@ def _rows(workload, count, options):
         _case(form, workload, count,
               *_in_one_program(ours.start(config), form, count))
         for form in _FORMS
-        if options.wants(form)
+        if options.wants(form) and not (form == _SPREAD and count == 1)
     ]
     if count == _IN_PROCESSES and options.wants(_PROCESSES):
       cases += _in_processes(workload, stack)
@@ -86,13 +87,14 @@ def _rows(workload, count, options):
 def _in_one_program(start, form, count):
   """Seconds of a step of all runs, and its program."""
   states, hparams = stacked(start, count)
-  static, measure_means = start.static, jnp.asarray(False)
-
-  def step(states, hparams, measure_means):
-    of_run = lambda state, hparams: learner.train_step(static, state, hparams,
-                                                       measure_means)
-    return _FORMS[form](of_run)(states, hparams)
-
+  measure_means = jnp.asarray(False)
+  of_run = functools.partial(learner.train_step, start.static)
+  if form == _SPREAD:
+    devices = jax.devices()
+    states, hparams = (runs.place(tree, devices) for tree in (states, hparams))
+    step = runs.over_runs(of_run, devices=devices)
+  else:
+    step = runs.over_runs(of_run, form)
   program = timing.compiled(step, states, hparams, measure_means, donate=(0,))
 
   def call():
