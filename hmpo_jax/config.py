@@ -77,7 +77,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout.temperature = 1.  # divides the logits, sampler and loss alike
   # Draws from the k likeliest tokens (0 = all, 1 = greedy) and of these from
   # the likeliest of mass top_p (1 = all). Log-probabilities stay those of all
-  # tokens: what truncation makes of the ratios is a bias, see rollout/kept_mass.
+  # tokens: what truncation makes of ratios is a bias, see rollout/kept_mass.
   config.rollout.top_k = 0
   config.rollout.top_p = 1.
   # Tokens by which the cache of keys and values grows; responses don't change.
