@@ -3,7 +3,7 @@
 Command   python experiments/main.py --config=configs/grpo.py
 Device    a laptop's CPU is enough; GPU and TPU run the same command
 Time      about 1 minute on two cores
-Expected  held-out reward from .49 to .84 with seed 0
+Expected  held-out reward from .49 to .88 with seed 0
 """
 
 from hmpo_jax import config as config_lib
