@@ -81,6 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout.top_k = 0
   config.rollout.top_p = 1.
   # Tokens by which the cache of keys and values grows; responses don't change.
+  # Each of the sizes up to a whole response is a loop that is compiled.
   config.rollout.bucket = 128
   config.rollout.staleness = 0  # steps by which the sampler's policy lags
   # old log-probabilities: 'recompute' by the training forward, or 'sampler',
@@ -321,6 +322,8 @@ def _check_unused(config):
         for key in default.tracking
         if key != 'rate'
     }
+  if config.task.name != 'file':
+    unused |= {'task.pad': 'task.name', 'task.stop': 'task.name'}
   if config.optim.name == 'adamw':
     unused |= {f'optim.{key}': 'optim.name' for key in config_rules.MUON_KEYS}
   if config.optim.qk_clip == 'off':

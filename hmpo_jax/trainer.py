@@ -104,7 +104,8 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
   target = jax.eval_shape(programs.warm_params)
   params = checkpoint.restore_tree(folder / digest, target, note)
   if params is None:
-    params = programs.warm_params()
+    # What fails in the computation is no fault of the disk.
+    params = jax.block_until_ready(programs.warm_params())
     checkpoint.save_tree(folder / digest, params)
   return params
 

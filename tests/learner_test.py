@@ -49,6 +49,16 @@ class TrainStepTest(parameterized.TestCase):
     # Four of 14 tokens, drawn from while the logits are spread.
     self.assertBetween(record['rollout/kept_mass'], 4 / 14, 0.999)
 
+  def test_bfloat16_step(self):
+    states, (record,) = small.steps(small.config(model__dtype='bfloat16'))
+    self.assertEqual({
+        key: n for key, n in record.items() if 'skipped/' in key
+    }, {key: 0 for key in record if 'skipped/' in key})
+    self.assertEqual(record['ratio/first_update_abs_log'], 0)
+    self.assertGreater(record['log_ratio/abs_max'], 0)
+    self.assertBetween(record['rollout/sampler_gap_max'], 1e-5, 0.2)
+    chex.assert_type(jax.tree.leaves(states[1].params), jnp.float32)
+
   def test_sampler_logprobs_save_a_pass(self):
     forward = policy.forward
 

@@ -26,6 +26,7 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import reductions
+from hmpo_jax.kernels import wide
 
 # Names for jax.checkpoint, of what the gradient needs beside its arguments.
 MIXED, LOG_SUMS = 'attention_mixed', 'attention_log_sums'
@@ -78,11 +79,8 @@ def plain(query: jax.Array, key: jax.Array, value: jax.Array,
   """`causal_attention` with an array [B, K, H / K, S, S] of all logits."""
   _check(query, key, value, valid)
   batch, length, heads, width = query.shape
-  dtype = _sum_dtype(query)
   grouped = query.reshape(batch, length, key.shape[2], -1, width)
-  logits = jnp.einsum(
-      'bskgd,brkd->bkgsr', grouped, key,
-      preferred_element_type=dtype) / width**0.5
+  logits = wide.einsum('bskgd,brkd->bkgsr', grouped, key) / width**0.5
   causal = jnp.tril(jnp.ones((length, length), bool))
   visible = (causal & valid[:, None, :])[:, None, None]
   sees = jnp.any(visible, axis=-1, keepdims=True)
@@ -92,11 +90,7 @@ def plain(query: jax.Array, key: jax.Array, value: jax.Array,
   top = jax.lax.stop_gradient(logits).max(axis=-1)
   # A maximum may lose NaN, of which a softmax makes NaN everywhere.
   top = jnp.where(jnp.isnan(weights[..., 0]), jnp.nan, top)
-  mixed = jnp.einsum(
-      'bkgsr,brkd->bskgd',
-      weights.astype(value.dtype),
-      value,
-      preferred_element_type=dtype)
+  mixed = wide.einsum('bkgsr,brkd->bskgd', weights.astype(value.dtype), value)
   counted = sees[..., 0] & valid[:, None, None, :]
   max_logits = reductions.nan_max(
       jnp.where(counted, top, -jnp.inf), axis=(0, 3))
@@ -149,7 +143,7 @@ _blockwise.defvjp(_forward, _backward)
 def _forward_row(size, query, key, value, valid):
   """One sequence: mixed [S, H, Dh], log sums [S, H], largest logits [H]."""
   length, heads, width = query.shape
-  groups, dtype = heads // key.shape[1], _sum_dtype(query)
+  groups, dtype = heads // key.shape[1], wide.dtype_of(query)
   keys, values = _split(key, size), _split(value, size)
   hidden, causal = _hidden(valid, size, dtype), _causal(size, groups)
 
@@ -158,15 +152,15 @@ def _forward_row(size, query, key, value, valid):
 
     def step(j, carry, is_diagonal=False):
       top, total, mixed = carry
-      logits = _dot('krd,ktd->krt', queries, _at(keys, j)) / width**0.5 + _at(
-          hidden, j)
+      logits = wide.einsum('krd,ktd->krt', queries, _at(
+          keys, j)) / width**0.5 + _at(hidden, j)
       if is_diagonal:
         logits = jnp.where(causal, logits, -jnp.inf)
       higher = jnp.maximum(top, logits.max(axis=-1, keepdims=True))
       weights = jnp.exp(logits - higher)
       shrink = jnp.exp(top - higher)
       total = shrink * total + weights.sum(axis=-1, keepdims=True)
-      return higher, total, shrink * mixed + _dot(
+      return higher, total, shrink * mixed + wide.einsum(
           'krt,ktd->krd', weights.astype(value.dtype), _at(values, j))
 
     # The lowest number rather than -inf, whose differences are NaN.
@@ -198,7 +192,7 @@ def _forward_row(size, query, key, value, valid):
 def _backward_row(size, query, key, value, valid, mixed, log_sums, gradient):
   """One sequence: gradients of query, key and value, from that of mixed."""
   length, heads, width = query.shape
-  groups, dtype = heads // key.shape[1], _sum_dtype(query)
+  groups, dtype = heads // key.shape[1], wide.dtype_of(query)
   inner = jnp.sum(mixed.astype(dtype) * gradient.astype(dtype), axis=-1)
   queries, gradients, log_sums, inner = (
       _split(x, size, groups)
@@ -211,15 +205,16 @@ def _backward_row(size, query, key, value, valid, mixed, log_sums, gradient):
     def step(i, carry, is_diagonal=False):
       of_queries, of_keys, of_values = carry
       rows, of_mixed = _at(queries, i), _at(gradients, i)
-      logits = _dot('krd,ktd->krt', rows, keys) / width**0.5 + hidden
+      logits = wide.einsum('krd,ktd->krt', rows, keys) / width**0.5 + hidden
       weights = jnp.exp(logits - _at(log_sums, i))
       if is_diagonal:
         weights = jnp.where(causal, weights, 0)
-      of_weights = _dot('krd,ktd->krt', of_mixed, values)
+      of_weights = wide.einsum('krd,ktd->krt', of_mixed, values)
       of_logits = (weights * (of_weights - _at(inner, i))).astype(query.dtype)
-      of_values += _dot('krt,krd->ktd', weights.astype(value.dtype), of_mixed)
-      of_keys += _dot('krt,krd->ktd', of_logits, rows)
-      new = _at(of_queries, i) + _dot('krt,ktd->krd', of_logits, keys)
+      of_values += wide.einsum('krt,krd->ktd', weights.astype(value.dtype),
+                               of_mixed)
+      of_keys += wide.einsum('krt,krd->ktd', of_logits, rows)
+      new = _at(of_queries, i) + wide.einsum('krt,ktd->krd', of_logits, keys)
       return (jax.lax.dynamic_update_index_in_dim(of_queries, new, i,
                                                   axis=0), of_keys, of_values)
 
@@ -284,14 +279,6 @@ def _causal(size, groups):
 
 def _at(x, i):
   return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-
-
-def _dot(equation, x, y):
-  return jnp.einsum(equation, x, y, preferred_element_type=_sum_dtype(x))
-
-
-def _sum_dtype(x):
-  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _check(query, key, value, valid, block_size=1):

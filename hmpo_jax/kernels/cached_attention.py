@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import wide
+
 
 def cached_attention(query: jax.Array, shared_keys: jax.Array,
                      shared_values: jax.Array, shared_valid: jax.Array,
@@ -67,7 +69,7 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
 
 def _logits(query, keys, valid):
   """[..., Q, S] from [..., Q, Dh] and [..., S, Dh]; -inf is not seen."""
-  logits = _dot('nkqd,nksd->nkqs', query, keys) / query.shape[-1]**0.5
+  logits = wide.einsum('nkqd,nksd->nkqs', query, keys) / query.shape[-1]**0.5
   return jnp.where(valid, logits, -jnp.inf)
 
 
@@ -80,13 +82,8 @@ def _top(logits):
 def _sums(logits, top, values):
   """Sums of values [..., Q, Dh] by exp(logits - top), and of these weights."""
   weights = jnp.exp(logits - top)
-  mixed = _dot('nkqs,nksd->nkqd', weights.astype(values.dtype), values)
+  mixed = wide.einsum('nkqs,nksd->nkqd', weights.astype(values.dtype), values)
   return mixed, jnp.sum(weights, axis=-1, keepdims=True)
-
-
-def _dot(equation, x, y):
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
 def _check(query, shared_keys, shared_values, shared_valid, keys, values,

@@ -14,6 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import wide
+
 _BLOCK_ELEMENTS = 2**19  # of a block of rows times F: 2 MB
 
 
@@ -125,7 +127,6 @@ def _recomputed_forward(x, kernels):
 
 def _recomputed_backward(kept, gradient):
   x, kernels = kept
-  sums_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
   def run(x, gradient):
     _, *products = _gated(x, kernels)
@@ -137,7 +138,8 @@ def _recomputed_backward(kept, gradient):
       of_x, of_kernels = run(*block)
       return jax.tree.map(jnp.add, sums, of_kernels), of_x
 
-    zeros = tuple(jnp.zeros_like(kernel, sums_dtype) for kernel in kernels)
+    zeros = tuple(
+        jnp.zeros_like(kernel, wide.dtype_of(x)) for kernel in kernels)
     blocks = _split(x, kernels[0]), _split(gradient, kernels[0])
     sums, of_x = jax.lax.scan(add, zeros, blocks)
     return _join(of_x, x), sums
@@ -193,11 +195,8 @@ def _like(sums, kernels):
 
 def _product(x, y, x_axis, y_axis):
   """Product over one axis of each in the dtype of x, summed in float32."""
-  return jax.lax.dot_general(
-      x,
-      y.astype(x.dtype), (((x_axis,), (y_axis,)), ((), ())),
-      preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+  return wide.dot(x, y.astype(x.dtype), x_axis, y_axis)
 
 
 def _wide(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(wide.dtype_of(x))

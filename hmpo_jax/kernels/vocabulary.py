@@ -16,6 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import wide
+
 _CHUNK_ELEMENTS = 2**21  # logits of a chunk by default: 8 MB
 _MIN_CHUNK = 1024
 
@@ -170,8 +172,8 @@ def _backward(options, residuals, cotangents):
     if options.softcap is not None:
       slope *= 1 - (scores * (temperature / options.softcap))**2
     slope = slope.astype(hidden.dtype)
-    of_hidden += _product(slope, part, 1, options.vocab_axis)
-    of_part = _product(transposed, slope, 1, 0).astype(head.dtype)
+    of_hidden += wide.dot(slope, part, 1, options.vocab_axis)
+    of_part = wide.dot(transposed, slope, 1, 0).astype(head.dtype)
     if options.vocab_axis == 0:
       # Else XLA makes of it a product of which the CPU transposes the scores.
       of_part = jax.lax.optimization_barrier(of_part).T
@@ -204,14 +206,7 @@ def _part(options, head, start, size, dtype):
 
 def _scores(options, hidden, part, temperature):
   """u [R, size] of a chunk."""
-  logits = _product(hidden, part, 1, 1 - options.vocab_axis)
+  logits = wide.dot(hidden, part, 1, 1 - options.vocab_axis)
   if options.softcap is not None:
     logits = options.softcap * jnp.tanh(logits / options.softcap)
   return logits / temperature
-
-
-def _product(x, y, x_axis, y_axis):
-  """Product over one axis of each, summed in float32 or better."""
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  return jax.lax.dot_general(
-      x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=dtype)

@@ -17,6 +17,7 @@ import optax
 
 from hmpo_jax import base
 from hmpo_jax.kernels import attention
+from hmpo_jax.kernels import wide
 from hmpo_jax.model import layers as layers_lib
 from hmpo_jax.optim import qk_weights
 
@@ -135,8 +136,7 @@ def logits(model: Transformer, params: base.Params,
            hidden: jax.Array) -> jax.Array:
   """[..., V] float32 logits of the next token, from hidden states [..., D]."""
   matrix, vocab_axis = head(model, params)
-  product = jnp.tensordot(
-      hidden, matrix, (-1, 1 - vocab_axis), preferred_element_type=jnp.float32)
+  product = wide.dot(hidden, matrix, hidden.ndim - 1, 1 - vocab_axis)
   if model.softcap == math.inf:
     return product
   return model.softcap * jnp.tanh(product / model.softcap)
