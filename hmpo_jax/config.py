@@ -81,8 +81,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout.top_k = 0
   config.rollout.top_p = 1.
   # Tokens by which the cache of keys and values grows; responses don't change.
-  # Each of the sizes up to a whole response is a loop that is compiled.
-  config.rollout.bucket = 128
+  # Each of the sizes up to a whole response is a loop that is compiled. 0 is a
+  # quarter of the response, but at least 16.
+  config.rollout.bucket = 0
   config.rollout.staleness = 0  # steps by which the sampler's policy lags
   # old log-probabilities: 'recompute' by the training forward, or 'sampler',
   # which saves that pass; then the first ratios are 1 up to rounding only.

@@ -68,7 +68,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('rollout.temperature', _finite_at_least(2.**-20)),
     ('rollout.top_k', _at_least(0)),
     ('rollout.top_p', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
-    ('rollout.bucket', _at_least(1)),
+    ('rollout.bucket', _at_least(0)),
     ('rollout.staleness', _at_least(0)),
     ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
     ('advantage.baseline', _one_of('mean', 'leave_one_out')),

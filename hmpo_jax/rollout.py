@@ -12,6 +12,8 @@ from hmpo_jax.kernels import truncation
 from hmpo_jax.model import decoding
 from hmpo_jax.model import transformer
 
+_MIN_BUCKET = 16  # tokens by which a cache grows by default, at least
+
 
 class _State(NamedTuple):
   """The loop's buffers, after `step` tokens of each response."""
@@ -37,7 +39,7 @@ def sample(model: transformer.Transformer,
            greedy: bool = False,
            top_k: int = 0,
            top_p: float = 1.,
-           bucket: int = 128) -> base.Rollout:
+           bucket: int = 0) -> base.Rollout:
   """Draws G responses to each of N prompts, until their stop token.
 
   The token at position t of a response is drawn with fold_in(its key, t): it
@@ -60,8 +62,8 @@ def sample(model: transformer.Transformer,
     top_k: draws from the k likeliest tokens, 0 from all; see
       kernels/truncation.py.
     top_p: draws from the likeliest tokens of that mass.
-    bucket: tokens by which the cache grows, positive; whatever it is, the
-      tokens are the same.
+    bucket: tokens by which the cache grows, 0 for a quarter of the response but
+      at least 16; whatever it is, the tokens are the same.
 
   Returns:
     A Rollout with log-probabilities on the full support; a response without
@@ -110,6 +112,7 @@ def sample(model: transformer.Transformer,
 
   running = lambda end, state: (state.step < end) & ~_all(state.done)
   state = _start(first_logits, prefix, group, response_len, is_truncated)
+  bucket = bucket or max(_MIN_BUCKET, -(-response_len // 4))
   for size in (*range(bucket, response_len, bucket), response_len):
     state = state._replace(cache=decoding.grown(state.cache, size))
     state = jax.lax.while_loop(functools.partial(running, size), decode, state)

@@ -110,7 +110,7 @@ class OursTest(absltest.TestCase):
     with ours.configured(TINY, rollout__bucket=3) as config:
       self.assertEqual(config.rollout.bucket, 3)
     with self.assertRaises(config_lib.ConfigError):
-      with ours.configured(TINY, rollout__bucket=0):
+      with ours.configured(TINY, rollout__bucket=-1):
         pass
 
   def test_every_response_has_its_full_length_and_the_state_goes_on(self):

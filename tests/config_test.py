@@ -40,7 +40,7 @@ class ConfigTest(parameterized.TestCase):
       ('model.remat', 'all'),
       ('rollout.top_k', -1),
       ('rollout.top_p', 0.),
-      ('rollout.bucket', 0),
+      ('rollout.bucket', -1),
       ('task.stop', -2),
       ('optim.momentum', 0.999999999),
       ('loss.clip_eps_low', 1.),
