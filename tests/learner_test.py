@@ -59,6 +59,17 @@ class TrainStepTest(parameterized.TestCase):
     self.assertBetween(record['rollout/sampler_gap_max'], 1e-5, 0.2)
     chex.assert_type(jax.tree.leaves(states[1].params), jnp.float32)
 
+  def test_rollout_options_reach_the_sampler(self):
+    options = {'top_k': 3, 'top_p': 0.5, 'bucket': 7}
+    static, hparams, state = small.start(
+        small.config(**{
+            f'rollout__{key}': value for key, value in options.items()
+        }))
+    with mock.patch.object(learner.rollout_lib, 'sample') as sample:
+      learner.collect(static, state, hparams)
+    given = sample.call_args.kwargs
+    self.assertEqual({key: given.get(key) for key in options}, options)
+
   def test_sampler_logprobs_save_a_pass(self):
     forward = policy.forward
 

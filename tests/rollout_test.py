@@ -240,7 +240,10 @@ class TransformerTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.static = config_lib.static(small.config())
+    self._take_model()
+
+  def _take_model(self, **overrides):
+    self.static = config_lib.static(small.config(**overrides))
     self.model = policy.make_model(self.static)
     # Of these 32 responses 11 end early, after 1 to 5 tokens.
     rng = np.random.default_rng(6)
@@ -284,12 +287,28 @@ class TransformerTest(parameterized.TestCase):
     np.testing.assert_array_equal(sampled.logprobs[~mask], 0)
     self.assertTrue(np.all(sampled.logprobs[mask] < 0))
 
-  def test_logprobs_are_those_of_the_training_forward(self):
+  @parameterized.parameters(
+      ({}, 1e-5),
+      ({
+          'model__softcap': 1.,
+          'model__tie_embeddings': True
+      }, 1e-5),
+      ({
+          'model__qk_norm': True,
+          'model__qk_bias': True,
+          'model__num_kv_heads': 4
+      }, 1e-5),
+      ({
+          'model__dtype': 'bfloat16'
+      }, 0.1),
+  )
+  def test_logprobs_are_those_of_the_training_forward(self, overrides, gap):
+    self._take_model(**overrides)
     sampled = self._responses(_keys(4, 8))
     forced, *_ = _forward(self.static, self.params, sampled.tokens,
                           sampled.valid, sampled.mask, jnp.float32(0.7))
     np.testing.assert_allclose(
-        sampled.logprobs, np.where(sampled.mask, forced, 0), atol=1e-5)
+        sampled.logprobs, np.where(sampled.mask, forced, 0), atol=gap)
 
   def test_greedy_takes_the_likeliest_token_whatever_the_key(self):
     sampled, other = (
