@@ -37,10 +37,8 @@ def _groups(**options):
   groups = {}
   keep = lambda shape, cases, *_, **__: groups.update({shape: cases}) or []
   with mock.patch.multiple(
-      timing, timed=keep,
-      wall_clock=lambda call: call), mock.patch.object(optimizer.learner,
-                                                       'train_step',
-                                                       _train_step):
+      timing, timed=keep, wall_clock=lambda call: call), mock.patch.object(
+          optimizer.ours_lib.learner, 'train_step', _train_step):
     optimizer.measure(_options(**options))
   return groups
 

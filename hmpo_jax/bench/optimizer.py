@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hmpo_jax import learner
 from hmpo_jax import programs as programs_lib
+from hmpo_jax.bench import ours as ours_lib
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import torch_muon
 from hmpo_jax.model import transformer
@@ -174,18 +174,8 @@ def _step_case(config, params, mode):
   programs = programs_lib.Programs(config)
   # The step uses up its state, and the other step starts from these too.
   state = programs.first_state(jax.tree.map(jnp.copy, params))
-  arguments = programs.hparams, jnp.asarray(False)
-  program = timing.compiled(
-      functools.partial(learner.train_step, programs.static),
-      state,
-      *arguments,
-      donate=(0,))
-
-  def step():
-    nonlocal state
-    state, metrics = program.call(state, *arguments)
-    return metrics
-
+  program, step = ours_lib.stepper_from(
+      ours_lib.Start(programs.static, programs.hparams, state))
   return timing.Case(_STEP, f'qk_clip {mode}', timing.wall_clock(step), program)
 
 

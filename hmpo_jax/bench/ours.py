@@ -70,7 +70,13 @@ def stepper(
     config: ml_collections.ConfigDict
 ) -> tuple[timing.Program, Callable[[], base.Metrics]]:
   """The program of a whole step, and a function that runs the next one."""
-  static, hparams, state = start(config)
+  return stepper_from(start(config))
+
+
+def stepper_from(
+    first: Start) -> tuple[timing.Program, Callable[[], base.Metrics]]:
+  """`stepper` from a state, which is used up."""
+  static, hparams, state = first
   arguments = hparams, jnp.asarray(False)
   program = timing.compiled(
       functools.partial(learner.train_step, static),
