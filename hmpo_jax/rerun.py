@@ -14,9 +14,9 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
 from hmpo_jax import learner
 from hmpo_jax import metrics
+from hmpo_jax import open_run
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
-from hmpo_jax import trainer
 from hmpo_jax import update
 
 
@@ -150,18 +150,18 @@ class Recorded:
       learned, _ = _update(static, learned, hparams, minibatch)
 
   def _checkpoints(self):
-    return checkpoint.Checkpointer(self._workdir / trainer.CHECKPOINTS,
+    return checkpoint.Checkpointer(self._workdir / open_run.CHECKPOINTS,
                                    self.config.checkpoint.keep, self._note)
 
   def _at(self, step, saver):
     """State after a step of which there is a checkpoint, or after none."""
-    params = trainer.warm_params(self.config, self.programs, self._workdir,
+    params = open_run.warm_params(self.config, self.programs, self._workdir,
                                  self._note)
     state = checkpoint.place(self.programs.first_state(params))
     return saver.restore(state, step).state if step else state
 
   def _step(self, state, step):
-    return self.programs.step(state, trainer.is_compared(self.config, step))
+    return self.programs.step(state, open_run.is_compared(self.config, step))
 
 
 _prepare = jax.jit(learner.prepare, static_argnums=0)

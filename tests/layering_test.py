@@ -11,7 +11,8 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
           'update', 'learner', 'runs', 'programs', 'checkpoint', 'metrics',
           'progress', 'interruption', 'overshoot', 'run_folder', 'summary',
-          'trainer', 'rerun', 'bench', 'compile_cache', 'command_line')
+          'open_run', 'trainer', 'rerun', 'bench', 'compile_cache',
+          'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 
@@ -58,9 +59,9 @@ class LayeringTest(absltest.TestCase):
   def test_only_the_shell_touches_the_disk(self):
     shell = {
         'checkpoint.py', 'command_line.py', 'compile_cache.py',
-        'config_file.py', 'interruption.py', 'metrics.py', 'own_peer.py',
-        'profile.py', 'prompt_file.py', 'report.py', 'reward.py', 'rerun.py',
-        'run_folder.py', 'summary.py', 'trainer.py'
+        'config_file.py', 'interruption.py', 'metrics.py', 'open_run.py',
+        'own_peer.py', 'profile.py', 'prompt_file.py', 'report.py', 'reward.py',
+        'rerun.py', 'run_folder.py', 'summary.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:

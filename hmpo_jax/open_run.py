@@ -1,0 +1,260 @@
+"""A run folder while its run goes on: where it resumes, what it is given.
+
+It makes no step itself: `trainer` makes them one run at a time, `group` those
+of many runs at once, and both hand each step's metrics to this.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+
+import jax
+
+from hmpo_jax import base
+from hmpo_jax import checkpoint
+from hmpo_jax import config as config_lib
+from hmpo_jax import learner
+from hmpo_jax import metrics as metrics_lib
+from hmpo_jax import programs as programs_lib
+from hmpo_jax import run_folder
+from hmpo_jax import summary as summary_lib
+from hmpo_jax import update
+
+CHECKPOINTS = 'checkpoints'  # folder in the run folder
+START, SUMMARY, FAILED = 'start.json', 'summary.json', 'failed.json'
+# Ratios this close to 1 in a whole rollout are rounding, not learning.
+_SAME_POLICY = 1e-6
+_PATIENCE = 5  # steps without a moving ratio before the run says so
+
+
+class NumericalFault(Exception):
+  """Update after update was skipped for a numerical cause."""
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+  """Whether something that is done every so many steps is done now."""
+  return step % every == 0 or step == last
+
+
+def is_compared(config, step: int) -> bool:
+  """Whether a step compares means: the first, and those with an evaluation."""
+  return step == 1 or is_evaluated(config, step)
+
+
+def is_evaluated(config, step: int) -> bool:
+  """Whether the policy is evaluated after a step."""
+  return is_due(step, config.eval.every, config.num_steps)
+
+
+def is_saved(config, step: int) -> bool:
+  """Whether a step ends with a checkpoint."""
+  return is_due(step, config.checkpoint.every, config.num_steps)
+
+
+def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
+                note) -> base.Params:
+  """Parameters of the warm start, from the cache where it holds them.
+
+  Args:
+    config: of the run.
+    programs: of the configuration.
+    workdir: run folder, where the cache lies if the configuration names none.
+    note: takes a line for the user.
+  """
+  warm, static = config.warm_start, programs.static
+  folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
+  identity = {
+      'model': static.model.to_dict(),
+      'task': static.task.to_dict(),
+      'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
+      'seed': config.seed,
+      'inputs': run_folder.inputs(config),
+      'versions': run_folder.versions(),
+      'backend': jax.default_backend(),
+  }
+  digest = hashlib.sha256(json.dumps(identity,
+                                     sort_keys=True).encode()).hexdigest()[:16]
+  target = jax.eval_shape(programs.warm_params)
+  params = checkpoint.restore_tree(folder / digest, target, note)
+  if params is None:
+    # What fails in the computation is no fault of the disk.
+    params = jax.block_until_ready(programs.warm_params())
+    checkpoint.save_tree(folder / digest, params)
+  return params
+
+
+class OpenRun(contextlib.AbstractContextManager):
+  """The folder of one run, whose steps come one after the other.
+
+  First `restore`, or `first_state` and `begin`; then for each step `write`,
+  and `save` where it is due; after the last one `finish`.
+  """
+
+  def __init__(self, config, programs: programs_lib.Programs,
+               workdir: pathlib.Path, note):
+    """Opens the checkpoints, and no other file yet.
+
+    Args:
+      config: valid, of the run.
+      programs: of the configuration.
+      workdir: absolute run folder, which the caller has claimed.
+      note: takes a line for the user.
+    """
+    self.config, self.programs, self.workdir = config, programs, workdir
+    self.step = 0  # finished
+    self._note = note
+    self._extra: dict = {}  # what a checkpoint holds beside the state
+    self._still = 0  # steps in a row in which no ratio left 1
+    self._stack = contextlib.ExitStack()
+    self._saver = self._stack.enter_context(
+        checkpoint.Checkpointer(workdir / CHECKPOINTS, config.checkpoint.keep,
+                                note))
+
+  def __exit__(self, *error):
+    return self._stack.__exit__(*error)
+
+  def saved_steps(self) -> list[int]:
+    """Steps of the whole checkpoints, oldest first."""
+    return self._saver.steps()
+
+  def first_state(self) -> learner.TrainState:
+    """The state before the first step."""
+    params = warm_params(self.config, self.programs, self.workdir, self._note)
+    return checkpoint.place(self.programs.first_state(params))
+
+  def begin(self, evaluation: base.Metrics) -> None:
+    """Starts from `first_state`, with its held-out metrics."""
+    first = _plain(evaluation) | {'eval/step': 0}
+    self._extra = {'tokens': 0, 'eval': first, 'first_eval': first}
+    run_folder.write_json(self.workdir / START, first)
+    self._open_writer()
+
+  def restore(self, step: int | None = None) -> learner.TrainState | None:
+    """The state of a checkpoint, from which the run goes on.
+
+    Args:
+      step: of `saved_steps`; None for the newest.
+
+    Returns:
+      None if there is no checkpoint; then all is as it was.
+    """
+    if not self.saved_steps():
+      return None
+    restored = self._saver.restore(self.first_state(), step)
+    self.step, self._extra = restored.step, restored.extra
+    self._open_writer()
+    return restored.state
+
+  def write(self, key: jax.Array, metrics: base.Metrics,
+            evaluation: base.Metrics | None, timing: dict[str, float]) -> dict:
+    """Takes the next step.
+
+    Args:
+      key: [] that decided its randomness.
+      metrics: of the step, on the host.
+      evaluation: held-out metrics after it, on the host, where it was made.
+      timing: seconds by name, of which 'step_s' gives tokens_per_s.
+
+    Returns:
+      What the record and timing.jsonl hold of the step.
+
+    Raises:
+      NumericalFault: see config.train.max_skips; the record is written, and
+        the reason to failed.json.
+    """
+    step = self.step = self.step + 1
+    config, tokens = self.config, int(metrics['rollout/tokens'])
+    extra = self._extra | {'tokens': self._extra['tokens'] + tokens}
+    if evaluation is not None:
+      extra['eval'] = _plain(evaluation) | {'eval/step': step}
+    self._extra = extra
+    record = metrics | extra['eval'] | {
+        'total/episodes':
+            step * config.rollout.num_prompts * config.rollout.group_size,
+        'total/tokens':
+            extra['tokens'],
+    }
+    causes = numerical_skips(record)
+    if causes:
+      self._write_fault(causes, key)
+    timing = timing | {'tokens_per_s': tokens / timing['step_s']}
+    self._writer.write(step, record, timing)
+    self._warn_if_still(record, causes)
+    skips = int(record['skipped/in_a_row'])
+    if skips >= config.train.max_skips:
+      reason = (f'step {step}: {skips} updates in a row were skipped for a '
+                'numerical cause, see skipped/* in metrics.jsonl; a skipped '
+                'update changes nothing, so the checkpoints are sound')
+      fail(self.workdir, reason, step, is_final=True)
+      raise NumericalFault(reason)
+    return {'step': step} | record | timing
+
+  def save(self, state: learner.TrainState) -> None:
+    """Makes a checkpoint after the step, unless there is one."""
+    if self._saver.latest_step() != self.step > 0:
+      self._saver.save(self.step, state, self._extra,
+                       self._extra['eval']['eval/reward'])
+
+  def finish(self) -> dict:
+    """The summary of all steps, as it is written to summary.json."""
+    summary = summary_lib.make(
+        metrics_lib.read(self.workdir), self._extra, self.programs.baselines(),
+        self.config)
+    run_folder.write_json(self.workdir / SUMMARY, summary)
+    return summary
+
+  def _open_writer(self):
+    (self.workdir / FAILED).unlink(missing_ok=True)
+    self._writer = self._stack.enter_context(
+        metrics_lib.Writer(
+            self.workdir,
+            self.step,
+            config_text=self.config.to_json_best_effort(indent=2)))
+
+  def _write_fault(self, causes, key):
+    data = jax.random.key_data(key).tolist()
+    self._writer.write_fault(self.step, {'skipped': causes, 'key': data})
+    self._note(f'warning: step {self.step} skipped updates, {causes}; look '
+               'with python experiments/replay.py --workdir='
+               f'{self.workdir} --step={self.step}')
+
+  def _warn_if_still(self, record, causes):
+    # Where updates were skipped there is a reason that a note names already.
+    moved = record['log_ratio/abs_max'] > _SAME_POLICY or bool(causes)
+    self._still = 0 if moved else self._still + 1
+    if self._still == _PATIENCE:
+      self._note(
+          f'warning: no importance ratio left 1 in {_PATIENCE} steps, so every '
+          'mean is the same algorithm here; reuse rollouts (config.train.'
+          'num_epochs, num_minibatches) or raise the learning rate')
+
+
+def fail(workdir: pathlib.Path,
+         reason: str,
+         step: int,
+         is_final: bool = False) -> None:
+  """Says in a run folder that its run failed after so many steps.
+
+  Args:
+    workdir: run folder, made if missing.
+    reason: one line.
+    step: finished ones.
+    is_final: it would fail again.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  run_folder.write_json(workdir / FAILED, {
+      'reason': reason,
+      'step': step,
+      'final': is_final
+  })
+
+
+def numerical_skips(record: dict) -> dict[str, int]:
+  """Updates of a step that were skipped for a numerical fault, by cause."""
+  counts = {c: int(record[f'skipped/{c}']) for c in update.NUMERICAL_CAUSES}
+  return {cause: count for cause, count in counts.items() if count}
+
+
+def _plain(evaluation):
+  return {name: metrics_lib.plain(x) for name, x in evaluation.items()}
