@@ -202,8 +202,8 @@ def holm(p_values: npt.ArrayLike) -> np.ndarray:
 
   See "A Simple Sequentially Rejective Multiple Test Procedure" by Holm (1979).
   A contrast that could not be tested (NaN) stays NaN and counts in the number
-  of contrasts all the same: that was fixed beforehand, and missing runs must not
-  make the others significant.
+  of contrasts all the same: that was fixed beforehand, and missing runs must
+  not make the others significant.
 
   Args:
     p_values: [K] in [0, 1] or NaN.
@@ -358,7 +358,7 @@ def area(steps: npt.ArrayLike, values: npt.ArrayLike, horizon: float) -> float:
   times, heights = _pair(steps, values)
   if not horizon > 0:
     raise ValueError(f'horizon must be positive: {horizon=}')
-  if np.any(np.diff(times) <= 0) or np.any(times < 0):
+  if not np.all(np.diff(times) > 0) or not np.all(times >= 0):
     raise ValueError(f'steps must increase, from 0 or later: {steps=}')
   if not times.size:
     return math.nan

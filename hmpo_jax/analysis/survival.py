@@ -32,7 +32,7 @@ def time_to_target(steps: npt.ArrayLike,
   if at.ndim != 1 or at.shape != heights.shape:
     raise ValueError('steps and values must be of shape [m]: '
                      f'{at.shape=} {heights.shape=}')
-  if np.any(np.diff(at) <= 0):
+  if not np.all(np.diff(at) > 0):
     raise ValueError(f'steps must increase: {steps=}')
   if consecutive < 1:
     raise ValueError(f'consecutive must be positive: {consecutive=}')
@@ -61,7 +61,7 @@ def kaplan_meier(times: npt.ArrayLike,
     [k + 1] 0 and the k distinct times, and [k + 1] the share from that time on,
     up to the next: 1 first.
   """
-  knots, events, at_risk = _risk_table(times, reached)
+  knots, events, at_risk = _risk_table(*_checked(times, reached))
   return (np.concatenate([[0.], knots]),
           np.concatenate([[1.], np.cumprod(1 - events / at_risk)]))
 
@@ -94,8 +94,8 @@ def restricted_mean(times: npt.ArrayLike,
     raise ValueError(f'horizon must be positive: {horizon=}')
   if not 0 < alpha < 1:
     raise ValueError(f'alpha must be between 0 and 1: {alpha=}')
-  cut = np.minimum(np.asarray(times, np.float64), horizon)
-  before = np.asarray(reached, bool) & (np.asarray(times) <= horizon)
+  ends, events = _checked(times, reached)
+  cut, before = np.minimum(ends, horizon), events & (ends <= horizon)
   n = cut.size
   if not n:
     return statistics.Interval(math.nan, 0., float(horizon), 0)
@@ -120,15 +120,20 @@ def _greenwood(times, reached, areas):
   return float(np.sum(areas**2 * events / (at_risk * left)))
 
 
-def _risk_table(times, reached):
-  """[k] distinct times, runs that reach there, runs at risk there."""
-  times, reached = np.asarray(times, np.float64), np.asarray(reached, bool)
-  if times.ndim != 1 or times.shape != reached.shape:
+def _checked(times, reached):
+  """[n] float64 and [n] bool."""
+  ends, events = np.asarray(times, np.float64), np.asarray(reached, bool)
+  if ends.ndim != 1 or ends.shape != events.shape:
     raise ValueError('times and reached must be of shape [n]: '
-                     f'{times.shape=} {reached.shape=}')
-  if not np.all(times >= 0):
+                     f'{ends.shape=} {events.shape=}')
+  if not np.all(ends >= 0):
     raise ValueError(f'times must not be negative: {times=}')
+  return ends, events
+
+
+def _risk_table(ends, events):
+  """[k] distinct times, runs that reach there, runs at risk there."""
   distinct, inverse, counts = np.unique(
-      times, return_inverse=True, return_counts=True)
-  events = np.bincount(inverse, reached, len(distinct))
-  return distinct, events, np.cumsum(counts[::-1])[::-1]
+      ends, return_inverse=True, return_counts=True)
+  reaching = np.bincount(inverse, events, len(distinct))
+  return distinct, reaching, np.cumsum(counts[::-1])[::-1]
