@@ -34,23 +34,12 @@ def parse_flags(argv: list[str]):
   """Parses the command line; returns configuration and run folder."""
   rest = command_line.parse(argv)
   with command_line.reported():
-    overrides = dict(map(_override, rest))
+    overrides = dict(map(command_line.override, rest))
     if not _CONFIG.value:
       raise config_lib.ConfigError('no configuration: give one as '
                                    '--config=configs/hmpo.py')
     config = config_file.load(_CONFIG.value, overrides)
   return config, _WORKDIR.value or _default_workdir(_CONFIG.value)
-
-
-def _override(argument):
-  """(key, text) of --config.KEY=VALUE."""
-  name, equals, text = argument.partition('=')
-  key = name.removeprefix('--config.')
-  if key in ('', name) or not equals:
-    raise config_lib.ConfigError(
-        f'argument {argument!r}: must be --config=FILE, --workdir=FOLDER or '
-        '--config.KEY=VALUE')
-  return key, text
 
 
 def _default_workdir(config_path: str) -> pathlib.Path:

@@ -79,6 +79,21 @@ def parse_all(argv: list[str], *, keep_programs: bool = True) -> None:
     refuse(f'argument {argument!r}: unknown')
 
 
+def override(argument: str) -> tuple[str, str]:
+  """(key, text) of --config.KEY=VALUE.
+
+  Raises:
+    ConfigError: another argument.
+  """
+  name, equals, text = argument.partition('=')
+  key = name.removeprefix('--config.')
+  if key in ('', name) or not equals:
+    raise config_lib.ConfigError(
+        f'argument {argument!r}: must be --config=FILE, --workdir=FOLDER or '
+        '--config.KEY=VALUE')
+  return key, text
+
+
 def refuse(error: Exception | str) -> NoReturn:
   """Ends the program with one line for bad input."""
   print(f'error: {error}', file=sys.stderr)

@@ -67,18 +67,27 @@ def _from_json(file):
   return config
 
 
-def _override(config, key, text):
-  """Sets one key to what a text says, in the type that the key has."""
+def typed(key: str, text: str):
+  """What a text says, in the type that a key of a run has.
+
+  Raises:
+    ConfigError: no such key, a section, or a text that is none of its type.
+  """
   wanted = type(config_lib.lookup(config_lib.default_config(), key))
   if wanted is ml_collections.ConfigDict:
     raise config_lib.ConfigError(
         f'config.{key} = {text!r}: is a section; set one of its keys, as '
         f'--config.{key}.NAME=VALUE')
   try:
-    value = _PARSERS.get(wanted, wanted)(text)
+    return _PARSERS.get(wanted, wanted)(text)
   except (ValueError, KeyError) as error:
     raise config_lib.ConfigError(
         f'config.{key} = {text!r}: must be {wanted.__name__}') from error
+
+
+def _override(config, key, text):
+  """Sets one key to what a text says."""
+  value = typed(key, text)
   section, _, name = key.rpartition('.')
   node = config_lib.lookup(config, section)
   with node.unlocked(), node.ignore_type():

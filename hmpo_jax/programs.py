@@ -80,6 +80,13 @@ class Programs:
                     flag)
     return _train_step(self.static, state, self.hparams, flag)
 
+  def compiled_step(self, state: learner.TrainState):
+    """The program of a step, for what it says of itself; None in two halves."""
+    if self._has_host_reward:
+      return None
+    return _train_step.lower(self.static, state, self.hparams,
+                             jnp.asarray(False)).compile()
+
   def evaluate(self, params: base.Params) -> base.Metrics:
     """Held-out metrics; raises RewardError as `step`."""
     if not self._has_host_reward:

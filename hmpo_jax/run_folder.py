@@ -27,14 +27,18 @@ _CONTENT = ('checkpoints', 'metrics.jsonl', 'summary.json')
 
 def describe(config) -> dict:
   """What config.json says of a run: all that is needed to do it again."""
-  return {
-      'config': _plain(config.to_dict()),
+  return described_config(config) | {
       'inputs': inputs(config),
       'settings': settings(),
-      'commit': _commit(),
+      'commit': commit(),
       'versions': versions(),
       'device': jax.devices()[0].device_kind,
   }
+
+
+def described_config(config) -> dict:
+  """The part of `describe` that asks no device."""
+  return {'config': _plain(config.to_dict())}
 
 
 def inputs(config) -> dict[str, str]:
@@ -63,6 +67,10 @@ def versions() -> dict[str, str]:
 def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
   """Checks that a folder is new or holds the run that is described.
 
+  Args:
+    workdir: run folder.
+    description: from `describe`, or a part of it, which alone is compared.
+
   Raises:
     ConfigError: the path is no folder, its config.json is not readable, or
       another configuration or version wrote it; names the keys that differ.
@@ -79,7 +87,7 @@ def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
   theirs = _read_description(file)
   differing = [
       f'{key}: {there} there, {here} here' for part in _IDENTITY
-      for key, there, here in _differences(
+      if part in description for key, there, here in _differences(
           config_lib.flat(theirs[part], f'{part}.'),
           config_lib.flat(description[part], f'{part}.'))
   ]
@@ -160,7 +168,7 @@ def _plain(tree):
   return tree
 
 
-def _commit():
+def commit() -> str:
   """Commit of the source tree; 'unknown' if installed, or without git."""
   root = pathlib.Path(__file__).parent.parent
   if not (root / '.git').exists():

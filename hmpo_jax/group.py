@@ -1,0 +1,207 @@
+"""Runs of one static configuration, trained in one program, each in its folder.
+
+They differ in what is traced: seed, order of the mean, clip range, learning
+rate. Each folder is that of a run by itself and, where the runs go through the
+program one by one (on CPU), has its bits.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hmpo_jax import checkpoint
+from hmpo_jax import config as config_lib
+from hmpo_jax import interruption as interruption_lib
+from hmpo_jax import learner
+from hmpo_jax import open_run
+from hmpo_jax import programs as programs_lib
+from hmpo_jax import run_folder
+from hmpo_jax import runs as runs_lib
+
+# What hangs on the loop and not on a run, so that a group has it in common.
+_SHARED = ('num_steps', 'eval', 'checkpoint', 'mechanism')
+
+
+class Report(NamedTuple):
+  """What a group tells of itself while it trains."""
+  kind: str  # step, note, failed, done
+  run: int = -1  # index of the run; a step is all runs'
+  text: str = ''  # of a note, or why a run failed
+  step: int = 0  # finished
+
+
+Tell = Callable[[Report], None]
+
+
+def key(config):
+  """What configurations must have in common to be trained as a group.
+
+  Hashable; a reward function on the host is called for one run at a time.
+  """
+  shared = [config[name] for name in _SHARED if name in config]
+  plain = tuple(
+      tuple(part.items()) if hasattr(part, 'items') else part
+      for part in shared)
+  replay = config.exponent.kind == 'replayed'
+  alone = bool(config.reward.function) and config.seed
+  return config_lib.static(config), plain, replay, alone
+
+
+def train(members: Sequence[tuple], tell: Tell) -> None:
+  """Trains runs to their ends, or resumes them where all of them have been.
+
+  A run that can't start or ends for a numerical cause is told as 'failed', and
+  the others go on.
+
+  Args:
+    members: (configuration, run folder) of each run, of one `key`; finished
+      ones are not among them.
+    tell: takes reports.
+
+  Raises:
+    Interrupted: a signal came; the step was finished and is in checkpoints.
+    OSError: the disk takes no more; what was written is whole.
+  """
+  with (interruption_lib.Interruption() as interruption, contextlib.ExitStack()
+        as stack):
+    opened = {}
+    for index, (config, folder) in enumerate(members):
+      try:
+        opened[index] = _open(stack, config, folder, _noting(tell, index))
+      except config_lib.ConfigError as error:
+        tell(Report('failed', index, str(error)))
+    if opened:
+      _Group(opened, tell).train(interruption.is_asked)
+
+
+class Interrupted(Exception):
+  """A signal asked for the end; the group can go on from its folders."""
+
+
+class _Group:
+  """The runs of a group that are still going, and their stacked state."""
+
+  def __init__(self, opened, tell):
+    self._runs = opened
+    self._tell = tell
+    first = next(iter(opened.values()))
+    self._config, self._static = first.config, first.programs.static
+    self._devices = jax.devices()
+    self._place = functools.partial(
+        _placed, list(opened), devices=self._devices)
+    self._slots = {index: slot for slot, index in enumerate(opened)}
+    over_runs = functools.partial(runs_lib.over_runs, devices=self._devices)
+    self._step = jax.jit(
+        over_runs(functools.partial(learner.train_step, self._static)),
+        donate_argnums=0)
+    evaluate = lambda params, _, prompts: learner.evaluate(
+        self._static, params, prompts)
+    self._evaluate = jax.jit(over_runs(evaluate))
+    self._prompts = first.programs.prompts
+    self._hparams = self._place({
+        i: run.programs.hparams for i, run in opened.items()
+    })
+    self._states = None
+    self._finished = 0
+
+  def train(self, is_asked):
+    """Makes all steps that are left."""
+    self._start()
+    while self._runs and self._finished < self._config.num_steps:
+      if is_asked():
+        self._save()
+        raise Interrupted
+      self._make_step()
+      if open_run.is_saved(self._config, self._finished):
+        self._save()
+    for index, run in self._runs.items():
+      run.finish()
+      self._tell(Report('done', index))
+
+  def _start(self):
+    """From the last step of which all runs have a checkpoint."""
+    saved = [set(run.saved_steps()) for run in self._runs.values()]
+    self._finished = max(set.intersection(*saved), default=0)
+    states = {
+        i: run.restore(self._finished) if self._finished else run.first_state()
+        for i, run in self._runs.items()
+    }
+    self._states = self._place(states)
+    if not self._finished:
+      for run, evaluation in self._each(self._evaluations()):
+        run.begin(evaluation)
+
+  def _make_step(self):
+    step = self._finished + 1
+    keys = self._states.key
+    start = time.perf_counter()
+    compared = jnp.asarray(open_run.is_compared(self._config, step))
+    # The program takes the arrays of the states.
+    keys = jax.vmap(jax.random.fold_in)(keys, self._states.step)
+    self._states, metrics = self._step(self._states, self._hparams, compared)
+    metrics = jax.device_get(metrics)
+    timing = {'step_s': (time.perf_counter() - start) / len(self._slots)}
+    evaluations = None
+    if open_run.is_evaluated(self._config, step):
+      start = time.perf_counter()
+      evaluations = self._evaluations()
+      timing['eval_s'] = (time.perf_counter() - start) / len(self._slots)
+    self._finished = step
+    self._write(keys, metrics, evaluations, timing)
+    self._tell(Report('step', step=step))
+
+  def _write(self, keys, metrics, evaluations, timing):
+    for index, run in list(self._runs.items()):
+      slot = self._slots[index]
+      evaluation = evaluations and runs_lib.take(evaluations, slot)
+      try:
+        run.write(keys[slot], runs_lib.take(metrics, slot), evaluation, timing)
+      except open_run.NumericalFault as error:
+        # Its place in the program stays: another number is another program.
+        del self._runs[index]
+        self._tell(Report('failed', index, str(error), self._finished))
+
+  def _save(self):
+    for index, run in self._runs.items():
+      run.save(
+          checkpoint.place(runs_lib.take(self._states, self._slots[index])))
+
+  def _evaluations(self):
+    params = self._states.params
+    return jax.device_get(self._evaluate(params, self._hparams, self._prompts))
+
+  def _each(self, values):
+    for index, run in self._runs.items():
+      yield run, runs_lib.take(values, self._slots[index])
+
+
+def _placed(indices, trees, *, devices):
+  """Trees stacked, in memory where the program wants them.
+
+  The last one is repeated until the devices divide their number.
+  """
+  ordered = [trees[index] for index in indices]
+  ordered += ordered[-1:] * (-len(ordered) % len(devices))
+  return runs_lib.place(runs_lib.stack(ordered), devices)
+
+
+def _open(stack, config, folder, note):
+  folder = pathlib.Path(folder).absolute()
+  programs = programs_lib.Programs(config)
+  description = run_folder.describe(config)
+  run_folder.refuse_other_run(folder, description)
+  with contextlib.ExitStack() as own:
+    own.enter_context(run_folder.claimed(folder, description))
+    run = own.enter_context(open_run.OpenRun(config, programs, folder, note))
+    stack.push(own.pop_all())
+  return run
+
+
+def _noting(tell, index):
+  return lambda text: tell(Report('note', index, text))
