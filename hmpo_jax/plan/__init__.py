@@ -1,0 +1,1 @@
+"""Experiment plans: variants x tasks x seeds, from their file to their runs."""

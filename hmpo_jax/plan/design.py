@@ -1,0 +1,349 @@
+"""What an experiment plan is, and the runs that it asks for.
+
+A file in configs/ returns a Plan. A *cell* is one variant on one task; it has a
+run for each seed. Seed s decides initialisation, warm start, prompts and
+sampling in every cell, so that cells are compared seed by seed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from hmpo_jax import config as config_lib
+
+OUTCOMES = ('area', 'collapse')
+OWN, BASE = 'own', 'base'  # settings that are not another variant's
+TUNED = ('optim.learning_rate', 'loss.clip_eps_low', 'loss.clip_eps_high')
+_RESERVED = (OWN, BASE)
+
+Overrides = Mapping[str, Any]  # by dotted key of a run's configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """What one arm of a plan changes, and whose tuned settings it runs at."""
+  overrides: Overrides = dataclasses.field(default_factory=dict)
+  # Learning rate and clip range: `own` from its own grid, those of another
+  # variant, or `base`, the plan's; what overrides name wins.
+  settings: str = BASE
+  # The clip range, on both sides, that clips this share of the rows of the
+  # variant of `settings`, by its grid; 0 takes that variant's own.
+  clip_frac: float = 0.
+  replays: str = ''  # variant whose order p, of another seed, is run again
+  exploratory: bool = True
+  note: str = ''  # for the report: what the arm is for
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """A confirmatory question: one outcome of one variant against another's."""
+  variant: str
+  baseline: str
+  outcome: str  # area (under the held-out reward) | collapse
+
+  @property
+  def name(self) -> str:
+    """As the report calls it."""
+    return f'{self.variant} - {self.baseline}: {self.outcome}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """The grid that each variant with settings of its own is tuned on."""
+  learning_rates: Sequence[float]  # ascending
+  eps: Sequence[float]  # ascending, of both sides of the clip range
+  seeds: Sequence[int]  # used nowhere else
+  max_extensions: int = 2  # rows that may be added beyond an edge
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """An experiment plan; see `check` for what must hold."""
+  question: str
+  variants: Mapping[str, Variant]
+  tasks: Mapping[str, Overrides]  # the same for all variants
+  seeds: Sequence[int]
+  base: Overrides = dataclasses.field(default_factory=dict)
+  contrasts: Sequence[Contrast] = ()
+  tuning: Tuning | None = None
+  exploratory: bool = False  # then the report gives no verdict
+  alpha: float = 0.05  # of all contrasts together
+  margin: float = 0.02  # of equivalence, held-out reward
+  target: float = 0.85  # held-out reward that is to be reached
+  failure_reward: float = 0.  # held-out reward of a run after its failure
+  collapse_margin: float = 0.05  # fall below the start that is a collapse
+  expected_sd: float = 0.02  # of a paired difference of areas, before the data
+
+
+class Run(NamedTuple):
+  """One run of a plan."""
+  task: str
+  variant: str
+  seed: int
+  folder: pathlib.PurePath  # relative to the plan's
+  overrides: dict  # of the default configuration
+  source: pathlib.PurePath | None = None  # run whose order is run again
+
+  @property
+  def name(self) -> str:
+    """Its folder, as progress and failures name it."""
+    return str(self.folder)
+
+
+def check(plan: Plan) -> None:
+  """Raises ConfigError for what makes no plan; runs are checked one by one."""
+  for name, variant in plan.variants.items():
+    if name in _RESERVED or '/' in name or not name:
+      raise config_lib.ConfigError(
+          f'variants: {name!r} is no name for a variant')
+    if variant.settings not in (*_RESERVED, *plan.variants):
+      raise config_lib.ConfigError(
+          f'variants[{name!r}].settings = {variant.settings!r}: must be own, '
+          'base or a variant')
+    _check_settings(plan, name, variant)
+    if variant.replays and variant.replays not in plan.variants:
+      raise config_lib.ConfigError(
+          f'variants[{name!r}].replays = {variant.replays!r}: must be a variant'
+      )
+  for contrast in plan.contrasts:
+    _check_contrast(plan, contrast)
+  if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
+    raise config_lib.ConfigError(
+        f'seeds = {list(plan.seeds)}: must be different seeds, one or more')
+  if not plan.tasks:
+    raise config_lib.ConfigError('tasks: must hold one or more')
+  if plan.tuning:
+    _check_tuning(plan)
+
+
+def _check_settings(plan, name, variant):
+  own = variant.settings == OWN
+  if (own or variant.clip_frac) and not plan.tuning:
+    raise config_lib.ConfigError(
+        f'variants[{name!r}]: settings of its own and clip_frac need a tuning')
+  if variant.settings in plan.variants:
+    if plan.variants[variant.settings].settings != OWN:
+      raise config_lib.ConfigError(
+          f'variants[{name!r}].settings = {variant.settings!r}: that variant '
+          'must have settings of its own')
+  elif variant.clip_frac:
+    raise config_lib.ConfigError(
+        f'variants[{name!r}].clip_frac: settings must name a variant')
+
+
+def _check_contrast(plan, contrast):
+  for name in (contrast.variant, contrast.baseline):
+    if name not in plan.variants:
+      raise config_lib.ConfigError(
+          f'contrasts: {contrast.name}: {name!r} is not a variant')
+  if contrast.outcome not in OUTCOMES:
+    raise config_lib.ConfigError(
+        f'contrasts: {contrast.name}: the outcome must be one of '
+        f'{", ".join(OUTCOMES)}')
+
+
+def _check_tuning(plan):
+  both = sorted(set(plan.tuning.seeds) & set(plan.seeds))
+  if both:
+    raise config_lib.ConfigError(
+        f'tuning.seeds: {both} are seeds of the plan too; what is tuned on a '
+        'seed must not be judged by it')
+  for name in ('learning_rates', 'eps'):
+    values = list(getattr(plan.tuning, name))
+    if values != sorted(set(values)) or not values or values[0] <= 0:
+      raise config_lib.ConfigError(
+          f'tuning.{name} = {values}: must ascend from above 0')
+
+
+def runs(plan: Plan, settings: Mapping[tuple[str, str], Overrides],
+         workdir: pathlib.PurePath) -> list[Run]:
+  """All runs of a plan but those of its tuning.
+
+  Args:
+    plan: checked.
+    settings: of (task, variant), for variants that don't run at the plan's.
+    workdir: of the plan, for the runs that replay others.
+  """
+  return [
+      _run(plan, settings, workdir, task, name, index)
+      for index in range(len(plan.seeds))
+      for task in plan.tasks
+      for name in plan.variants
+  ]
+
+
+def _run(plan, settings, workdir, task, name, index):
+  variant, seed = plan.variants[name], plan.seeds[index]
+  overrides = {
+      **plan.base,
+      **plan.tasks[task],
+      **settings.get((task, name), {}),
+      **variant.overrides, 'seed': seed
+  }
+  source = None
+  if variant.replays:
+    # The p of another seed: p as it is, without what it answers to. In pairs,
+    # so that the first seeds of a plan seldom need the others.
+    other = index ^ 1 if index ^ 1 < len(plan.seeds) else index - 1
+    source = folder_of(task, variant.replays, plan.seeds[other])
+    overrides |= {
+        'exponent.kind': 'replayed',
+        'exponent.path': str(workdir / source / 'metrics.jsonl')
+    }
+  return Run(task, name, seed, folder_of(task, name, seed), overrides, source)
+
+
+def folder_of(task: str, variant: str, seed: int) -> pathlib.PurePath:
+  """The folder of a run in that of its plan."""
+  return pathlib.PurePath(task, variant, f'seed-{seed}')
+
+
+def configuration(run: Run, warm_start: str) -> ml_collections.ConfigDict:
+  """The configuration of a run.
+
+  Args:
+    run: of a plan.
+    warm_start: folder of the warm starts, which all runs of a plan share.
+
+  Raises:
+    ConfigError: its overrides make none.
+  """
+  config = config_lib.default_config()
+  for key, value in {**run.overrides, 'warm_start.folder': warm_start}.items():
+    set_key(config, key, value)
+  config_lib.validate(config)
+  return config
+
+
+def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+  """Sets a dotted key to a value of whatever type.
+
+  Raises:
+    ConfigError: there is no such key.
+  """
+  if isinstance(config_lib.lookup(config, key), ml_collections.ConfigDict):
+    raise config_lib.ConfigError(f'config.{key} is a section of keys')
+  section, _, name = key.rpartition('.')
+  node = config_lib.lookup(config, section)
+  with node.unlocked(), node.ignore_type():
+    node[name] = value
+
+
+def describe(plan: Plan, planned: Sequence[Run],
+             settings: Mapping[tuple[str, str], Overrides]) -> dict:
+  """The plan as JSON, for plan.json and whoever reads its results."""
+  by_task: dict = {task: {} for task in plan.tasks}
+  for (task, variant), values in settings.items():
+    by_task[task][variant] = _plain(values)
+  return {
+      'question':
+          plan.question,
+      'exploratory':
+          plan.exploratory,
+      'tasks': {
+          task: _plain(keys) for task, keys in plan.tasks.items()
+      },
+      'base':
+          _plain(plan.base),
+      'variants': {
+          name:
+              dataclasses.asdict(variant)
+              | {
+                  'overrides': _plain(variant.overrides)
+              } for name, variant in plan.variants.items()
+      },
+      'seeds':
+          list(plan.seeds),
+      'contrasts': [{
+          'name': contrast.name
+      } | dataclasses.asdict(contrast) for contrast in plan.contrasts],
+      **{
+          name: getattr(plan, name)
+          for name in ('alpha', 'margin', 'target', 'failure_reward',
+                       'collapse_margin')
+      },
+      'horizon':
+          horizon(plan),
+      'settings':
+          by_task,
+      'runs': [{
+          'task': run.task,
+          'variant': run.variant,
+          'seed': run.seed,
+          'folder': run.folder.as_posix()
+      } for run in planned],
+  }
+
+
+def horizon(plan: Plan) -> int:
+  """Steps of a run; the most, where tasks differ."""
+  return max(horizon_of(plan, task) for task in plan.tasks)
+
+
+def horizon_of(plan: Plan, task: str) -> int:
+  """Steps of a run on a task."""
+  default = config_lib.default_config().num_steps
+  return plan.tasks[task].get('num_steps', plan.base.get('num_steps', default))
+
+
+def chosen(plan: Plan, planned: Sequence[Run], only: Sequence[str],
+           num_seeds: int) -> list[Run]:
+  """The runs of some of the variants and of the first of the seeds.
+
+  Args:
+    plan: checked.
+    planned: all its runs.
+    only: variants; none for all.
+    num_seeds: 0 for all.
+
+  Raises:
+    ConfigError: a name that is no variant.
+  """
+  unknown = [name for name in only if name not in plan.variants]
+  if unknown:
+    raise config_lib.ConfigError(
+        f'--only: {", ".join(unknown)}: no variant of this plan; it has '
+        f'{", ".join(plan.variants)}')
+  seeds = list(plan.seeds)[:num_seeds or None]
+  return [
+      run for run in planned
+      if run.seed in seeds and (not only or run.variant in only)
+  ]
+
+
+def with_base(plan: Plan, overrides: Overrides) -> Plan:
+  """The plan with keys of all runs overridden, on every task."""
+  return dataclasses.replace(
+      plan,
+      base={
+          **plan.base,
+          **overrides
+      },
+      tasks={
+          task: {
+              **keys,
+              **{
+                  key: value for key, value in overrides.items() if key in keys
+              }
+          } for task, keys in plan.tasks.items()
+      })
+
+
+def _plain(keys):
+  """JSON knows no infinity: writes it as a string."""
+  return {
+      key:
+          str(value)
+          if isinstance(value, float) and not math.isfinite(value) else value
+      for key, value in keys.items()
+  }
+
+
+def tuned(plan: Plan) -> Iterator[str]:
+  """Variants with settings of their own."""
+  return (name for name, variant in plan.variants.items()
+          if variant.settings == OWN)

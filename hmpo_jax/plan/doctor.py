@@ -1,0 +1,162 @@
+"""Can a plan answer its question, and what does it cost? Asked before it runs."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import NamedTuple
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import group
+from hmpo_jax.analysis import statistics
+from hmpo_jax.plan import design
+from hmpo_jax.plan import probe
+from hmpo_jax.plan import tuning
+
+# Exact match at the start beyond which little is left to learn, and below which
+# no response is rewarded for being right.
+_KNOWN, _HOPELESS = 0.9, 0.02
+# On CPU two workers take so much of the time of one run after the other
+# (results/bench/runs.csv, `processes`: 8 runs in the time of 5.3).
+_SIDE_BY_SIDE = 0.66
+_WORKER_START = 10.  # seconds before a worker computes, and after
+_Row = tuple[str, str]
+
+
+class Program(NamedTuple):
+  """The runs of one compiled program, and the one that stands for them."""
+  runs: list[design.Run]
+  num_steps: int
+  num_evaluations: int
+
+
+def programs(plan: design.Plan, planned: Sequence[design.Run]) -> list[Program]:
+  """Runs by their programs; those with bad overrides are in none."""
+  groups: dict = {}
+  for run in planned:
+    try:
+      config = design.configuration(run, '')
+    except config_lib.ConfigError:
+      continue
+    evaluations = 1 + math.ceil(config.num_steps / config.eval.every)
+    groups.setdefault(
+        group.key(config), Program([], config.num_steps,
+                                   evaluations)).runs.append(run)
+  return list(groups.values())
+
+
+def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
+  """The runs of the grids that variants need, without extensions."""
+  if not plan.tuning:
+    return []
+  return [
+      run for task in plan.tasks for name in tuning.needed(plan, names)
+      for _, run in tuning.runs(plan, task, name, tuning.grid(plan.tuning))
+  ]
+
+
+def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
+  """Why the design can't answer its question; none if it can."""
+  found = []
+  reasons = {run.name: _fault(run) for run in planned if _fault(run)}
+  found += [f'{name}: {reason}' for name, reason in reasons.items()]
+  sound = [run for run in planned if run.name not in reasons]
+  if sound and all(_is_on_policy(run) for run in sound):
+    found.append(
+        'every arm makes one update per rollout, with the policy that sampled: '
+        'all ratios are 1 and all means are one algorithm; raise '
+        'train.num_epochs or train.num_minibatches')
+  n, k = len(plan.seeds), len(plan.contrasts)
+  if k and not plan.exploratory and not statistics.can_answer(n, k, plan.alpha):
+    found.append(
+        f'{n} seeds can\'t decide {k} contrasts: the smallest p-value of a sign '
+        f'flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}')
+  return found
+
+
+def start_objections(found: Mapping[str, probe.Found]) -> list[str]:
+  """Why tasks can't show a difference, from the probe of each."""
+  result = []
+  for task, start in found.items():
+    if start.start_exact > _KNOWN:
+      result.append(
+          f'{task}: {start.start_exact:.2f} of the answers are exact before the '
+          f'first step, above {_KNOWN}: little is left to learn; shorten '
+          'warm_start.num_steps')
+    elif start.start_exact < _HOPELESS:
+      result.append(
+          f'{task}: {start.start_exact:.3f} of the answers are exact before the '
+          f'first step, below {_HOPELESS}; lengthen warm_start.num_steps')
+  return result
+
+
+def start_rows(found: Mapping[str, probe.Found]) -> list[_Row]:
+  """The start of each task, for the table."""
+  return [(f'{task}: start',
+           f'reward {start.start_reward:.3f}, exact {start.start_exact:.3f}; '
+           f'majority answer {start.majority_reward:.3f}, '
+           f'{start.majority_exact:.3f}; prompts whose responses all score '
+           f'alike {start.constant_groups:.0%}')
+          for task, start in found.items()]
+
+
+def power_rows(plan: design.Plan) -> list[_Row]:
+  """What differences the seeds can show, for the table."""
+  k = max(1, len(plan.contrasts))
+  effect = statistics.smallest_detectable(plan.expected_sd, len(plan.seeds),
+                                          plan.alpha, k)
+  return [
+      ('seeds, contrasts', f'{len(plan.seeds)}, {len(plan.contrasts)}'
+       f'{" (exploratory)" if plan.exploratory else ""}'),
+      ('smallest effect they show with power .8',
+       f'{effect:.3f} of held-out reward, if paired differences scatter by '
+       f'{plan.expected_sd:g}'),
+  ]
+
+
+def cost_rows(made: Sequence[tuple[Program, probe.Found]],
+              num_workers: int) -> list[_Row]:
+  """Runs, programs, time and memory, for the table.
+
+  Args:
+    made: each program with the timing of a run of it.
+    num_workers: at once.
+  """
+  seconds, compiling = 0., 0.
+  for program, found in made:
+    one = program.num_steps * found.step_s
+    one += program.num_evaluations * found.eval_s
+    seconds += len(program.runs) * one
+    compiling += found.compile_s + _WORKER_START
+  if num_workers > 1:
+    seconds *= _SIDE_BY_SIDE
+  largest = max(
+      len(program.runs) * found.state_bytes + found.temporary_bytes
+      for program, found in made)
+  runs = sum(len(program.runs) for program, _ in made)
+  return [
+      ('runs, programs', f'{runs}, {len(made)}'),
+      ('time, estimated', f'{_duration(seconds + compiling)}, of which '
+       f'{_duration(compiling)} compilation, on {made[0][1].platform}'),
+      ('memory of the largest program, at most', f'{largest / 1e9:.2f} GB'),
+  ]
+
+
+def _duration(seconds):
+  if seconds < 120:
+    return f'{seconds:.0f} s'
+  if seconds < 7200:
+    return f'{seconds / 60:.0f} min'
+  return f'{seconds / 3600:.1f} h'
+
+
+def _fault(run):
+  try:
+    design.configuration(run, '')
+  except config_lib.ConfigError as error:
+    return str(error)
+  return ''
+
+
+def _is_on_policy(run):
+  config = design.configuration(run, '')
+  updates = config.train.num_epochs * config.train.num_minibatches
+  return updates == 1 and config.rollout.staleness == 0

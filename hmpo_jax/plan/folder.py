@@ -1,0 +1,129 @@
+"""The folder of a plan: whose it is, and what its own files say."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import csv
+import fcntl
+import json
+import pathlib
+import sys
+import time
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import metrics
+from hmpo_jax import open_run
+from hmpo_jax import run_folder
+from hmpo_jax.analysis import statistics
+from hmpo_jax.plan import design
+from hmpo_jax.plan import tuning
+
+PLAN = 'plan.json'
+WARM_STARTS = 'warm_start'  # which all runs of a plan share
+_LOCK = '.lock'
+_PATIENCE = 120.  # seconds that the workers of a killed plan are waited for
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path) -> Iterator[int]:
+  """Makes the folder of a plan and locks it; gives the lock's descriptor.
+
+  Whoever inherits it holds the lock too: while a worker of a plan that was
+  killed still ends its step, the next one waits.
+
+  Raises:
+    ConfigError: no folder can be made there, or a plan is running in it.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = open(workdir / _LOCK, 'w', encoding='utf-8')  # pylint: disable=consider-using-with
+  except OSError as error:
+    raise config_lib.ConfigError(
+        f'--workdir={workdir} can\'t be made: {error}') from error
+  with lock:
+    _wait(lock, workdir)
+    yield lock.fileno()
+
+
+def _wait(lock, workdir):
+  told, until = False, time.monotonic() + _PATIENCE
+  while True:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return
+    except BlockingIOError as error:
+      if time.monotonic() > until:
+        raise config_lib.ConfigError(
+            f'another process is running {workdir}: wait for it, or choose '
+            'another --workdir') from error
+    if not told:
+      print(
+          f'{workdir} is in use; waiting until its workers have ended',
+          file=sys.stderr,
+          flush=True)
+    told = True
+    time.sleep(0.5)
+
+
+def read(file: pathlib.Path) -> dict | None:
+  """A JSON object; None if there is none that is whole."""
+  try:
+    return dict(json.loads(file.read_text(encoding='utf-8')))
+  except (OSError, ValueError, TypeError):
+    return None
+
+
+def write_plan(workdir: pathlib.Path, name: str, content: dict) -> None:
+  """Writes plan.json."""
+  run_folder.write_json(workdir / PLAN, {'name': name} | content | {
+      'commit': run_folder.commit(),
+      'versions': run_folder.versions()
+  })
+
+
+def write_tuning(workdir: pathlib.Path,
+                 results: Sequence[tuning.Result]) -> None:
+  """Writes tuning/tuning.csv: the whole grid, seed by seed."""
+  file = workdir / tuning.FOLDER / 'tuning.csv'
+  temporary = file.with_suffix('.tmp')
+  with open(temporary, 'w', newline='', encoding='utf-8') as out:
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow(tuning.Result._fields)
+    writer.writerows(results)
+  temporary.replace(file)
+
+
+def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
+           point: tuning.Point) -> tuning.Result:
+  """What a run of a grid came to.
+
+  A failed one counts as the plan's failure_reward from its failure on; one that
+  never began has no clipped rows.
+
+  Raises:
+    ConfigError: the run has neither finished nor failed.
+  """
+  folder = workdir / run.folder
+  records = metrics.read(folder)
+  start = read(folder / open_run.START) or {'eval/reward': plan.failure_reward}
+  curve = {
+      0: start['eval/reward']
+  } | {
+      record['eval/step']: record['eval/reward'] for record in records
+  }
+  failure = read(folder / open_run.FAILED)
+  if failure:
+    curve = {s: v for s, v in curve.items() if s < failure['step']}
+    curve[failure['step']] = plan.failure_reward
+  elif not (folder / open_run.SUMMARY).exists():
+    raise config_lib.ConfigError(f'{folder}: the run has not finished')
+  clipped = [r['clip/low_frac'] + r['clip/high_frac'] for r in records]
+  steps = sorted(curve)
+  return tuning.Result(
+      run.task,
+      run.variant,
+      *point,
+      run.seed,
+      area=statistics.area(steps, [curve[s] for s in steps],
+                           design.horizon_of(plan, run.task)),
+      failed=bool(failure),
+      clip_frac=sum(clipped) / len(clipped) if clipped else 0.)

@@ -1,0 +1,370 @@
+"""Runs of a plan through worker processes, a group of equal programs at a time.
+
+What is finished stays as it is; what was interrupted goes on. A worker that
+dies has its group taken up again in two halves, until a run dies alone: that
+one has failed, and the others go on.
+"""
+
+from collections.abc import Sequence
+from concurrent import futures
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import NamedTuple
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import group
+from hmpo_jax import interruption as interruption_lib
+from hmpo_jax import metrics
+from hmpo_jax import open_run
+from hmpo_jax import progress as progress_lib
+from hmpo_jax import run_folder
+from hmpo_jax import summary as summary_lib
+from hmpo_jax.plan import design
+from hmpo_jax.plan import folder as folder_lib
+from hmpo_jax.plan import probe
+from hmpo_jax.plan import worker
+
+LOG = 'workers.log'  # what workers say on stderr
+_CONFIG_KEY = 'warm_start.folder'
+
+
+class Interrupted(Exception):
+  """A signal asked for the end; the same command goes on."""
+
+
+class Job(NamedTuple):
+  """A group of runs for one worker."""
+  runs: list[design.Run]
+  num_steps: int  # of each
+
+  def halves(self) -> list['Job']:
+    """Two jobs with its runs."""
+    middle = (len(self.runs) + 1) // 2
+    return [
+        self._replace(runs=self.runs[:middle]),
+        self._replace(runs=self.runs[middle:])
+    ]
+
+
+def ready(planned: Sequence[design.Run], workdir: pathlib.Path):
+  """Splits runs into those to make, with their configurations, and failures.
+
+  Args:
+    planned: runs.
+    workdir: of the plan.
+
+  Returns:
+    [(run, config)] of runs that are neither finished nor failed for good, and
+    {name: reason} of those that can't start or have failed for good.
+
+  Raises:
+    ConfigError: a folder holds a run of another configuration.
+  """
+  pending, failures = [], {}
+  for run in planned:
+    folder = workdir / run.folder
+    try:
+      config = design.configuration(run, str(workdir / folder_lib.WARM_STARTS))
+    except config_lib.ConfigError as error:
+      open_run.fail(folder, str(error), 0)
+      failures[run.name] = str(error)
+      continue
+    run_folder.refuse_other_run(folder, run_folder.described_config(config))
+    failure = failure_of(folder)
+    if failure and failure['final']:
+      failures[run.name] = failure['reason']
+    elif not is_finished(folder):
+      pending.append((run, config))
+  return pending, failures
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  """Whether a run folder holds a whole summary."""
+  return summary_lib.read(folder / open_run.SUMMARY) is not None
+
+
+def failure_of(folder: pathlib.Path) -> dict | None:
+  """What failed.json says; None if there is none that is whole."""
+  try:
+    content = json.loads((folder / open_run.FAILED).read_text(encoding='utf-8'))
+    return {key: content[key] for key in ('reason', 'step', 'final')}
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
+            max_runs: int) -> list[Job]:
+  """Groups of one program each, so many that no worker stands idle.
+
+  Args:
+    pending: (run, config) of each.
+    workdir: of the plan.
+    num_workers: at once.
+    max_runs: of a group.
+  """
+  groups: dict = {}
+  for run, config in pending:
+    # Runs of a group go step by step: those that have come equally far.
+    key = group.key(config), _saved_step(workdir / run.folder)
+    groups.setdefault(key, (config.num_steps, []))[1].append(run)
+  share = max(1, math.ceil(len(pending) / num_workers))
+  jobs = []
+  for num_steps, runs in groups.values():
+    parts = math.ceil(len(runs) / min(share, max_runs))
+    size = math.ceil(len(runs) / parts)
+    jobs += [
+        Job(runs[i:i + size], num_steps) for i in range(0, len(runs), size)
+    ]
+  # The largest first, so that they don't end alone.
+  return sorted(jobs, key=lambda job: -len(job.runs) * job.num_steps)
+
+
+def _saved_step(folder):
+  """The newest step in a folder of checkpoints, whole or not; 0 if none."""
+  found = (folder / open_run.CHECKPOINTS).glob('[0-9]*')
+  return max((int(path.name) for path in found if path.is_dir()), default=0)
+
+
+class Launcher:
+  """Has workers train runs, shows how far they are, collects failures."""
+
+  def __init__(self,
+               workdir: pathlib.Path,
+               lock: int,
+               num_workers: int,
+               max_runs: int = 64):
+    """Starts nothing yet.
+
+    Args:
+      workdir: of the plan.
+      lock: descriptor that keeps others out of it, for the workers to inherit.
+      num_workers: at once.
+      max_runs: of one program.
+    """
+    self._workdir = workdir.absolute()
+    self._lock_file = lock
+    self.num_workers = num_workers
+    self._max_runs = max_runs
+    self._lock = threading.Lock()
+    self._workers: set[subprocess.Popen] = set()
+    self._stopping = False
+    self.failures: dict[str, str] = {}  # reason by name of the run
+
+  def train(self, planned: Sequence[design.Run]) -> None:
+    """Trains runs, those that replay others last.
+
+    Raises:
+      ConfigError: a folder holds a run of another configuration.
+      Interrupted: a signal came; all runs are in their checkpoints.
+    """
+    for stage in ([run for run in planned if not run.source],
+                  [run for run in planned if run.source]):
+      pending, failures = ready(stage, self._workdir)
+      self._fail(failures)
+      if pending:
+        self._train(pending)
+
+  def probe(self, pending) -> list[probe.Found]:
+    """Probes runs in one worker.
+
+    Args:
+      pending: (run, whether to time its steps) of each.
+
+    Raises:
+      ConfigError: the worker ended otherwise than well.
+    """
+    runs = [run for run, _ in pending]
+    request = self._request(
+        worker.PROBE, runs,
+        ['.' if is_timed else '' for _, is_timed in pending])
+    found: list[probe.Found] = []
+    code, error = self._work(request,
+                             lambda line: found.append(probe.Found(**line)))
+    if code:
+      raise config_lib.ConfigError(f'the probe of the plan failed: {error}')
+    return found
+
+  def _train(self, pending):
+    jobs = jobs_of(pending, self._workdir, self.num_workers, self._max_runs)
+    total = sum(len(job.runs) * job.num_steps for job in jobs)
+    with (interruption_lib.Interruption() as
+          interruption, progress_lib.Progress(total) as
+          progress, futures.ThreadPoolExecutor(self.num_workers) as pool):
+      board = _Board(progress, self._workdir, jobs)
+      waiting = {pool.submit(self._job, job, board) for job in jobs}
+      while waiting:
+        done, waiting = futures.wait(waiting, 0.2, futures.FIRST_COMPLETED)
+        if interruption.is_asked():
+          self._stop()
+        for future in done:
+          if not self._stopping:
+            waiting |= {
+                pool.submit(self._job, job, board) for job in future.result()
+            }
+    if self._stopping:
+      raise Interrupted
+
+  def _job(self, job, board) -> list[Job]:
+    """Has a worker train a group; returns what must be taken up again."""
+    if self._stopping:
+      return []
+    request = self._request(
+        worker.TRAIN, job.runs,
+        [str(self._workdir / run.folder) for run in job.runs])
+    code, error = self._work(request, lambda line: self._take(job, line, board))
+    left = [
+        run for run in job.runs
+        if run.name not in self.failures and not is_finished(self._workdir /
+                                                             run.folder)
+    ]
+    if not left or self._stopping:
+      return []
+    reason = _reason(code, error)
+    if code == interruption_lib.EXIT_CODE:
+      self._stop()  # a full disk, or a signal for the worker alone
+      board.note(f'stopped: {reason}')
+      return []
+    if len(left) > 1:
+      board.note(f'warning: {reason}; its {len(left)} runs go on in two halves')
+      return job._replace(runs=left).halves()
+    folder = self._workdir / left[0].folder
+    open_run.fail(folder, reason, _recorded_steps(folder))
+    self._fail({left[0].name: reason}, board)
+    return []
+
+  def _take(self, job, line, board):
+    report = group.Report(**line)
+    if report.kind == 'step':
+      return board.step(job, report.step)
+    run = job.runs[report.run]
+    if report.kind == 'failed':
+      folder = self._workdir / run.folder
+      if failure_of(folder) is None:
+        open_run.fail(folder, report.text, report.step)
+      self._fail({run.name: report.text}, board)
+    elif report.kind == 'note':
+      board.note(f'{run.name}: {report.text}')
+    else:
+      board.finished(run)
+    return None
+
+  def _fail(self, failures, board=None):
+    with self._lock:
+      self.failures |= failures
+    for name, reason in failures.items():
+      text = f'failed: {name}: {reason}'
+      if board:
+        board.note(text)
+      else:
+        print(text, file=sys.stderr, flush=True)
+
+  def _request(self, task, runs, folders):
+    warm = {_CONFIG_KEY: str(self._workdir / folder_lib.WARM_STARTS)}
+    return {
+        'task':
+            task,
+        'runs': [[{
+            **run.overrides,
+            **warm
+        }, folder] for run, folder in zip(runs, folders)]
+    }
+
+  def _work(self, request, take):
+    """Exit code and last words of a worker, after all it told was taken."""
+    with (tempfile.TemporaryFile('w+', encoding='utf-8') as
+          errors, self._worker(errors) as process):
+      with self._lock:
+        self._workers.add(process)
+      # The pipe stays open: a worker that sees it end has lost its plan.
+      print(json.dumps(request), file=process.stdin, flush=True)
+      for line in process.stdout:
+        take(json.loads(line))
+      code = process.wait()
+      with self._lock:
+        self._workers.discard(process)
+      errors.seek(0)
+      lines = errors.read().splitlines()
+      self._keep(lines)
+    return code, lines[-1] if lines else 'it said nothing'
+
+  def _worker(self, errors):
+    root = str(pathlib.Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
+    return subprocess.Popen(
+        [sys.executable, '-m', 'hmpo_jax.plan.worker'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        # The package is found where this process found it.
+        env=os.environ | {'PYTHONPATH': path},
+        pass_fds=(self._lock_file,),
+        # A terminal's ^C is for this process, which asks the workers once.
+        start_new_session=True)
+
+  def _keep(self, lines):
+    with self._lock, open(self._workdir / LOG, 'a', encoding='utf-8') as log:
+      log.writelines(f'{line}\n' for line in lines)
+
+  def _stop(self):
+    """Asks all workers to end after their step."""
+    with self._lock:
+      already, self._stopping = self._stopping, True
+      workers = list(self._workers)
+    if not already:
+      for process in workers:
+        process.send_signal(signal.SIGTERM)
+
+
+class _Board:
+  """How far the runs of a plan are, on one line."""
+
+  def __init__(self, progress, workdir, jobs):
+    self._progress = progress
+    self._lock = threading.Lock()
+    self._runs = sum(len(job.runs) for job in jobs)
+    self._steps = {
+        run.name: _saved_step(workdir / run.folder) for job in jobs
+        for run in job.runs
+    }
+    self._ended: set[str] = set()
+
+  def step(self, job, step):
+    """A group has finished a step."""
+    with self._lock:
+      self._steps |= {run.name: step for run in job.runs}
+      self._progress.update(
+          sum(self._steps.values()), {
+              'runs done': f'{len(self._ended)}/{self._runs}',
+              'now': f'{job.runs[0].name} and {len(job.runs) - 1} more'
+          })
+
+  def finished(self, run):
+    """A run has its summary."""
+    with self._lock:
+      self._ended.add(run.name)
+
+  def note(self, text):
+    """A line for the user."""
+    with self._lock:
+      self._progress.note(text)
+
+
+def _recorded_steps(folder):
+  try:
+    return len(metrics.read(folder))
+  except config_lib.ConfigError:
+    return 0
+
+
+def _reason(code, error):
+  if code < 0:
+    return f'its process was killed by {signal.Signals(-code).name}'
+  return f'its process ended with code {code}: {error}'
