@@ -194,6 +194,7 @@ EXPONENT_KEYS = {
     'matched': (),
     'adaptive': ('low', 'high', 'gap_low', 'gap_high', 'trend', 'fast_window',
                  'slow_window', 'step_size'),
+    'replayed': ('path',),
 }
 
 
@@ -227,6 +228,9 @@ JOINT_RULES = (
     (('exponent.low', 'loss.p', 'exponent.high',
       'exponent.kind'), _is_start_within,
      'the first three must not fall with a learnable or adaptive order'),
+    (('exponent.path', 'exponent.kind'),
+     lambda c: c.exponent.kind != 'replayed' or c.exponent.path,
+     'the first must name the metrics.jsonl whose orders are replayed'),
     (('exponent.gap_low',
       'exponent.gap_high'), lambda c: c.exponent.gap_low <= c.exponent.gap_high,
      'the first must not exceed the second'),
