@@ -182,7 +182,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim.adam_b2 = 0.95
   # off (monitored only) | weights | gain (of the norms, with model.qk_norm)
   config.optim.qk_clip = 'weights'
-  config.optim.tau = 100.  # largest attention logit that is left alone
+  # Largest attention logit that is left alone; inf = all, in the program that
+  # also clips: bit-equal with qk_clip off, which is another one.
+  config.optim.tau = 100.
   config.optim.qk_alpha = 0.5  # the queries' share of the rescaling
   # Updates with a logit above this are counted, whatever qk_clip is; after 10
   # in a row a run has exploded.

@@ -128,7 +128,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('optim.coefficients', _one_of(*orthogonal.COEFFICIENTS)),
     ('optim.products', _one_of(*orthogonal.DTYPES)),
     ('optim.qk_clip', _one_of(*muon_clip.MODES)),
-    ('optim.tau', _POSITIVE),
+    ('optim.tau', _POSITIVE_OR_INF),
     ('optim.qk_alpha', _UNIT),
     ('optim.monitor_tau', _POSITIVE),
     ('warm_start.num_steps', _at_least(0)),

@@ -43,7 +43,7 @@ _TRACED = st.fixed_dictionaries({
     'train__max_grad_norm': _POSITIVE,
     'optim__learning_rate': st.floats(0, 1e3),
     'optim__weight_decay': st.floats(0, 1e3),
-    'optim__tau': st.floats(1e-6, 1e6),
+    'optim__tau': _POSITIVE,
     'optim__monitor_tau': st.floats(1e-6, 1e6),
     'optim__qk_clip': st.just('weights'),
     'optim__qk_alpha': st.floats(0, 1),

@@ -71,6 +71,8 @@ class ConfigTest(parameterized.TestCase):
       ('optim.learning_rate', -1.),
       ('optim.momentum', 1.),
       ('optim.tau', 0.),
+      ('optim.tau', -math.inf),
+      ('optim.tau', math.nan),
       ('optim.monitor_tau', math.nan),
       ('optim.qk_alpha', 1.5),
       ('optim.qk_alpha', -0.1),
