@@ -91,7 +91,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout.mask_truncated = False  # leave out responses without a stop
 
   config.advantage = ml_collections.ConfigDict()
-  config.advantage.baseline = 'mean'  # mean | leave_one_out, of the group
+  # mean | leave_one_out, of the group | none, which leaves rewards as they are
+  config.advantage.baseline = 'mean'
   config.advantage.scale = 'std'  # std | none
   config.advantage.ddof = 1  # 0 or 1, of the standard deviation
   config.advantage.eps = 1e-6  # added to the standard deviation, reward units

@@ -2,6 +2,7 @@
 
 import math
 
+from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
@@ -71,7 +72,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('rollout.bucket', _at_least(0)),
     ('rollout.staleness', _at_least(0)),
     ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
-    ('advantage.baseline', _one_of('mean', 'leave_one_out')),
+    ('advantage.baseline', _one_of(*advantages.BASELINES)),
     ('advantage.scale', _one_of('std', 'none')),
     ('advantage.ddof', _one_of(0, 1)),
     ('advantage.eps', _finite_at_least(0)),

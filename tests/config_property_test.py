@@ -15,6 +15,7 @@ import numpy as np
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import programs
+from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import ratios
@@ -59,7 +60,7 @@ _STATIC = st.fixed_dictionaries({
     'model__tie_embeddings': st.booleans(),
     'rollout__staleness': st.integers(0, 2),
     'rollout__old_logprobs': st.sampled_from(['recompute', 'sampler']),
-    'advantage__baseline': st.sampled_from(['mean', 'leave_one_out']),
+    'advantage__baseline': st.sampled_from(advantages.BASELINES),
     'advantage__scale': st.sampled_from(['std', 'none']),
     'advantage__ddof': st.sampled_from([0, 1]),
     'loss__name': st.sampled_from(sorted(losses.LOSSES)),

@@ -30,6 +30,7 @@ class ConfigTest(parameterized.TestCase):
       ('rollout.temperature', math.nan),
       ('rollout.staleness', -1),
       ('advantage.ddof', 2),
+      ('advantage.baseline', 'median'),
       ('loss.p', math.inf),
       ('loss.p', math.nan),
       ('loss.p', 1e39),
