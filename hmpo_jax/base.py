@@ -34,7 +34,7 @@ Metrics = dict[str, jax.Array]
 
 
 class HParams(NamedTuple):
-  """What may differ between runs of one compiled program: traced scalars."""
+  """What may differ between runs of one compiled program: traced arrays."""
   loss: dict[str, jax.Array]  # keyword arguments of losses that are scalars
   exponent: exponents.Settings  # how the order of the mean evolves
   tracking: clips.Tracking  # how the clip range follows its targets

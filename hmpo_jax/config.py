@@ -91,7 +91,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout.mask_truncated = False  # leave out responses without a stop
 
   config.advantage = ml_collections.ConfigDict()
-  config.advantage.baseline = 'mean'  # mean | leave_one_out, of the group
+  # mean | leave_one_out, of the group | none, which leaves rewards as they are
+  config.advantage.baseline = 'mean'
   config.advantage.scale = 'std'  # std | none
   config.advantage.ddof = 1  # 0 or 1, of the standard deviation
   config.advantage.eps = 1e-6  # added to the standard deviation, reward units
@@ -126,7 +127,7 @@ def default_config() -> ml_collections.ConfigDict:
 
   # How p evolves from loss.p, see kernels/exponents.py.
   config.exponent = ml_collections.ConfigDict()
-  # fixed | linear | cosine | learnable | matched | adaptive
+  # fixed | linear | cosine | learnable | matched | adaptive | replayed
   config.exponent.kind = 'fixed'
   config.exponent.end = -2.  # linear, cosine: p after num_steps
   config.exponent.num_steps = 300.  # linear, cosine: steps of the schedule
@@ -142,6 +143,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.exponent.fast_window = 5.  # adaptive: steps of the averages
   config.exponent.slow_window = 25.
   config.exponent.step_size = 0.05  # adaptive: change of p per decision
+  # replayed: metrics.jsonl of the run whose orders it takes, step by step; the
+  # last one stays. See trajectory.py.
+  config.exponent.path = ''
 
   # How the clip range follows clipped fractions, see kernels/clips.py.
   config.tracking = ml_collections.ConfigDict()
@@ -179,7 +183,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim.adam_b2 = 0.95
   # off (monitored only) | weights | gain (of the norms, with model.qk_norm)
   config.optim.qk_clip = 'weights'
-  config.optim.tau = 100.  # largest attention logit that is left alone
+  # Largest attention logit that is left alone; inf = all, in the program that
+  # also clips: bit-equal with qk_clip off, which is another one.
+  config.optim.tau = 100.
   config.optim.qk_alpha = 0.5  # the queries' share of the rescaling
   # Updates with a logit above this are counted, whatever qk_clip is; after 10
   # in a row a run has exploded.
@@ -201,8 +207,17 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def hparams(config) -> base.HParams:
-  """Returns the traced part of a configuration as scalar arrays."""
+def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
+  """Returns the traced part of a configuration as arrays.
+
+  Args:
+    config: validated.
+    replayed: [S] orders of exponent kind 'replayed', see trajectory.load; cut,
+      or continued by the last one, to one for each step. Other kinds ignore it.
+
+  Raises:
+    ValueError: the kind is 'replayed' and there is no order.
+  """
   loss, exponent = config.loss, config.exponent
   values = base.HParams(
       loss={key: loss[key] for key in _TRACED_LOSS_KEYS},
@@ -214,7 +229,8 @@ def hparams(config) -> base.HParams:
           } | {
               'kind': jnp.int32(exponents.index_of(exponent.kind)),
               'start': loss.p,
-              'sign': -1. if exponent.placebo else 1.
+              'sign': -1. if exponent.placebo else 1.,
+              'path': _path(config, replayed)
           }),
       tracking=clips.Tracking(**config.tracking),
       kl_weight=loss.kl_weight,
@@ -234,6 +250,16 @@ def hparams(config) -> base.HParams:
       mask_truncated=config.rollout.mask_truncated,
       permute_advantages=config.advantage.permute)
   return jax.tree.map(_traced, values)
+
+
+def _path(config, replayed):
+  """[num_steps] orders of a replay; [1] without one: no shape depends on it."""
+  if config.exponent.kind != 'replayed':
+    return jnp.array([config.loss.p], jnp.float32)
+  if replayed is None or len(replayed) == 0:
+    raise ValueError("exponent.kind='replayed' needs the orders to replay")
+  steps = np.minimum(np.arange(config.num_steps), len(replayed) - 1)
+  return jnp.asarray(replayed[steps], jnp.float32)
 
 
 def _traced(value):

@@ -2,6 +2,7 @@
 
 import math
 
+from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
@@ -71,7 +72,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('rollout.bucket', _at_least(0)),
     ('rollout.staleness', _at_least(0)),
     ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
-    ('advantage.baseline', _one_of('mean', 'leave_one_out')),
+    ('advantage.baseline', _one_of(*advantages.BASELINES)),
     ('advantage.scale', _one_of('std', 'none')),
     ('advantage.ddof', _one_of(0, 1)),
     ('advantage.eps', _finite_at_least(0)),
@@ -128,7 +129,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('optim.coefficients', _one_of(*orthogonal.COEFFICIENTS)),
     ('optim.products', _one_of(*orthogonal.DTYPES)),
     ('optim.qk_clip', _one_of(*muon_clip.MODES)),
-    ('optim.tau', _POSITIVE),
+    ('optim.tau', _POSITIVE_OR_INF),
     ('optim.qk_alpha', _UNIT),
     ('optim.monitor_tau', _POSITIVE),
     ('warm_start.num_steps', _at_least(0)),
@@ -194,6 +195,7 @@ EXPONENT_KEYS = {
     'matched': (),
     'adaptive': ('low', 'high', 'gap_low', 'gap_high', 'trend', 'fast_window',
                  'slow_window', 'step_size'),
+    'replayed': ('path',),
 }
 
 
@@ -227,6 +229,9 @@ JOINT_RULES = (
     (('exponent.low', 'loss.p', 'exponent.high',
       'exponent.kind'), _is_start_within,
      'the first three must not fall with a learnable or adaptive order'),
+    (('exponent.path', 'exponent.kind'),
+     lambda c: c.exponent.kind != 'replayed' or c.exponent.path,
+     'the first must name the metrics.jsonl whose orders are replayed'),
     (('exponent.gap_low',
       'exponent.gap_high'), lambda c: c.exponent.gap_low <= c.exponent.gap_high,
      'the first must not exceed the second'),

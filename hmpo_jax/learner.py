@@ -358,8 +358,9 @@ def _end_step(hparams, controls, reports):
 def _effective_metrics(static, batch, orders, effective):
   """How far the effective advantages of a group are from a sum of 0.
 
-  The advantages themselves sum to 0 in every group; what the clip and the mean
-  make of them doesn't. Mean over groups and epochs of the absolute sum.
+  With a baseline the advantages themselves sum to 0 in every group; what the
+  clip and the mean make of them doesn't. Mean over groups and epochs of the
+  absolute sum.
   """
   epochs = static.train.num_epochs
   group = batch.group[orders].reshape(epochs, -1)

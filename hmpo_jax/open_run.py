@@ -69,7 +69,12 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
       'task': static.task.to_dict(),
       'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
       'seed': config.seed,
-      'inputs': run_folder.inputs(config),
+      # Of files too only those that it sees: all arms share a warm start.
+      'inputs': {
+          key: digest
+          for key, digest in run_folder.inputs(config).items()
+          if key.startswith('task.')
+      },
       'versions': run_folder.versions(),
       'backend': jax.default_backend(),
   }

@@ -9,6 +9,7 @@ from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import policy
+from hmpo_jax import trajectory
 from hmpo_jax import warm_start
 from hmpo_jax.tasks import reward as reward_lib
 from hmpo_jax.tasks import task as task_lib
@@ -42,7 +43,7 @@ class Programs:
     self._warm_key, self._run_key = jax.random.split(
         jax.random.key(config.seed))
     self.static = config_lib.static(config)
-    self.hparams = config_lib.hparams(config)
+    self.hparams = config_lib.hparams(config, trajectory.load(config))
     self.task = policy.make_task(self.static)
     self._has_host_reward = bool(config.reward.function)
     self.judge = _make_judge(config, self.task)

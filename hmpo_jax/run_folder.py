@@ -18,6 +18,8 @@ from hmpo_jax import config as config_lib
 _JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_default_prng_impl',
                  'jax_threefry_partitionable')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# Keys that name a file which is read before the first step.
+_FILES = ('task.prompts', 'exponent.path')
 # Parts of the description that make a run another one.
 _IDENTITY = ('config', 'inputs', 'settings', 'versions')
 CONFIG, _LOCK = 'config.json', '.lock'
@@ -43,10 +45,12 @@ def described_config(config) -> dict:
 
 def inputs(config) -> dict[str, str]:
   """SHA-256 of the files that a configuration names, by its keys."""
-  file = pathlib.Path(config.task.prompts)
-  if not file.is_file():
-    return {}
-  return {'task.prompts': hashlib.sha256(file.read_bytes()).hexdigest()}
+  files = {key: pathlib.Path(config_lib.lookup(config, key)) for key in _FILES}
+  return {
+      key: hashlib.sha256(file.read_bytes()).hexdigest()
+      for key, file in files.items()
+      if file.is_file()
+  }
 
 
 def settings() -> dict[str, str]:

@@ -133,6 +133,74 @@ class ValueTest(parameterized.TestCase):
       self.assertEqual((metric.shape, metric.dtype), ((), np.float32))
 
 
+class NoBaselineTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('none', 1, [0, 1, 2], [5, 7, 6]), ('std', 1, [0, 1, 2], [5, 7, 6]),
+      ('std', 0, [0, 1.5**.5, 2 * 1.5**.5
+                 ], [5 * 1.5**.5, 7 * 1.5**.5, 6 * 1.5**.5]))
+  def test_by_hand(self, scale, ddof, *expected):
+    rewards = jnp.array([[0., 1., 2.], [5., 7., 6.]])
+    values, _ = _group_advantages(
+        rewards, baseline='none', scale=scale, ddof=ddof)
+    np.testing.assert_allclose(values, expected, rtol=2e-6)
+
+  def test_unscaled_they_are_the_rewards_to_the_bit(self):
+    rewards = _rewards().at[0].set(.3).at[1, 1].set(1e6)
+    values, metrics = _group_advantages(rewards, baseline='none', scale='none')
+    np.testing.assert_array_equal(values, rewards)
+    self.assertEqual(metrics['advantage/zero_variance_frac'], 1 / 4)
+    sums = np.abs(np.sum(rewards, axis=1))
+    np.testing.assert_allclose(
+        metrics['advantage/group_sum_abs_max'], sums.max(), rtol=1e-6)
+
+  @parameterized.parameters(0, 1)
+  def test_scaled_they_are_rewards_over_the_deviation(self, ddof):
+    rewards = _rewards() + 3
+    values, _ = _group_advantages(rewards, baseline='none', ddof=ddof)
+    wide = np.float64(rewards)
+    expected = wide / (np.std(wide, axis=1, keepdims=True, ddof=ddof) + 1e-6)
+    np.testing.assert_allclose(values, expected, rtol=3e-6)
+
+  @parameterized.parameters(0., 1e-6)
+  def test_equal_rewards_count_unscaled_and_are_zero_scaled(self, eps):
+    rewards = jnp.array([[.7] * 5, [0.] * 5, [-2.] * 5])
+    options = {'baseline': 'none', 'eps': eps}
+    scaled, metrics = _group_advantages(rewards, **options)
+    np.testing.assert_array_equal(scaled, 0)
+    self.assertEqual(metrics['advantage/zero_variance_frac'], 1)
+    unscaled, metrics = _group_advantages(rewards, scale='none', **options)
+    np.testing.assert_array_equal(unscaled, rewards)
+    self.assertEqual(metrics['advantage/zero_variance_frac'], 1)
+
+  def test_what_is_not_finite_is_zero_and_one_reward_is_a_signal(self):
+    rewards = jnp.array([[np.nan, .5, np.inf], [1., np.nan, 3.],
+                         [np.nan, -np.inf, np.inf]])
+    unscaled, metrics = _group_advantages(
+        rewards, baseline='none', scale='none')
+    np.testing.assert_array_equal(unscaled, [[0, .5, 0], [1, 0, 3], [0, 0, 0]])
+    self.assertEqual(metrics['advantage/nonfinite_rewards'], 6)
+    scaled, metrics = _group_advantages(rewards, baseline='none')
+    np.testing.assert_allclose(
+        scaled, [[0, 0, 0], [.5**.5, 0, 3 * .5**.5], [0, 0, 0]], rtol=2e-6)
+    chex.assert_tree_all_finite(metrics)
+
+  @parameterized.parameters(1e30, 3.4e38, 1e-30)
+  def test_no_size_overflows(self, size):
+    rewards = size * np.float32([[1, -1, 1, 1], [1, 1, 1, 1]])
+    values, metrics = _group_advantages(rewards, baseline='none', eps=0.)
+    np.testing.assert_allclose(values, [[1, -1, 1, 1], [0] * 4], rtol=1e-6)
+    self.assertFalse(any(np.isnan(list(metrics.values()))))
+
+  def test_large_offset_keeps_its_digits(self):
+    rewards = np.float32(1e6 + (np.arange(7) % 3 == 0))[None]
+    values, _ = _group_advantages(rewards, baseline='none')
+    np.testing.assert_allclose(
+        values,
+        rewards / (np.std(rewards, ddof=1, dtype=np.float64) + 1e-6),
+        rtol=1e-6)
+
+
 class NumbersTest(parameterized.TestCase):
 
   # Their float32 mean rounds: a residue of 1e-8 over a standard deviation of

@@ -15,6 +15,7 @@ import numpy as np
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import programs
+from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import ratios
@@ -43,7 +44,7 @@ _TRACED = st.fixed_dictionaries({
     'train__max_grad_norm': _POSITIVE,
     'optim__learning_rate': st.floats(0, 1e3),
     'optim__weight_decay': st.floats(0, 1e3),
-    'optim__tau': st.floats(1e-6, 1e6),
+    'optim__tau': _POSITIVE,
     'optim__monitor_tau': st.floats(1e-6, 1e6),
     'optim__qk_clip': st.just('weights'),
     'optim__qk_alpha': st.floats(0, 1),
@@ -59,7 +60,7 @@ _STATIC = st.fixed_dictionaries({
     'model__tie_embeddings': st.booleans(),
     'rollout__staleness': st.integers(0, 2),
     'rollout__old_logprobs': st.sampled_from(['recompute', 'sampler']),
-    'advantage__baseline': st.sampled_from(['mean', 'leave_one_out']),
+    'advantage__baseline': st.sampled_from(advantages.BASELINES),
     'advantage__scale': st.sampled_from(['std', 'none']),
     'advantage__ddof': st.sampled_from([0, 1]),
     'loss__name': st.sampled_from(sorted(losses.LOSSES)),

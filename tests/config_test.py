@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from hmpo_jax import config as config_lib
 
@@ -29,6 +30,7 @@ class ConfigTest(parameterized.TestCase):
       ('rollout.temperature', math.nan),
       ('rollout.staleness', -1),
       ('advantage.ddof', 2),
+      ('advantage.baseline', 'median'),
       ('loss.p', math.inf),
       ('loss.p', math.nan),
       ('loss.p', 1e39),
@@ -70,6 +72,8 @@ class ConfigTest(parameterized.TestCase):
       ('optim.learning_rate', -1.),
       ('optim.momentum', 1.),
       ('optim.tau', 0.),
+      ('optim.tau', -math.inf),
+      ('optim.tau', math.nan),
       ('optim.monitor_tau', math.nan),
       ('optim.qk_alpha', 1.5),
       ('optim.qk_alpha', -0.1),
@@ -141,6 +145,18 @@ class ConfigTest(parameterized.TestCase):
           'exponent.low': 0.
       }, 'exponent.low'),
       ({
+          'exponent.kind': 'adaptive',
+          'exponent.path': 'metrics.jsonl'
+      }, 'exponent.path'),
+      ({
+          'exponent.kind': 'replayed'
+      }, 'exponent.path'),
+      ({
+          'exponent.kind': 'replayed',
+          'exponent.path': 'metrics.jsonl',
+          'exponent.low': 0.
+      }, 'exponent.low'),
+      ({
           'exponent.placebo': True
       }, 'exponent.placebo'),
       ({
@@ -205,13 +221,27 @@ class ConfigTest(parameterized.TestCase):
     config.model.num_layers = 3
     self.assertNotEqual(config_lib.static(config), changed)
 
-  def test_hparams_are_strong_scalars(self):
+  def test_replayed_orders_are_one_for_each_step(self):
+    config = config_lib.default_config()
+    config.num_steps, config.loss.p = 3, 0.25
+    orders = np.float32([0.1, -0.2, 0.3, 0.4, 0.5])
+    path = lambda count: config_lib.hparams(config, orders[:count]
+                                           ).exponent.path
+    np.testing.assert_array_equal(path(5), [np.float32(0.25)])
+    config.exponent.kind = 'replayed'
+    np.testing.assert_array_equal(path(5), orders[:3])
+    np.testing.assert_array_equal(path(2), orders[[0, 1, 1]])
+    for missing in (None, orders[:0]):
+      with self.assertRaisesRegex(ValueError, 'needs the orders'):
+        config_lib.hparams(config, missing)
+
+  def test_hparams_are_strong_scalars_but_for_the_path(self):
     config = config_lib.default_config()
     config.loss.p = 1
     hparams = config_lib.hparams(config)
     for path, value in jax.tree_util.tree_leaves_with_path(hparams):
       name = jax.tree_util.keystr(path)
-      self.assertEqual(value.shape, ())
+      self.assertEqual(value.shape, (1,) if '.path' in name else ())
       self.assertFalse(value.weak_type, name)
       is_kind, is_flag = '.kind' in name, value.dtype == bool
       self.assertEqual(

@@ -30,10 +30,10 @@ def _settings(kind='fixed', **values):
       'start': 2., 'end': -1., 'num_steps': 10, 'rate': .1, 'sign': 1.,
       'pull': 0., 'prior': 0., 'low': -2., 'high': 2., 'gap_low': 1.,
       'gap_high': 4., 'trend': .5, 'fast_window': 1, 'slow_window': 2,
-      'step_size': .5
+      'step_size': .5, 'path': (3., -1., .1)
   }  # yapf: disable
-  scalars = {k: jnp.float32(v) for k, v in (defaults | values).items()}
-  return exponents.Settings(kind=jnp.int32(exponents.index_of(kind)), **scalars)
+  numbers = {k: jnp.float32(v) for k, v in (defaults | values).items()}
+  return exponents.Settings(kind=jnp.int32(exponents.index_of(kind)), **numbers)
 
 
 def _start(kind='fixed', **values):
@@ -45,11 +45,11 @@ class NameTest(absltest.TestCase):
 
   def test_index(self):
     self.assertEqual([exponents.index_of(name) for name in _KINDS],
-                     list(range(6)))
+                     list(range(7)))
 
   def test_unknown_name(self):
     with self.assertRaisesRegex(
-        ValueError, "name='cos': must be fixed, .*, matched or adaptive"):
+        ValueError, "name='cos': must be fixed, .*, adaptive or replayed"):
       exponents.index_of('cos')
 
 
@@ -65,7 +65,9 @@ class ScheduleTest(parameterized.TestCase):
       ('cosine_at_once', 'cosine', 1, {0: 2, 1: -1}),
       ('learnable', 'learnable', 10, {0: 2, 5: 2, 99: 2}),
       ('matched', 'matched', 10, {0: 2, 99: 2}),
-      ('adaptive', 'adaptive', 10, {0: 2, 99: 2}))  # yapf: disable
+      ('adaptive', 'adaptive', 10, {0: 2, 99: 2}),
+      ('replayed', 'replayed', 10, {0: 3, 1: -1, 2: .1, 3: .1, 99: .1}),
+  )  # yapf: disable
   def test_by_hand(self, kind, num_steps, expected):
     settings, state = _start(kind, num_steps=num_steps)
     for step, p in expected.items():
@@ -91,6 +93,14 @@ class ScheduleTest(parameterized.TestCase):
     settings, state = _start(kind)
     state = state._replace(p=jnp.float32(.3))
     chex.assert_trees_all_equal(_at_step(settings, state, jnp.int32(4)), state)
+
+  def test_replay_has_the_bits_of_its_path(self):
+    path = np.random.default_rng(9).normal(size=7).astype(np.float32)
+    settings, state = _start('replayed', path=path)
+    for step in (0, 3, 6, 7):
+      p = _at_step(settings, state._replace(p=jnp.float32(9)),
+                   jnp.int32(step)).p
+      self.assertEqual(p, path[min(step, 6)])
 
   def test_gradient_goes_to_the_ends_that_a_kind_uses(self):
     p_of = lambda settings, state: exponents.at_step(settings, state, 5).p
@@ -408,8 +418,8 @@ class MatchedTest(parameterized.TestCase):
     settings, states = _all_kinds()
     by_state, by_x = jax.jit(jax.vmap(derivatives, (0, 0, None)))(settings,
                                                                   states, x)
-    np.testing.assert_array_equal(by_x, np.zeros((6, 3, 3)))
-    np.testing.assert_array_equal(by_state.p, [3, 3, 3, 3, 0, 3])
+    np.testing.assert_array_equal(by_x, np.zeros((7, 3, 3)))
+    np.testing.assert_array_equal(by_state.p, [3, 3, 3, 3, 0, 3, 3])
 
 
 def _run_gaps(gaps, kind='adaptive', **values):
@@ -585,6 +595,7 @@ class ContractTest(parameterized.TestCase):
       np.testing.assert_array_equal(orders[i], 2)
     self.assertLen(np.unique(orders[[1, 2], 0]), 2)
     self.assertLess(np.min(orders[4]), 1)
+    np.testing.assert_array_equal(orders[6], np.float32(.1))
 
   @parameterized.product(kind=_KINDS, x64=(False, True))
   def test_types_and_keys(self, kind, x64):
@@ -606,8 +617,9 @@ class ContractTest(parameterized.TestCase):
 
   def test_wide_settings_do_not_widen_the_state(self):
     with reference.x64():
-      settings = jax.tree.map(jnp.asarray,
-                              exponents.Settings(5, *np.linspace(1, 2, 15)))
+      settings = jax.tree.map(
+          jnp.asarray,
+          exponents.Settings(5, *np.linspace(1, 2, 15), path=np.ones(2)))
       state = exponents.init(settings)
       new_state = jax.jit(_rollout)(settings, state, *_inputs())[1]
     self.assertEqual(tuple(leaf.dtype for leaf in new_state), _DTYPES)
@@ -657,8 +669,18 @@ class ContractTest(parameterized.TestCase):
     with self.assertRaises(AssertionError):
       jax.eval_shape(of, *(jax.ShapeDtypeStruct(*array) for array in arrays))
 
-  def test_settings_are_scalars_and_the_kind_an_integer(self):
-    for change in ({'rate': jnp.ones(2)}, {'kind': jnp.float32(1)}):
+  def test_settings_are_scalars_the_kind_an_integer_and_the_path_a_row(self):
+    for change in ({
+        'rate': jnp.ones(2)
+    }, {
+        'kind': jnp.float32(1)
+    }, {
+        'path': jnp.float32(1)
+    }, {
+        'path': jnp.ones((2, 2))
+    }, {
+        'path': jnp.ones(0)
+    }):
       with self.assertRaises(AssertionError):
         exponents.init(_settings()._replace(**change))
 

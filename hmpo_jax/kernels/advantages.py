@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+BASELINES = ('mean', 'leave_one_out', 'none')
+
 
 def group_advantages(
     rewards: jax.Array,
@@ -16,12 +18,21 @@ def group_advantages(
 
   A reward that is not finite says nothing about its response: the response
   gets advantage 0, and baseline and deviation are those of the n_i others. A
-  group of equal rewards, or of fewer than two, is 0 throughout, exactly.
+  group of equal rewards, or of fewer than two, is 0 throughout, exactly, but
+  see baseline 'none'.
 
-  The deviation is that of the whole group with either baseline: that of the
+  The deviation is that of the whole group with any baseline: that of the
   others alone is 0 where one reward differs from all others. So |A_ij| is at
   most (n - 1) / sqrt(n), or sqrt(n) if left out, with ddof 1, and the sum over
   a group is 0.
+
+  Baseline 'none' sets b to 0: the control that shows what a baseline is worth.
+  No sum is 0 then, and no |A_ij| bounded. On-policy the gradient has the same
+  expectation and more variance; where rewards are 0 or more, every response is
+  made more likely, the worst of its group too, no advantage is below 0, and the
+  low side of a clip never stops. With scale 'none' a group of equal rewards R,
+  or with one, has the advantages R, a signal unless R is 0; with scale 'std' it
+  has no deviation to be measured in and stays 0 throughout.
 
   See "DeepSeekMath" by Shao et al. (https://arxiv.org/abs/2402.03300), section
   4.1; scale 'none' follows "Understanding R1-Zero-Like Training" by Liu et al.
@@ -30,7 +41,8 @@ def group_advantages(
   Args:
     rewards: [N, G] one row for each prompt; those beyond 1/16 of the largest
       float count as that.
-    baseline: 'mean' of the group, or 'leave_one_out': of its other members.
+    baseline: 'mean' of the group, 'leave_one_out': of its other members, or
+      'none'.
     scale: 'std' divides by the group's standard deviation, 'none' by 1.
     ddof: 1 for the unbiased variance (divisor n - 1), 0 for the population's.
     eps: added to the standard deviation, in units of the reward.
@@ -38,22 +50,14 @@ def group_advantages(
   Returns:
     advantages [N, G] and metrics: moments and extremes of the advantages over
     all responses, the mean over groups of the variance of the rewards, the
-    fraction of groups that are 0 throughout, the largest |sum_j A_ij|, which
-    is rounding, and the number of rewards that are not finite.
+    fraction of groups without one, the largest |sum_j A_ij|, which is rounding
+    where there is a baseline, and the number of rewards that are not finite.
 
   Raises:
     ValueError: no reward, or an unknown baseline, scale or ddof.
   """
-  chex.assert_rank(rewards, 2)
-  if 0 in rewards.shape:
-    raise ValueError(f'{rewards.shape=}: must hold a group and a response')
-  if baseline not in ('mean', 'leave_one_out'):
-    raise ValueError(f'{baseline=}: must be mean or leave_one_out')
-  if scale not in ('std', 'none'):
-    raise ValueError(f'{scale=}: must be std or none')
-  if ddof not in (0, 1):
-    raise ValueError(f'{ddof=}: must be 0 or 1')
-  offset, finite = _offsets(rewards)
+  _check(rewards, baseline, scale, ddof)
+  rewards, offset, finite = _offsets(rewards)
   spread = -jnp.min(offset, 1, keepdims=True)
   varies = spread > 0
   # In units of the spread, no square overflows or vanishes.
@@ -64,11 +68,14 @@ def group_advantages(
   centred = offset - jnp.sum(offset, 1, keepdims=True) / count
   centred = jnp.where(finite, centred, 0)
   variance = jnp.sum(centred**2, 1, keepdims=True) / (others if ddof else count)
-  advantages = centred * (count / others if baseline == 'leave_one_out' else 1)
+  signal = centred * (count / others if baseline == 'leave_one_out' else 1)
+  if baseline == 'none':
+    signal = jnp.where(varies, rewards / unit, 0)
   if scale == 'std':
-    advantages /= jnp.sqrt(jnp.where(varies, variance, 1)) + eps / unit
+    deviation = jnp.sqrt(jnp.where(varies, variance, 1))
+    advantages = signal / (deviation + eps / unit)
   else:
-    advantages *= unit
+    advantages = rewards if baseline == 'none' else signal * unit
   dtype = advantages.dtype
   return advantages, {
       'advantage/reward_variance': jnp.mean(variance * unit**2),
@@ -92,11 +99,23 @@ def permute_within_groups(key: jax.Array, advantages: jax.Array) -> jax.Array:
   return jax.random.permutation(key, advantages, axis=1, independent=True)
 
 
+def _check(rewards, baseline, scale, ddof):
+  chex.assert_rank(rewards, 2)
+  if 0 in rewards.shape:
+    raise ValueError(f'{rewards.shape=}: must hold a group and a response')
+  if baseline not in BASELINES:
+    raise ValueError(f'{baseline=}: must be one of {", ".join(BASELINES)}')
+  if scale not in ('std', 'none'):
+    raise ValueError(f'{scale=}: must be std or none')
+  if ddof not in (0, 1):
+    raise ValueError(f'{ddof=}: must be 0 or 1')
+
+
 def _offsets(rewards):
-  """Rewards relative to their group's largest, and which are finite.
+  """Rewards, the same relative to their group's largest, which are finite.
 
   Equal rewards leave exactly 0: the residue of a rounded mean, 1e-8, would
-  grow to 1e-2 in the division by eps. Where not finite, the offset is 0.
+  grow to 1e-2 in the division by eps. Where not finite, both are 0.
   """
   dtype = jnp.promote_types(rewards.dtype, jnp.float32)
   rewards = rewards.astype(dtype)
@@ -105,4 +124,5 @@ def _offsets(rewards):
   limit = jnp.finfo(dtype).max / 16
   rewards = jnp.clip(rewards, -limit, limit)
   largest = jnp.max(rewards, 1, keepdims=True, where=finite, initial=-jnp.inf)
-  return jnp.where(finite, rewards - largest, 0), finite
+  offset = jnp.where(finite, rewards - largest, 0)
+  return jnp.where(finite, rewards, 0), offset, finite

@@ -9,6 +9,9 @@ sweep over all of them:
   learnable  gradient ascent on the objective J in p, see `after_update`
   matched    solved for each row from its clipped fraction, see `of_rows`
   adaptive   one step up, down or none for each rollout, see `after_step`
+  replayed   in rollout k the k-th value of a path, another run's orders: the
+             yoked control, which has an adaptive run's values of p without
+             their hanging on what happens
 
 A rollout calls `at_step`, then for each update `of_rows` before the loss and
 `after_update` behind it, then `after_step`; all of them whatever the kind.
@@ -22,7 +25,8 @@ import jax.numpy as jnp
 
 from hmpo_jax.kernels import ratios
 
-KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive')
+KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive',
+         'replayed')
 _LEARNABLE, _MATCHED, _ADAPTIVE = range(3, 6)
 # Halvings of [0, 1]: what is left is float32's spacing below 1.
 _NUM_HALVINGS = 24
@@ -31,7 +35,7 @@ _NO_SPREAD = 1e-12
 
 
 class Settings(NamedTuple):
-  """What a kind needs, traced scalars; each kind ignores the others' fields.
+  """What a kind needs, traced; each kind ignores the others' fields.
 
   Values to start from, and why. Schedules: 2 to -2 over 500 rollouts, those of
   HoelderPO (https://arxiv.org/abs/2605.12058). Bounds -2 and 2: the same range.
@@ -59,6 +63,8 @@ class Settings(NamedTuple):
   fast_window: jax.Array  # [] rollouts, at least 1, of the fast average
   slow_window: jax.Array  # [] rollouts, above fast_window, of the slow one
   step_size: jax.Array  # [] adaptive: change of p per decision
+  # [S] replayed: p of rollouts 0 to S - 1, S at least 1; the last one stays.
+  path: jax.Array
 
 
 class State(NamedTuple):
@@ -99,6 +105,7 @@ def at_step(settings: Settings, state: State, step: jax.Array) -> State:
   With f = min(step / num_steps, 1) the weight of start is 1 - f (linear) or
   (1 + cos(pi f)) / 2 (cosine), the rest is end's; 'fixed' gives all to start.
   The schedules are those of HoelderPO (https://arxiv.org/abs/2605.12058).
+  'replayed' is path[min(step, S - 1)], to the bit.
 
   Args:
     settings: traced.
@@ -114,8 +121,11 @@ def at_step(settings: Settings, state: State, step: jax.Array) -> State:
   # Not end + w (start - end): this one is exact at both ends.
   between = lambda w: w * start + (1 - w) * end
   stay = lambda: state.p
+  path = jnp.asarray(settings.path, state.p.dtype)
   branches = (lambda: start, lambda: between(1 - frac), lambda: between(
-      (1 + jnp.cos(jnp.pi * frac)) / 2), stay, stay, stay)
+      (1 + jnp.cos(jnp.pi * frac)) / 2), stay, stay, stay,
+              lambda: path[jnp.clip(step, 0,
+                                    len(path) - 1)])
   return state._replace(p=jax.lax.switch(settings.kind, branches))
 
 
@@ -274,7 +284,9 @@ def after_step(settings: Settings, state: State,
 
 
 def _check(settings):
-  chex.assert_rank(list(settings), 0)
+  *scalars, path = settings
+  chex.assert_rank([*scalars, path], [0] * len(scalars) + [1])
+  chex.assert_axis_dimension_gt(path, 0, 0)
   chex.assert_type(settings.kind, int)
 
 

@@ -83,8 +83,8 @@ def qk_clip(
   exceed tau by the growth of that one update. A NaN or +inf in S clips nothing.
 
   Args:
-    tau: [] positive threshold on the logits, or a function from the number of
-      updates before this one to it; may be traced.
+    tau: [] positive threshold on the logits, inf for none, or a function from
+      the number of updates before this one to it; may be traced.
     attention: where the weights lie: a qk_weights.Attention, a pytree of them
       for several blocks, or a function from params to one of these.
     mode: 'weights', 'gain', or 'off': nothing is rescaled, the state still
@@ -245,7 +245,8 @@ def _gamma(tau, mode, block, max_logits):
     return jnp.ones_like(max_logits)
   tau = jnp.asarray(tau, jnp.float32)
   over = (max_logits > tau) & jnp.isfinite(max_logits)
-  gamma = tau / jnp.where(over, max_logits, tau)
+  # No inf / inf: where nothing is over, tau may be infinite.
+  gamma = jnp.where(over, tau, 1) / jnp.where(over, max_logits, 1)
   # A quotient that underflows to 0 would make 0 / 0 of the query's factor.
   gamma = jnp.maximum(gamma, jnp.finfo(jnp.float32).tiny)
   gamma = jnp.where(over, gamma, 1)
