@@ -18,6 +18,7 @@ from hmpo_jax import base
 from hmpo_jax import mechanism
 from hmpo_jax import policy
 from hmpo_jax import rollout as rollout_lib
+from hmpo_jax import step_metrics
 from hmpo_jax import update
 from hmpo_jax.kernels import advantages as advantages_lib
 from hmpo_jax.kernels import clips
@@ -107,13 +108,13 @@ def learn(static, state: TrainState, hparams: base.HParams,
   updated, reports = _update_epochs(static, state, hparams, batch, orders,
                                     measure)
   controls, control_metrics = _end_step(hparams, updated.controls, reports)
-  metrics |= _rollout_metrics(static, rollout, scores) | control_metrics
+  metrics |= step_metrics.of_rollout(static, rollout, scores) | control_metrics
   metrics |= update.summarise(reports) | updated.compared
   if not static.rollout.staleness:
     # The first update's forward is the sampler's policy, on its minibatch.
     metrics.setdefault('rollout/sampler_gap_max',
                        metrics['ratio/first_update_abs_log'])
-  metrics |= _effective_metrics(static, batch, orders, reports.effective)
+  metrics |= step_metrics.of_effective(static, batch, orders, reports.effective)
   metrics['skipped/in_a_row'] = updated.skips
   past = ()
   if static.rollout.staleness:
@@ -142,8 +143,9 @@ def prepare(
   rewards = scores.reward.at[order].add(-penalty)
   advantages, advantage_metrics = _advantages(static, hparams, rewards,
                                               permute_key)
-  trained = shuffled.mask & ~(hparams.mask_truncated
-                              & _truncated(static, shuffled))[:, None]
+  trained = shuffled.mask & ~(
+      hparams.mask_truncated
+      & step_metrics.is_truncated(static, shuffled))[:, None]
   group = jnp.arange(len(order)) // static.rollout.group_size
   batch = base.Batch(shuffled.tokens, shuffled.valid, trained, old_logprobs,
                      ref_logprobs, advantages[order], group[order],
@@ -183,28 +185,11 @@ def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
   return _sample(static, params, prompts, keys, 1., greedy=True)
 
 
-def heldout_metrics(rollout: base.Rollout,
-                    scores: task_lib.Score) -> base.Metrics:
-  """Mean reward, exact match and length of greedy responses.
-
-  A reward that is NaN, which only a function on the host can give, counts as 0
-  and in `eval/nan_rewards`.
-  """
-  reward = jnp.nan_to_num(scores.reward)
-  return {
-      'eval/reward': jnp.mean(reward),
-      'eval/reward_stderr': _standard_error(reward),
-      'eval/nan_rewards': jnp.sum(jnp.isnan(scores.reward)),
-      'eval/exact': jnp.mean(scores.exact),
-      'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
-  }
-
-
 def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
-  """`heldout_metrics` of a task whose reward is a JAX function."""
+  """`step_metrics.of_held_out` of a task whose reward is a JAX function."""
   rollout = respond(static, params, prompts)
   scores = task_lib.score_rollout(policy.make_task(static), rollout)
-  return heldout_metrics(rollout, scores)
+  return step_metrics.of_held_out(rollout, scores)
 
 
 def step_key(state: TrainState) -> jax.Array:
@@ -355,20 +340,6 @@ def _end_step(hparams, controls, reports):
   return base.Controls(exponent, widths), exponent_metrics | used
 
 
-def _effective_metrics(static, batch, orders, effective):
-  """How far the effective advantages of a group are from a sum of 0.
-
-  The advantages themselves sum to 0 in every group; what the clip and the mean
-  make of them doesn't. Mean over groups and epochs of the absolute sum.
-  """
-  epochs = static.train.num_epochs
-  group = batch.group[orders].reshape(epochs, -1)
-  sums = jnp.zeros((epochs, static.rollout.num_prompts))
-  sums = jax.vmap(lambda total, index, value: total.at[index].add(value))(
-      sums, group, effective.reshape(epochs, -1))
-  return {'advantage/effective_group_sum': jnp.mean(jnp.abs(sums))}
-
-
 def _minibatch_rows(static, size, key):
   """[U, B / M] int32 rows of each update, every row once an epoch."""
   # The batch is in random order already: the first epoch takes it as it is.
@@ -378,32 +349,3 @@ def _minibatch_rows(static, size, key):
   ]
   count = static.train.num_epochs * static.train.num_minibatches
   return jnp.stack(orders).reshape(count, -1)
-
-
-def _truncated(static, rollout):
-  """[B] bool, responses that were cut before a stop token."""
-  return rollout.mask[:, -1] & (
-      rollout.tokens[:, -1] != policy.make_task(static).stop)
-
-
-def _rollout_metrics(static, rollout, scores):
-  length, finite = jnp.sum(rollout.mask, 1), jnp.isfinite(scores.reward)
-  return {
-      'reward/mean': jnp.mean(scores.reward, where=finite),
-      'reward/std': jnp.std(scores.reward, where=finite),
-      'reward/exact': jnp.mean(scores.exact),
-      'rollout/length_mean': jnp.mean(length),
-      'rollout/truncated_frac': jnp.mean(_truncated(static, rollout)),
-      'rollout/tokens': jnp.sum(length),
-  } | _kept_metrics(rollout)
-
-
-def _kept_metrics(rollout):
-  """Mean mass that truncated sampling drew from, where it did."""
-  if rollout.kept_mass is None:
-    return {}
-  return {'rollout/kept_mass': jnp.mean(rollout.kept_mass, where=rollout.mask)}
-
-
-def _standard_error(x):
-  return jnp.std(x, ddof=1) / jnp.sqrt(x.shape[0])

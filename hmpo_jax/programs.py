@@ -9,6 +9,7 @@ from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import policy
+from hmpo_jax import step_metrics
 from hmpo_jax import warm_start
 from hmpo_jax.tasks import reward as reward_lib
 from hmpo_jax.tasks import task as task_lib
@@ -85,7 +86,7 @@ class Programs:
     if not self._has_host_reward:
       return _evaluate(self.static, params, self.prompts)
     rollout = _respond(self.static, params, self.prompts)
-    return learner.heldout_metrics(rollout, self.judge(rollout))
+    return step_metrics.of_held_out(rollout, self.judge(rollout))
 
   def baselines(self) -> dict[str, float]:
     """Rewards that need no skill, on the held-out prompts."""
