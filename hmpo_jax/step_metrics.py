@@ -5,12 +5,13 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import policy
+from hmpo_jax.kernels import reductions
 from hmpo_jax.tasks import task as task_lib
 
 
 def of_rollout(static, rollout: base.Rollout,
                scores: task_lib.Score) -> base.Metrics:
-  """Rewards and lengths of the sampled responses.
+  """Rewards, lengths and a digest of the sampled responses.
 
   Args:
     static: hashable part of the configuration.
@@ -25,6 +26,7 @@ def of_rollout(static, rollout: base.Rollout,
       'rollout/length_mean': jnp.mean(length),
       'rollout/truncated_frac': jnp.mean(is_truncated(static, rollout)),
       'rollout/tokens': jnp.sum(length),
+      'rollout/digest': reductions.digest(rollout.tokens, rollout.mask),
   } | _kept_metrics(rollout)
 
 
