@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
+from hmpo_jax import clip_drift
 from hmpo_jax import mechanism
 from hmpo_jax import policy
 from hmpo_jax import rollout as rollout_lib
@@ -36,7 +37,7 @@ class TrainState(NamedTuple):
   key: jax.Array  # [] typed key of the run, folded with the step, never spent
   past_params: base.Params | tuple  # leaves [staleness, ...], oldest first
   reference: base.Params | tuple  # KL anchor, () without KL
-  compared: base.Metrics  # last comparison of means, see mechanism.py
+  measured: base.Metrics  # when `measure` was last true, see `train_step`
   skips: jax.Array  # [] int32 updates in a row skipped for a numerical cause
 
 
@@ -53,7 +54,7 @@ def init(static, hparams: base.HParams, params: base.Params,
       key=key,
       past_params=jax.tree.map(repeat, params) if lag else (),
       reference=jax.tree.map(jnp.copy, params) if _has_anchor(static) else (),
-      compared={name: jnp.float32(0) for name in mechanism.KEYS},
+      measured=_unmeasured(static),
       skips=jnp.int32(0))
 
 
@@ -66,8 +67,8 @@ def train_step(static, state: TrainState, hparams: base.HParams,
     state: from `init` or the step before; may be donated.
     hparams: traced part of the configuration.
     measure: [] bool, whether to compare the gradients of different means on
-      the last update (three more backward passes); else the last comparison
-      stays.
+      the last update (eight more backward passes), and the policy before and
+      after its QK-clip; else what was last measured stays.
 
   Returns:
     The next state and the step's metrics, whose keys depend on `static` alone.
@@ -109,7 +110,7 @@ def learn(static, state: TrainState, hparams: base.HParams,
                                     measure)
   controls, control_metrics = _end_step(hparams, updated.controls, reports)
   metrics |= step_metrics.of_rollout(static, rollout, scores) | control_metrics
-  metrics |= update.summarise(reports) | updated.compared
+  metrics |= update.summarise(reports) | updated.measured
   if not static.rollout.staleness:
     # The first update's forward is the sampler's policy, on its minibatch.
     metrics.setdefault('rollout/sampler_gap_max',
@@ -297,24 +298,42 @@ def _update_epochs(static, state, hparams, batch, orders, measure):
   number = jnp.arange(len(orders))
 
   def body(carry, inputs):
-    learned, compared, skips = carry
+    learned, measured, skips = carry
     rows, is_first, is_last = inputs
     minibatch = take(static, batch, rows, is_first)
-    compared = jax.lax.cond(
-        measure & is_last,
-        lambda: mechanism.compare_means(static, learned.params, hparams, learned
-                                        .controls.widths, minibatch),
-        lambda: compared)
-    learned, reports = update.update(static, learned, hparams, minibatch)
+    before = learned
+    measured = _when(
+        measure & is_last, measured,
+        lambda: mechanism.compare_means(static, before, hparams, minibatch
+                                       ) | {'mechanism/step': state.step + 1})
+    learned, reports = update.update(static, before, hparams, minibatch)
+    measured = _when(
+        measure & is_last, measured, lambda: clip_drift.measure(
+            static, learned, hparams, minibatch, reports.cause))
     skips = jnp.where(update.is_sound(reports.cause), 0, skips + 1)
-    return (learned, compared, skips), reports
+    return (learned, measured, skips), reports
 
   learned = at_first_update(hparams, state)
-  (learned, compared, skips), reports = jax.lax.scan(
-      body, (learned, state.compared, state.skips),
+  (learned, measured, skips), reports = jax.lax.scan(
+      body, (learned, state.measured, state.skips),
       (orders, number == 0, number == len(orders) - 1))
-  state = state._replace(compared=compared, skips=skips, **learned._asdict())
+  state = state._replace(measured=measured, skips=skips, **learned._asdict())
   return state, reports
+
+
+def _unmeasured(static):
+  """What stands for measurements before the first."""
+  names = (*mechanism.KEYS, *clip_drift.keys(static))
+  return {
+      name: jnp.float32(0) for name in names
+  } | {
+      'mechanism/step': jnp.int32(0)
+  }
+
+
+def _when(is_due, measured, measure):
+  """`measured`, with what `measure` returns in it where that is due."""
+  return jax.lax.cond(is_due, lambda: measured | measure(), lambda: measured)
 
 
 def _end_step(hparams, controls, reports):

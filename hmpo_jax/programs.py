@@ -70,7 +70,7 @@ class Programs:
 
     Args:
       state: may be donated, unless the reward function fails.
-      measure: whether to compare means.
+      measure: see `learner.train_step`.
 
     Raises:
       RewardError: the reward function failed.

@@ -73,9 +73,9 @@ def is_due(step: int, every: int, last: int) -> bool:
   return step % every == 0 or step == last
 
 
-def is_compared(config, step: int) -> bool:
-  """Whether a step compares means: the first, and those with an evaluation."""
-  return step == 1 or is_due(step, config.eval.every, config.num_steps)
+def is_measured(config, step: int) -> bool:
+  """Whether a step compares means and what its QK-clip does to the policy."""
+  return step == 1 or is_due(step, config.mechanism.every, config.num_steps)
 
 
 def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
@@ -207,7 +207,7 @@ class _Loop:
     """Returns the next state, what a checkpoint adds to it, record, timing."""
     config = self._config
     start = time.perf_counter()
-    state, metrics = self._programs.step(state, is_compared(config, step))
+    state, metrics = self._programs.step(state, is_measured(config, step))
     metrics = jax.device_get(metrics)
     timing = {'step_s': time.perf_counter() - start}
     tokens = int(metrics['rollout/tokens'])
