@@ -22,5 +22,6 @@ def get_config():
   config.warm_start.num_steps = 20
   config.eval.every = 3
   config.eval.num_prompts = 64
+  config.mechanism.every = 3
   config.checkpoint.every = 3
   return config

@@ -201,6 +201,11 @@ def default_config() -> ml_collections.ConfigDict:
   config.eval.every = 20  # steps between held-out evaluations; step 0 always
   config.eval.num_prompts = 512  # held out by a hash of the prompt, greedy
 
+  config.mechanism = ml_collections.ConfigDict()
+  # Steps between comparisons of the means' gradients, and of the policy before
+  # and after a QK-clip; the first and the last step always.
+  config.mechanism.every = 20
+
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 50  # steps; the last step always
   config.checkpoint.keep = 2  # newest ones kept

@@ -141,10 +141,10 @@ class _Group:
     step = self._finished + 1
     keys = self._states.key
     start = time.perf_counter()
-    compared = jnp.asarray(open_run.is_compared(self._config, step))
+    measured = jnp.asarray(open_run.is_measured(self._config, step))
     # The program takes the arrays of the states.
     keys = jax.vmap(jax.random.fold_in)(keys, self._states.step)
-    self._states, metrics = self._step(self._states, self._hparams, compared)
+    self._states, metrics = self._step(self._states, self._hparams, measured)
     metrics = jax.device_get(metrics)
     timing = {'step_s': (time.perf_counter() - start) / len(self._slots)}
     evaluations = None

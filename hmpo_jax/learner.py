@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
+from hmpo_jax import clip_drift
 from hmpo_jax import mechanism
 from hmpo_jax import policy
 from hmpo_jax import rollout as rollout_lib
+from hmpo_jax import step_metrics
 from hmpo_jax import update
 from hmpo_jax.kernels import advantages as advantages_lib
 from hmpo_jax.kernels import clips
@@ -35,7 +37,7 @@ class TrainState(NamedTuple):
   key: jax.Array  # [] typed key of the run, folded with the step, never spent
   past_params: base.Params | tuple  # leaves [staleness, ...], oldest first
   reference: base.Params | tuple  # KL anchor, () without KL
-  compared: base.Metrics  # last comparison of means, see mechanism.py
+  measured: base.Metrics  # when `measure` was last true, see `train_step`
   skips: jax.Array  # [] int32 updates in a row skipped for a numerical cause
 
 
@@ -52,7 +54,7 @@ def init(static, hparams: base.HParams, params: base.Params,
       key=key,
       past_params=jax.tree.map(repeat, params) if lag else (),
       reference=jax.tree.map(jnp.copy, params) if _has_anchor(static) else (),
-      compared={name: jnp.float32(0) for name in mechanism.KEYS},
+      measured=_unmeasured(static),
       skips=jnp.int32(0))
 
 
@@ -65,8 +67,8 @@ def train_step(static, state: TrainState, hparams: base.HParams,
     state: from `init` or the step before; may be donated.
     hparams: traced part of the configuration.
     measure: [] bool, whether to compare the gradients of different means on
-      the last update (three more backward passes); else the last comparison
-      stays.
+      the last update (eight more backward passes), and the policy before and
+      after its QK-clip; else what was last measured stays.
 
   Returns:
     The next state and the step's metrics, whose keys depend on `static` alone.
@@ -107,13 +109,13 @@ def learn(static, state: TrainState, hparams: base.HParams,
   updated, reports = _update_epochs(static, state, hparams, batch, orders,
                                     measure)
   controls, control_metrics = _end_step(hparams, updated.controls, reports)
-  metrics |= _rollout_metrics(static, rollout, scores) | control_metrics
-  metrics |= update.summarise(reports) | updated.compared
+  metrics |= step_metrics.of_rollout(static, rollout, scores) | control_metrics
+  metrics |= update.summarise(reports) | updated.measured
   if not static.rollout.staleness:
     # The first update's forward is the sampler's policy, on its minibatch.
     metrics.setdefault('rollout/sampler_gap_max',
                        metrics['ratio/first_update_abs_log'])
-  metrics |= _effective_metrics(static, batch, orders, reports.effective)
+  metrics |= step_metrics.of_effective(static, batch, orders, reports.effective)
   metrics['skipped/in_a_row'] = updated.skips
   past = ()
   if static.rollout.staleness:
@@ -142,8 +144,9 @@ def prepare(
   rewards = scores.reward.at[order].add(-penalty)
   advantages, advantage_metrics = _advantages(static, hparams, rewards,
                                               permute_key)
-  trained = shuffled.mask & ~(hparams.mask_truncated
-                              & _truncated(static, shuffled))[:, None]
+  trained = shuffled.mask & ~(
+      hparams.mask_truncated
+      & step_metrics.is_truncated(static, shuffled))[:, None]
   group = jnp.arange(len(order)) // static.rollout.group_size
   batch = base.Batch(shuffled.tokens, shuffled.valid, trained, old_logprobs,
                      ref_logprobs, advantages[order], group[order],
@@ -183,28 +186,11 @@ def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
   return _sample(static, params, prompts, keys, 1., greedy=True)
 
 
-def heldout_metrics(rollout: base.Rollout,
-                    scores: task_lib.Score) -> base.Metrics:
-  """Mean reward, exact match and length of greedy responses.
-
-  A reward that is NaN, which only a function on the host can give, counts as 0
-  and in `eval/nan_rewards`.
-  """
-  reward = jnp.nan_to_num(scores.reward)
-  return {
-      'eval/reward': jnp.mean(reward),
-      'eval/reward_stderr': _standard_error(reward),
-      'eval/nan_rewards': jnp.sum(jnp.isnan(scores.reward)),
-      'eval/exact': jnp.mean(scores.exact),
-      'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
-  }
-
-
 def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
-  """`heldout_metrics` of a task whose reward is a JAX function."""
+  """`step_metrics.of_held_out` of a task whose reward is a JAX function."""
   rollout = respond(static, params, prompts)
   scores = task_lib.score_rollout(policy.make_task(static), rollout)
-  return heldout_metrics(rollout, scores)
+  return step_metrics.of_held_out(rollout, scores)
 
 
 def step_key(state: TrainState) -> jax.Array:
@@ -312,24 +298,42 @@ def _update_epochs(static, state, hparams, batch, orders, measure):
   number = jnp.arange(len(orders))
 
   def body(carry, inputs):
-    learned, compared, skips = carry
+    learned, measured, skips = carry
     rows, is_first, is_last = inputs
     minibatch = take(static, batch, rows, is_first)
-    compared = jax.lax.cond(
-        measure & is_last,
-        lambda: mechanism.compare_means(static, learned.params, hparams, learned
-                                        .controls.widths, minibatch),
-        lambda: compared)
-    learned, reports = update.update(static, learned, hparams, minibatch)
+    before = learned
+    measured = _when(
+        measure & is_last, measured,
+        lambda: mechanism.compare_means(static, before, hparams, minibatch
+                                       ) | {'mechanism/step': state.step + 1})
+    learned, reports = update.update(static, before, hparams, minibatch)
+    measured = _when(
+        measure & is_last, measured, lambda: clip_drift.measure(
+            static, learned, hparams, minibatch, reports.cause))
     skips = jnp.where(update.is_sound(reports.cause), 0, skips + 1)
-    return (learned, compared, skips), reports
+    return (learned, measured, skips), reports
 
   learned = at_first_update(hparams, state)
-  (learned, compared, skips), reports = jax.lax.scan(
-      body, (learned, state.compared, state.skips),
+  (learned, measured, skips), reports = jax.lax.scan(
+      body, (learned, state.measured, state.skips),
       (orders, number == 0, number == len(orders) - 1))
-  state = state._replace(compared=compared, skips=skips, **learned._asdict())
+  state = state._replace(measured=measured, skips=skips, **learned._asdict())
   return state, reports
+
+
+def _unmeasured(static):
+  """What stands for measurements before the first."""
+  names = (*mechanism.KEYS, *clip_drift.keys(static))
+  return {
+      name: jnp.float32(0) for name in names
+  } | {
+      'mechanism/step': jnp.int32(0)
+  }
+
+
+def _when(is_due, measured, measure):
+  """`measured`, with what `measure` returns in it where that is due."""
+  return jax.lax.cond(is_due, lambda: measured | measure(), lambda: measured)
 
 
 def _end_step(hparams, controls, reports):
@@ -355,21 +359,6 @@ def _end_step(hparams, controls, reports):
   return base.Controls(exponent, widths), exponent_metrics | used
 
 
-def _effective_metrics(static, batch, orders, effective):
-  """How far the effective advantages of a group are from a sum of 0.
-
-  With a baseline the advantages themselves sum to 0 in every group; what the
-  clip and the mean make of them doesn't. Mean over groups and epochs of the
-  absolute sum.
-  """
-  epochs = static.train.num_epochs
-  group = batch.group[orders].reshape(epochs, -1)
-  sums = jnp.zeros((epochs, static.rollout.num_prompts))
-  sums = jax.vmap(lambda total, index, value: total.at[index].add(value))(
-      sums, group, effective.reshape(epochs, -1))
-  return {'advantage/effective_group_sum': jnp.mean(jnp.abs(sums))}
-
-
 def _minibatch_rows(static, size, key):
   """[U, B / M] int32 rows of each update, every row once an epoch."""
   # The batch is in random order already: the first epoch takes it as it is.
@@ -379,32 +368,3 @@ def _minibatch_rows(static, size, key):
   ]
   count = static.train.num_epochs * static.train.num_minibatches
   return jnp.stack(orders).reshape(count, -1)
-
-
-def _truncated(static, rollout):
-  """[B] bool, responses that were cut before a stop token."""
-  return rollout.mask[:, -1] & (
-      rollout.tokens[:, -1] != policy.make_task(static).stop)
-
-
-def _rollout_metrics(static, rollout, scores):
-  length, finite = jnp.sum(rollout.mask, 1), jnp.isfinite(scores.reward)
-  return {
-      'reward/mean': jnp.mean(scores.reward, where=finite),
-      'reward/std': jnp.std(scores.reward, where=finite),
-      'reward/exact': jnp.mean(scores.exact),
-      'rollout/length_mean': jnp.mean(length),
-      'rollout/truncated_frac': jnp.mean(_truncated(static, rollout)),
-      'rollout/tokens': jnp.sum(length),
-  } | _kept_metrics(rollout)
-
-
-def _kept_metrics(rollout):
-  """Mean mass that truncated sampling drew from, where it did."""
-  if rollout.kept_mass is None:
-    return {}
-  return {'rollout/kept_mass': jnp.mean(rollout.kept_mass, where=rollout.mask)}
-
-
-def _standard_error(x):
-  return jnp.std(x, ddof=1) / jnp.sqrt(x.shape[0])

@@ -37,9 +37,9 @@ def is_due(step: int, every: int, last: int) -> bool:
   return step % every == 0 or step == last
 
 
-def is_compared(config, step: int) -> bool:
-  """Whether a step compares means: the first, and those with an evaluation."""
-  return step == 1 or is_evaluated(config, step)
+def is_measured(config, step: int) -> bool:
+  """Whether a step compares means and what its QK-clip does to the policy."""
+  return step == 1 or is_due(step, config.mechanism.every, config.num_steps)
 
 
 def is_evaluated(config, step: int) -> bool:

@@ -37,6 +37,11 @@ def make_model(static) -> transformer.Transformer:
       vocab_size=make_task(static).vocab_size, **static.model)
 
 
+# Parts of a minibatch, at least, in a pass that stands beside an update in one
+# program, whose memory it shall not double.
+BESIDE_AN_UPDATE = 8
+
+
 class Forward(NamedTuple):
   """What the training forward finds of given responses."""
   logprobs: jax.Array  # [B, T] of the responses' tokens

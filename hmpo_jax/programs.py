@@ -9,6 +9,7 @@ from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import policy
+from hmpo_jax import step_metrics
 from hmpo_jax import trajectory
 from hmpo_jax import warm_start
 from hmpo_jax.tasks import reward as reward_lib
@@ -70,7 +71,7 @@ class Programs:
 
     Args:
       state: may be donated, unless the reward function fails.
-      measure: whether to compare means.
+      measure: see `learner.train_step`.
 
     Raises:
       RewardError: the reward function failed.
@@ -93,7 +94,7 @@ class Programs:
     if not self._has_host_reward:
       return _evaluate(self.static, params, self.prompts)
     rollout = _respond(self.static, params, self.prompts)
-    return learner.heldout_metrics(rollout, self.judge(rollout))
+    return step_metrics.of_held_out(rollout, self.judge(rollout))
 
   def baselines(self) -> dict[str, float]:
     """Rewards that need no skill, on the held-out prompts."""

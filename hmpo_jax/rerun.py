@@ -161,7 +161,7 @@ class Recorded:
     return saver.restore(state, step).state if step else state
 
   def _step(self, state, step):
-    return self.programs.step(state, open_run.is_compared(self.config, step))
+    return self.programs.step(state, open_run.is_measured(self.config, step))
 
 
 _prepare = jax.jit(learner.prepare, static_argnums=0)

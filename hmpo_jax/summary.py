@@ -94,8 +94,8 @@ def read(file: pathlib.Path) -> dict | None:
 
 
 def _mean_compared(records, name):
-  """Mean over the steps at which means were compared, those evaluated."""
-  measured = [r[name] for r in records if r['eval/step'] == r['step']]
+  """Mean over the steps at which means were compared."""
+  measured = [r[name] for r in records if r['mechanism/step'] == r['step']]
   return float(np.mean(measured))
 
 

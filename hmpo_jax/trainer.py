@@ -106,7 +106,7 @@ def _step(config, programs, state, step):
   """The next state, and what `OpenRun.write` wants of the step."""
   key = learner.step_key(state)
   start = time.perf_counter()
-  state, metrics = programs.step(state, open_run.is_compared(config, step))
+  state, metrics = programs.step(state, open_run.is_measured(config, step))
   metrics = jax.device_get(metrics)
   timing = {'step_s': time.perf_counter() - start}
   evaluation = None

@@ -137,7 +137,7 @@ def update(static, learned: Learned, hparams: base.HParams,
   updates, opt_state = optimizer(static, hparams).update(
       grads, learned.opt_state, learned.params, max_logits=forward.max_logits)
   cause = _skip_cause(batch, forward, loss, grads, updates)
-  skip = cause < len(SKIP_CAUSES)
+  skip = is_skipped(cause)
   rows = jnp.any(batch.mask, axis=1)
   exponent, metrics = exponents.after_update(hparams.exponent,
                                              learned.controls.exponent,
@@ -174,6 +174,57 @@ def trace(static, learned: Learned, hparams: base.HParams,
                on_mask(batch.old_logprobs), seen(forward.max_logits),
                on_mask(forward.logprobs), loss, grads, optax.tree.norm(grads),
                updates, optax.tree.norm(updates))
+
+
+def policy_loss(static, hparams: base.HParams, widths: clips.Widths,
+                batch: base.Batch, logprobs: jax.Array, old_logprobs: jax.Array,
+                orders: jax.Array) -> tuple[jax.Array, base.Metrics]:
+  """The loss of the configuration, without its KL and its entropy.
+
+  Args:
+    static: hashable part of the configuration.
+    hparams: traced part of the configuration.
+    widths: of the clip range.
+    batch: one minibatch.
+    logprobs: [B, T] under the policy that learns.
+    old_logprobs: [B, T] under the policy that sampled.
+    orders: [B] from `row_orders`; a loss without an order ignores them.
+
+  Returns:
+    The loss [] and its metrics.
+  """
+  settings = static.loss.to_dict() | hparams.loss | {
+      'p': orders,
+      'clip_eps_low': widths.eps_low,
+      'clip_eps_high': widths.eps_high
+  }
+  if static.loss.clip != 'sequence':
+    settings['p_clip'] = None
+  taken = losses.options(static.loss.name)
+  return losses.LOSSES[static.loss.name](
+      logprobs, old_logprobs, batch.advantages, batch.mask, **{
+          key: value for key, value in settings.items() if key in taken
+      })
+
+
+def row_orders(static, hparams: base.HParams, controls: base.Controls,
+               batch: base.Batch, logprobs: jax.Array,
+               old_logprobs: jax.Array) -> jax.Array:
+  """[B] order of the mean of each row; 0 of a loss that has none."""
+  if static.loss.name != 'power_mean':
+    return jnp.zeros(batch.mask.shape[:1])
+  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
+                           hparams.loss['log_ratio_max'])
+  clipped = losses.clip_tokens(static.loss.clip, ratio.x, batch.advantages,
+                               controls.widths.eps_low,
+                               controls.widths.eps_high)
+  return exponents.of_rows(hparams.exponent, controls.exponent, clipped.values,
+                           batch.mask, clipped.stopped)
+
+
+def is_skipped(cause: jax.Array) -> jax.Array:
+  """Whether an update was not made."""
+  return cause < len(SKIP_CAUSES)
 
 
 def is_sound(cause: jax.Array) -> jax.Array:
@@ -228,9 +279,10 @@ def _loss(static, hparams, controls, batch, params, probes):
       hparams.temperature)
   old_logprobs = jnp.where(batch.is_on_policy, jax.lax.stop_gradient(logprobs),
                            batch.old_logprobs)
-  loss, metrics = _policy_loss(static, hparams, controls, batch,
-                               logprobs + probes.logprobs[:, None],
-                               old_logprobs, probes.order)
+  orders = row_orders(static, hparams, controls, batch, logprobs, old_logprobs)
+  loss, metrics = policy_loss(static, hparams, controls.widths, batch,
+                              logprobs + probes.logprobs[:, None], old_logprobs,
+                              orders + probes.order)
   metrics['ratio/recompute_gap'] = jnp.max(
       jnp.where(batch.mask & batch.is_on_policy,
                 jnp.abs(logprobs - batch.old_logprobs), 0))
@@ -253,36 +305,6 @@ def _loss(static, hparams, controls, batch, params, probes):
   pulls = (hparams.kl_weight > 0) | (hparams.entropy_weight != 0)
   metrics['loss/live_frac'] = jnp.where(pulls, 1., metrics['loss/live_frac'])
   return loss, _Forward(logprobs, max_logits, metrics)
-
-
-def _policy_loss(static, hparams, controls, batch, logprobs, old_logprobs,
-                 order_probe):
-  """The loss of the configuration with its traced settings."""
-  widths = {
-      'clip_eps_low': controls.widths.eps_low,
-      'clip_eps_high': controls.widths.eps_high
-  }
-  settings = static.loss.to_dict() | hparams.loss | widths
-  if static.loss.clip != 'sequence':
-    settings['p_clip'] = None
-  if static.loss.name == 'power_mean':
-    settings['p'] = order_probe + _orders(static, hparams, controls, batch,
-                                          logprobs, old_logprobs, widths)
-  taken = losses.options(static.loss.name)
-  return losses.LOSSES[static.loss.name](
-      logprobs, old_logprobs, batch.advantages, batch.mask, **{
-          key: value for key, value in settings.items() if key in taken
-      })
-
-
-def _orders(static, hparams, controls, batch, logprobs, old_logprobs, widths):
-  """[B] order of the mean of each row."""
-  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
-                           hparams.loss['log_ratio_max'])
-  clipped = losses.clip_tokens(static.loss.clip, ratio.x, batch.advantages,
-                               **widths)
-  return exponents.of_rows(hparams.exponent, controls.exponent, clipped.values,
-                           batch.mask, clipped.stopped)
 
 
 def _skip_cause(batch, forward, loss, grads, updates):

@@ -9,11 +9,11 @@ from absl.testing import absltest
 _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
-          'update', 'step_metrics', 'learner', 'runs', 'trajectory', 'programs',
-          'checkpoint', 'metrics', 'progress', 'interruption', 'overshoot',
-          'run_folder', 'summary', 'open_run', 'trainer', 'group', 'rerun',
-          'oracle', 'analysis', 'bench', 'compile_cache', 'command_line',
-          'plan')
+          'update', 'clip_drift', 'step_metrics', 'learner', 'runs',
+          'trajectory', 'programs', 'checkpoint', 'metrics', 'progress',
+          'interruption', 'overshoot', 'run_folder', 'summary', 'open_run',
+          'trainer', 'group', 'rerun', 'oracle', 'analysis', 'bench',
+          'compile_cache', 'command_line', 'plan')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 

@@ -93,7 +93,7 @@ class CompareMeansTest(absltest.TestCase):
                      *map(jnp.float32, (p, low, high)))
 
   def _compare(self, **changes):
-    values = _compare(self.static, self.params, self.hparams, self.widths,
+    values = _compare(self.static, self.learned, self.hparams,
                       self.batch._replace(**changes))
     self.assertEqual(tuple(values), mechanism.KEYS)
     return {name.split('/')[1]: float(x) for name, x in values.items()}

@@ -168,6 +168,36 @@ def muon_clip(learning_rate: chex.Numeric,
               monitor_tau=monitor_tau)))
 
 
+def undone(params: Any,
+           factors: Any,
+           *,
+           attention: qk_weights.Blocks,
+           mode: str = 'weights',
+           alpha: chex.Numeric = 0.5) -> Any:
+  """Parameters as they were before `qk_clip` rescaled them, but for rounding.
+
+  Args:
+    params: after the update.
+    factors: per head, gamma of that update: last_factor of the state; where it
+      is 1 the parameters keep their bits.
+    attention: see `qk_clip`.
+    mode: see `qk_clip`; with 'off' nothing was rescaled.
+    alpha: see `qk_clip`.
+  """
+  if mode == 'off':
+    return params
+  blocks = _checked_blocks(attention, mode, params)
+  leaves = qk_weights.by_path(params)
+  for weight, factor, is_stacked in _shares(blocks, factors, mode, alpha):
+    param = leaves[weight.path]
+    index = qk_weights.index(weight, param.ndim)
+    scale = qk_weights.spread(weight, factor, param.shape, is_stacked)
+    w = param[index] + weight.offset
+    leaves[weight.path] = param.at[index].set(
+        jnp.where(scale < 1, w / scale - weight.offset, param[index]))
+  return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
+
+
 def telemetry(state: QKClipState) -> dict[str, jax.Array]:
   """What a state comes to, as scalars.
 
@@ -278,6 +308,15 @@ def _rescaled_tree(updates, params, blocks, gammas, mode, alpha):
   if changed.keys() != leaves.keys():
     raise ValueError('qk_clip: updates and params differ in structure')
 
+  for weight, factor, is_stacked in _shares(blocks, gammas, mode, alpha):
+    path = weight.path
+    changed[path] = _rescaled(changed[path], leaves[path], weight, factor,
+                              is_stacked)
+  return jax.tree.unflatten(jax.tree.structure(updates), changed.values())
+
+
+def _shares(blocks, gammas, mode, alpha):
+  """Each weight to rescale, its factors per head, and whether it is stacked."""
   for block, gamma in zip(
       jax.tree.leaves(blocks, is_leaf=qk_weights.is_block),
       jax.tree.leaves(gammas),
@@ -287,10 +326,7 @@ def _rescaled_tree(updates, params, blocks, gammas, mode, alpha):
     query, key = _split(gamma, alpha, num_keys, block.head_order)
     for weights, factor in ((queries, query), (keys, key), (alone, gamma)):
       for weight in weights:
-        path = weight.path
-        changed[path] = _rescaled(changed[path], leaves[path], weight, factor,
-                                  block.num_layers is not None)
-  return jax.tree.unflatten(jax.tree.structure(updates), changed.values())
+        yield weight, factor, block.num_layers is not None
 
 
 def _rescaled(update, param, weight, factor, is_stacked):
