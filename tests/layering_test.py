@@ -8,8 +8,8 @@ from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
-          'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
-          'update', 'clip_drift', 'step_metrics', 'learner', 'runs',
+          'model', 'rollout', 'tasks', 'policy', 'warm_start', 'update',
+          'mechanism', 'clip_drift', 'step_metrics', 'learner', 'runs',
           'trajectory', 'programs', 'checkpoint', 'metrics', 'progress',
           'interruption', 'overshoot', 'run_folder', 'summary', 'open_run',
           'trainer', 'group', 'rerun', 'oracle', 'analysis', 'bench',

@@ -15,6 +15,7 @@ import pytest
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import metrics
+from hmpo_jax import open_run
 from hmpo_jax import programs
 from hmpo_jax import run_folder
 from hmpo_jax import trainer
@@ -168,7 +169,7 @@ class ReplayTest(_Folder):
         static=config_lib.static(small.config()),
         warm_params=lambda: {'w': jnp.ones(2)})
     for config in (small.config(), self._config()):
-      trainer.warm_params(config, stub, self.folder, self.fail)
+      open_run.warm_params(config, stub, self.folder, self.fail)
     self.assertLen(list((self.folder / 'warm_start').iterdir()), 1)
 
   def test_changed_file_is_another_run(self):
