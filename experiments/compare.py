@@ -92,7 +92,7 @@ class _Comparison:
                                  timed)
     self._launcher.num_workers = _num_workers(found[0].platform)
     starts = dict(zip(first, found))
-    objections += doctor.start_objections(starts)
+    objections += doctor.start_objections(self._plan, starts)
     rows = doctor.power_rows(self._plan) + doctor.start_rows(starts)
     if _DRY_RUN.value:
       costs = list(zip(made, found[len(starts):]))

@@ -76,6 +76,9 @@ class Plan:
   target: float = 0.85  # held-out reward that is to be reached
   failure_reward: float = 0.  # held-out reward of a run after its failure
   collapse_margin: float = 0.05  # fall below the start that is a collapse
+  # Exact match at the start outside which a task shows nothing: so high that
+  # little is left to learn, so low that no response is rewarded for being right.
+  start_exact: tuple[float, float] = (0.02, 0.9)
   expected_sd: float = 0.02  # of a paired difference of areas, before the data
 
 

@@ -11,9 +11,6 @@ from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
 from hmpo_jax.plan import tuning
 
-# Exact match at the start beyond which little is left to learn, and below which
-# no response is rewarded for being right.
-_KNOWN, _HOPELESS = 0.9, 0.02
 # On CPU two workers take so much of the time of one run after the other
 # (results/bench/runs.csv, `processes`: 8 runs in the time of 5.3).
 _SIDE_BY_SIDE = 0.66
@@ -72,19 +69,20 @@ def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
   return found
 
 
-def start_objections(found: Mapping[str, probe.Found]) -> list[str]:
+def start_objections(plan: design.Plan,
+                     found: Mapping[str, probe.Found]) -> list[str]:
   """Why tasks can't show a difference, from the probe of each."""
+  low, high = plan.start_exact
   result = []
   for task, start in found.items():
-    if start.start_exact > _KNOWN:
-      result.append(
-          f'{task}: {start.start_exact:.2f} of the answers are exact before the '
-          f'first step, above {_KNOWN}: little is left to learn; shorten '
-          'warm_start.num_steps')
-    elif start.start_exact < _HOPELESS:
-      result.append(
-          f'{task}: {start.start_exact:.3f} of the answers are exact before the '
-          f'first step, below {_HOPELESS}; lengthen warm_start.num_steps')
+    text = (f'{task}: {start.start_exact:.3f} of the answers are exact before '
+            'the first step')
+    if start.start_exact > high:
+      result.append(f'{text}, above {high}: little is left to learn; shorten '
+                    'warm_start.num_steps')
+    elif start.start_exact < low:
+      result.append(f'{text}, below {low}: no response is rewarded for being '
+                    'right; lengthen warm_start.num_steps')
   return result
 
 
