@@ -38,8 +38,7 @@ _LENGTHS = flags.DEFINE_multi_integer(
 _SIGMAS = flags.DEFINE_multi_float(
     'sigma', [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6],
     'Root mean within-row variance of the log-ratios, nats.')
-_ORDERS = flags.DEFINE_multi_float('p',
-                                   [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2],
+_ORDERS = flags.DEFINE_multi_float('p', [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2],
                                    'Orders of the mean.')
 _PROMPTS = flags.DEFINE_integer(
     'num_prompts', 4, 'Groups of one estimate.', lower_bound=1)
@@ -75,8 +74,8 @@ _VARIANTS = {
     'no clip': (_mean(), (1., 0., -1.)),
     'sequence 0.05': (_mean(0.05), (1., 0., -1.)),
     'sequence 0.2': (_mean(0.2), (1., 0., -1.)),
-    'sequence 0.05 geometric':
-        (_mean(0.05, clip_center='geometric'), (1., 0., -1.)),
+    'sequence 0.05 geometric': (_mean(0.05,
+                                      clip_center='geometric'), (1., 0., -1.)),
     'token 0.2': (_mean(0.2, clip='token'), (1., 0., -1.)),
     'token_log 0.4': (_mean(0.4, clip='token_log'), (1., 0., -1.)),
     'grpo 0.2': (_without_order(losses.grpo_loss, **_WITHIN), ()),
@@ -117,12 +116,12 @@ def _phase_rows():
   """A row for each reward, direction, length, sigma and order."""
   names = oracle.REWARDS, oracle.DIRECTIONS, _LENGTHS.value
   for reward, direction, length in itertools.product(*names):
-    found = _measure(_mean(), _ORDERS.value, _ADVANTAGES[:1], _SIGMAS.value,
-                     reward, direction, length)
+    found = _measure(_VARIANTS['no clip'][0], _ORDERS.value, _ADVANTAGES[:1],
+                     _SIGMAS.value, reward, direction, length)
     for column, sigma in enumerate(_SIGMAS.value):
-      at = jax.tree.map(lambda x, i=column: x[:, 0, i], found)
+      at = jax.tree.map(lambda x, i=column: x[:, i, 0], found)
       best, tied = _best(at.mse)
-      best_limit, _ = _best(at.mse_limit)
+      best_limit, _ = _best(at.bias_square)
       for i, p in enumerate(_ORDERS.value):
         ratio = at.mse[:, i].mean() / at.mse[:, best].mean()
         yield {
@@ -159,7 +158,7 @@ def _variant_rows():
           'p': p,
           'baseline': kind[0],
           'scale': kind[1],
-      } | _cells(jax.tree.map(lambda x, at=(a, q, i): x[:, *at],
+      } | _cells(jax.tree.map(lambda x, at=(q, a, i): x[:, *at],
                               found)) | _sizes()
 
 
@@ -174,27 +173,31 @@ def _is_known(baseline, scale):
 
 
 def _measure(loss, orders, kinds, sigmas, reward, direction, length):
-  """Quality of arrays [policies, advantages, sigmas, orders] in float64."""
+  """Quality of arrays [policies, sigmas, advantages, orders] in float64."""
   task = oracle.enumerate_task(_VOCAB.value, length, reward)
   keys = jax.random.split(jax.random.key(_SEED.value), _POLICIES.value)
-  options = [{'baseline': baseline, 'scale': scale} for baseline, scale in kinds]
-
-  @jax.jit
-  def of_policies(keys, task, sigmas, orders):
-    one = lambda key: oracle.measure(
-        key,
-        task,
-        sigmas,
-        orders,
-        loss=loss,
-        advantages=options,
-        direction=direction,
-        shape=(_SAMPLES.value, _GROUP.value))
-    return jax.lax.map(one, keys)
-
-  found = of_policies(keys, task, jnp.array(sigmas), jnp.array(orders))
+  scenes = _scenes(keys, task, direction, (_SAMPLES.value, _GROUP.value))
+  found = _of_scenes(scenes, task, jnp.array(sigmas), jnp.array(orders), loss,
+                     tuple(kinds))
   moments, norms = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-  return oracle.quality(moments, norms[:, None, :, None], _PROMPTS.value)
+  return oracle.quality(moments, norms[..., None, None], _PROMPTS.value)
+
+
+@functools.partial(jax.jit, static_argnames=('direction', 'shape'))
+def _scenes(keys, task, direction, shape):
+  return jax.lax.map(lambda key: oracle.scene(key, task, direction, shape),
+                     keys)
+
+
+@functools.partial(jax.jit, static_argnames=('loss', 'kinds'))
+def _of_scenes(scenes, task, sigmas, orders, loss, kinds):
+  options = [{
+      'baseline': baseline,
+      'scale': scale
+  } for baseline, scale in kinds]
+  one = lambda scene: oracle.measure(
+      scene, task, sigmas, orders, loss=loss, advantages=options)
+  return jax.lax.map(one, scenes)
 
 
 def _best(values):
@@ -253,22 +256,22 @@ def _phase_table(rows):
                 [row['p'] for row in line if row['best_limit']])
     cells = [*names, *(f'{best:g} ({limit:g})' for best, limit in pairs)]
     lines.append(f'| {" | ".join(map(str, cells))} |')
-  return '
-'.join(lines)
+  return '\n'.join(lines)
 
 
 def _variant_table(rows):
   """Markdown: bias and variance, a line for each loss, order and advantage."""
-  lines = ['', '| loss | p | baseline, scale | reward | moved | sigma | mse | '
-           'bias^2 | variance |', '|---' * 9 + '|']
+  lines = [
+      '', '| loss | p | baseline, scale | reward | moved | sigma | mse | '
+      'bias^2 | variance |', '|---' * 9 + '|'
+  ]
   for row in rows:
     cells = (row['loss'], row['p'], f'{row["baseline"]}, {row["scale"]}',
              row['reward'], row['direction'], row['sigma_nats'],
              f'{row["mse"]:.3f} ± {row["mse_stderr"]:.3f}',
              f'{row["bias_square"]:.3f}', f'{row["variance"]:.3f}')
     lines.append(f'| {" | ".join(map(str, cells))} |')
-  return '
-'.join(lines)
+  return '\n'.join(lines)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ and token. Before the first position the previous token counts as 0.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
@@ -45,6 +46,13 @@ class Task(NamedTuple):
   rewards: jax.Array  # [S] float32, from 0 to 1
 
 
+class Scene(NamedTuple):
+  """A policy, the direction in which it moves, and what it drew before."""
+  theta_old: jax.Array  # [T, V, V]
+  direction: jax.Array  # [T, V, V], of any length
+  drawn: jax.Array  # [M, G] int32, numbers of responses
+
+
 class Moments(NamedTuple):
   """What a sample of gradients g of one group each tells about E g.
 
@@ -58,16 +66,12 @@ class Moments(NamedTuple):
 
 
 class Quality(NamedTuple):
-  """An estimate c g of the true gradient t, c >= 0 the best factor.
-
-  All but the last two are relative to |t|^2.
-  """
-  mse: jax.Array  # E |c g - t|^2 = bias_square + variance
-  bias_square: jax.Array  # |c E g - t|^2
-  variance: jax.Array  # c^2 tr Cov g
-  mse_limit: jax.Array  # mse of infinitely many prompts: 1 - cos(E g, t)^2
-  noise: jax.Array  # tr Cov g / |E g|^2
-  slope: jax.Array  # E g . t / |t|^2, without c: 1 for an unbiased estimate
+  """How close c g comes to the true gradient t, with c >= 0 the best factor."""
+  mse: np.ndarray  # E |c g - t|^2 / |t|^2, from 0 to 1
+  bias_square: np.ndarray  # the same with infinitely many prompts
+  variance: np.ndarray  # the rest, mse - bias_square
+  noise: np.ndarray  # tr Cov g / |E g|^2, whatever t is
+  slope: np.ndarray  # E g . t / |t|^2, without c: 1 for an unbiased estimate
 
 
 def enumerate_task(vocab_size: int, length: int, reward: str = 'share') -> Task:
@@ -230,14 +234,17 @@ def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
       variance=variance)
 
 
-def quality(moments_: Moments, truth_norm: jax.Array,
+def quality(moments_: Moments, truth_norm: np.ndarray,
             num_prompts: int) -> Quality:
   """How good the mean of num_prompts groups is, after the best common factor.
 
   Advantages are scaled, a mean over tokens is 1 / T of a sum, and a learning
-  rate is tuned: the length of an estimate says nothing. So an estimate g of the
-  truth t is c g with the c >= 0 that makes E |c g - t|^2 smallest, E g . t / E
-  |g|^2.
+  rate is tuned: the length of an estimate g says nothing. With the best c >= 0,
+
+    mse = min_c E |c g - t|^2 / |t|^2 = 1 - (E g . t)^2 / (|t|^2 E |g|^2),
+
+  which tends to 1 - cos(E g, t)^2 as the prompts become many; 1 where g points
+  away from t. An estimate that is t but for a factor and noise has no bias.
 
   Args:
     moments_: of groups.
@@ -245,44 +252,28 @@ def quality(moments_: Moments, truth_norm: jax.Array,
     num_prompts: N, the groups in one batch.
 
   Returns:
-    Arrays of the moments' shape; mse is 1 - (E g . t)^2 / (|t|^2 E |g|^2).
+    Arrays of the moments' shape. Of few samples a bias may be below 0.
   """
   along, along_square, mean_square, variance = moments_
   variance = variance / num_prompts
-  total = mean_square + variance
-  # An estimate that points away deserves no step, rather than one backwards.
-  forward = jnp.where(along > 0, along_square, 0)
-  share = forward / total
-  return Quality(
-      mse=1 - share,
-      bias_square=1 - 2 * share + share * mean_square / total,
-      variance=share * variance / total,
-      mse_limit=1 - forward / mean_square,
-      noise=variance / mean_square,
-      slope=along / truth_norm)
+  forward = np.where(along > 0, along_square, 0)
+  mse = 1 - forward / (mean_square + variance)
+  bias_square = 1 - forward / mean_square
+  return Quality(mse, bias_square, mse - bias_square, variance / mean_square,
+                 along / truth_norm)
 
 
-def measure(key: jax.Array, task: Task, sigmas: jax.Array, orders: jax.Array, *,
-            loss: Callable[..., Loss], advantages: Sequence[dict[str, str]],
-            direction: str, shape: tuple[int,
-                                         int]) -> tuple[Moments, jax.Array]:
-  """Moments of a loss for a random policy that moved in a direction.
+def scene(key: jax.Array, task: Task, direction: str,
+          shape: tuple[int, ...]) -> Scene:
+  """A random policy, where it will move, and what it draws.
 
-  The policy has normal logits, and token 0 a head start. All settings see the
-  same policy, direction and responses: differences between them are paired.
+  The policy has normal logits, and token 0 a head start.
 
   Args:
     key: consumed.
     task: from `enumerate_task`.
-    sigmas: [Q] spreads, nats, see `moved`; positive.
-    orders: [P] handed to the loss one by one.
-    loss: of p, returns a Loss.
-    advantages: A sets of options of advantages.group_advantages.
-    direction: 'random', or 'learned' along the exact gradient.
-    shape: M groups of G responses.
-
-  Returns:
-    Moments of arrays [A, Q, P] and the lengths [Q] of the true gradients.
+    direction: 'random', normal; or 'learned', along the exact gradient.
+    shape: of the draws, (M, G).
 
   Raises:
     ValueError: unknown direction.
@@ -298,27 +289,50 @@ def measure(key: jax.Array, task: Task, sigmas: jax.Array, orders: jax.Array, *,
     way = jax.random.normal(direction_key, size)
   else:
     way = policy_gradient(theta_old, task)
-  drawn = sample(sample_key, theta_old, task, shape)
-  responses = task.responses[drawn]
+  return Scene(theta_old, way, sample(sample_key, theta_old, task, shape))
+
+
+def measure(
+    scene_: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
+    loss: Callable[..., Loss],
+    advantages: Sequence[Mapping[str, str]]) -> tuple[Moments, jax.Array]:
+  """Moments of a loss's gradients where the policy of a scene has moved.
+
+  All settings see the same responses: differences between them are paired.
+
+  Args:
+    scene_: with M groups of G responses.
+    task: that of the scene.
+    sigmas: [Q] spreads, nats, see `moved`; positive.
+    orders: [P] handed to the loss one by one.
+    loss: of p, returns a Loss.
+    advantages: A sets of options of advantages.group_advantages.
+
+  Returns:
+    Moments of arrays [Q, A, P] and the lengths [Q] of the true gradients.
+  """
+  rewards = task.rewards[scene_.drawn]
+  responses = task.responses[scene_.drawn]
   of_groups = jnp.stack([
-      advantages_lib.group_advantages(task.rewards[drawn], **options)[0]
+      advantages_lib.group_advantages(rewards, **options)[0]
       for options in advantages
   ])
+  numbers, orders = jnp.meshgrid(
+      jnp.arange(len(advantages)), orders, indexing='ij')
 
   def of_sigma(sigma):
-    theta = moved(theta_old, way, sigma, task)
+    theta = moved(scene_.theta_old, scene_.direction, sigma, task)
     truth = policy_gradient(theta, task)
 
     def of_setting(setting):
-      of_group, p = setting
+      number, p = setting
       return moments(
           group_gradients(
-              loss(p), theta, theta_old, responses, of_groups[of_group]), truth)
+              loss(p), theta, scene_.theta_old, responses, of_groups[number]),
+          truth)
 
-    grid = jnp.meshgrid(jnp.arange(len(advantages)), orders, indexing='ij')
-    found = jax.lax.map(of_setting, [x.ravel() for x in grid])
-    return jax.tree.map(lambda x: x.reshape(grid[0].shape), found), truth
+    found = jax.lax.map(of_setting, (numbers.ravel(), orders.ravel()))
+    found = jax.tree.map(lambda x: x.reshape(orders.shape), found)
+    return found, jnp.linalg.norm(truth.ravel())
 
-  found, truth = jax.lax.map(of_sigma, sigmas)
-  return (jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found),
-          jnp.linalg.norm(truth.reshape(len(sigmas), -1), axis=1))
+  return jax.lax.map(of_sigma, sigmas)
