@@ -37,7 +37,7 @@ def draw(rows: Sequence[Mapping[str, Any]], reward: str = 'share'):
   if not rows:
     raise ValueError(f'{reward=}: no such row')
   directions = _values(rows, 'direction', str)
-  lengths = _values(rows, 'length', int)
+  lengths = sorted(_values(rows, 'length', int))
   picture = figure.Figure(
       figsize=(1 + 2 * len(lengths), 1.1 + 2.1 * len(directions)),
       layout='constrained')
@@ -93,10 +93,11 @@ def _draw_panel(axes, scale, rows):
 # Outlined in black and white: to be seen on every colour.
 _MARKS = {
     'tied': {
-        'marker': '.',
-        's': 12,
-        'color': 'black',
-        'linewidths': 0,
+        'marker': 'o',
+        's': 9,
+        'facecolor': 'black',
+        'edgecolor': 'white',
+        'linewidths': 0.6,
         'label': 'as good, within 2 standard errors',
     },
     'best': {
@@ -123,4 +124,8 @@ def _add_legends(picture, grid, image):
   bar.set_label('mean squared error / that of the best p')
   handles, labels = grid[0, 0].get_legend_handles_labels()
   picture.legend(
-      handles, labels, loc='outside upper center', ncols=3, frameon=False)
+      handles,
+      labels,
+      loc='outside upper center',
+      ncols=3 if grid.shape[1] > 2 else 1,
+      frameon=False)
