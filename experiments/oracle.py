@@ -6,8 +6,9 @@ compares gradient estimates with the exact gradient of the expected reward, for
 policies that have moved from the one that sampled by a given spread sigma of
 the log-ratios: in a random direction, or along the true gradient. Writes
 phase.csv (orders p without a clip, over sigma and the length T) and variants.csv
-(clips, advantages and controls at few sigmas), the figure phase.png of the first
-(with the `plot` extra), and prints both in short. About MINUTES on two cores.
+(clips, advantages and controls at few sigmas), a figure of the first for either
+reward (with the `plot` extra), and prints both in short. Some minutes on two
+cores.
 """
 
 import csv
@@ -37,8 +38,9 @@ _LENGTHS = flags.DEFINE_multi_integer(
     'length', [2, 4, 6, 8], 'Tokens of a response.', lower_bound=2)
 _SIGMAS = flags.DEFINE_multi_float(
     'sigma', [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6],
-    'Root mean within-row variance of the log-ratios, nats.')
-_ORDERS = flags.DEFINE_multi_float('p', [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2],
+    'Root mean within-row variance of the log-ratios, nats.',
+    lower_bound=1e-3)
+_ORDERS = flags.DEFINE_multi_float('p', [-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3],
                                    'Orders of the mean.')
 _PROMPTS = flags.DEFINE_integer(
     'num_prompts', 4, 'Groups of one estimate.', lower_bound=1)
@@ -50,8 +52,8 @@ _SAMPLES = flags.DEFINE_integer(
     'samples', 1024, 'Groups drawn for each pair.', lower_bound=2)
 _VARIANT_LENGTH = flags.DEFINE_integer(
     'variant_length', 6, 'Tokens of a response in variants.csv.', lower_bound=2)
-_VARIANT_SIGMAS = flags.DEFINE_multi_float('variant_sigma', [0.1, 0.3],
-                                           'Sigmas of variants.csv.')
+_VARIANT_SIGMAS = flags.DEFINE_multi_float(
+    'variant_sigma', [0.1, 0.3], 'Sigmas of variants.csv.', lower_bound=1e-3)
 
 # A clip range that stops nothing; its lower end must stay below 1.
 _OPEN = {'clip_eps_low': 1 - 2.**-20, 'clip_eps_high': math.inf}
@@ -107,7 +109,8 @@ def main(_) -> None:
   _write(out / 'variants.csv', variants)
   print(_variant_table(variants))
   if importlib.util.find_spec('matplotlib'):
-    phase.draw(rows).savefig(out / 'phase.png', dpi=160)
+    for reward in oracle.REWARDS:
+      phase.draw(rows, reward).savefig(out / f'phase_{reward}.png', dpi=160)
   else:
     print("no figure: pip install -e '.[plot]' first")
 
