@@ -263,18 +263,25 @@ def _phase_table(rows):
 
 
 def _variant_table(rows):
-  """Markdown: bias and variance, a line for each loss, order and advantage."""
-  lines = [
-      '', '| loss | p | baseline, scale | reward | moved | sigma | mse | '
-      'bias^2 | variance |', '|---' * 9 + '|'
-  ]
-  for row in rows:
-    cells = (row['loss'], row['p'], f'{row["baseline"]}, {row["scale"]}',
-             row['reward'], row['direction'], row['sigma_nats'],
-             f'{row["mse"]:.3f} ± {row["mse_stderr"]:.3f}',
-             f'{row["bias_square"]:.3f}', f'{row["variance"]:.3f}')
-    lines.append(f'| {" | ".join(map(str, cells))} |')
+  """Markdown: error (bias) of each loss, of few with all advantages."""
+  places = list(dict.fromkeys(map(_place, rows)))
+  head = ['loss', 'p', 'baseline, scale', *(' '.join(x) for x in places)]
+  lines = ['', f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+  name = lambda row: (row['loss'], str(row['p']),
+                      f'{row["baseline"]}, {row["scale"]}')
+  cells = {
+      (name(row), _place(row)):
+          f'{row["mse"]:.3f} ({max(0, row["bias_square"]):.3f})' for row in rows
+  }
+  for row in dict.fromkeys(map(name, rows)):
+    if row[2] == 'mean, std' or row[0] in ('no clip', 'reinforce', 'product'):
+      line = *row, *(cells[row, place] for place in places)
+      lines.append(f'| {" | ".join(line)} |')
   return '\n'.join(lines)
+
+
+def _place(row):
+  return row['reward'], row['direction'], str(row['sigma_nats'])
 
 
 if __name__ == '__main__':

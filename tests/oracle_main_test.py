@@ -54,7 +54,7 @@ class ExperimentTest(absltest.TestCase):
       self.assertLen(means, 3 * len(products))
       self.assertEqual({row['p'] for row in products}, {''})
       self.assertIn('| share | random | 2 |', result.stdout)
-      self.assertIn('| sequence 0.05 | -1.0 | mean, std |', result.stdout)
+      self.assertIn('| sequence 0.05 | -1.0 | mean, std | 0.', result.stdout)
       pictures = sorted(file.name for file in folder.glob('*.png'))
       has_plot = importlib.util.find_spec('matplotlib')
       self.assertEqual(

@@ -123,7 +123,8 @@ class TaskTest(parameterized.TestCase):
 
   def test_gradient_of_the_largest_task(self):
     # As sum_y pi(y) R(y) (1[token] - pi(token | previous)), in float64.
-    task, theta, _ = _policies(8, 0.3)
+    task = oracle.enumerate_task(3, 8)
+    theta = jax.random.normal(jax.random.key(0), (8, 3, 3))
     values = _probabilities(theta) * np.asarray(task.rewards, np.float64)
     chances = np.exp(np.asarray(theta, np.float64))
     chances /= chances.sum(axis=2, keepdims=True)
@@ -345,23 +346,19 @@ class MeasureTest(absltest.TestCase):
     task = oracle.enumerate_task(3, 2)
     scene = _scene(jax.random.key(0), task, 'random', (16, 4))
     kinds = [{'scale': 'std'}, {'scale': 'none'}]
-    found, norms = oracle.measure(
-        scene,
-        task,
-        jnp.array([0.1, 0.4]),
-        jnp.array([-1., 0., 1.]),
-        loss=_mean,
-        advantages=kinds)
+    measure = jax.jit(
+        functools.partial(oracle.measure, loss=_mean, advantages=kinds))
+    found, norms = measure(scene, task, jnp.array([0.1, 0.4]),
+                           jnp.array([-1., 0., 1.]))
     self.assertEqual(found.along.shape, (2, 2, 3))
     theta = _moved(scene.theta_old, scene.direction, 0.4, task)
     truth = _gradient(theta, task)
     np.testing.assert_allclose(norms[1], np.linalg.norm(truth), rtol=1e-5)
     of_groups, _ = advantages.group_advantages(
         task.rewards[scene.drawn], scale='none')
-    alone = oracle.moments(
-        _groups(
-            _mean(-1.), theta, scene.theta_old, task.responses[scene.drawn],
-            of_groups), truth)
+    alone = jax.jit(oracle.moments)(_group_of_order(-1., theta, scene.theta_old,
+                                                    task.responses[scene.drawn],
+                                                    of_groups), truth)
     for name, value in alone._asdict().items():
       np.testing.assert_allclose(
           getattr(found, name)[1, 1, 0], value, rtol=1e-4, err_msg=name)
