@@ -7,8 +7,8 @@ policies that have moved from the one that sampled by a given spread sigma of
 the log-ratios: in a random direction, or along the true gradient. Writes
 phase.csv (orders p without a clip, over sigma and the length T) and variants.csv
 (clips, advantages and controls at few sigmas), a figure of the first for either
-reward (with the `plot` extra), and prints both in short. Some minutes on two
-cores.
+reward (with the `plot` extra), and prints both in short. About 3 minutes on
+two cores.
 """
 
 import csv
@@ -188,7 +188,7 @@ def _measure(loss, orders, kinds, sigmas, reward, direction, length):
 
 @functools.partial(jax.jit, static_argnames=('direction', 'shape'))
 def _scenes(keys, task, direction, shape):
-  return jax.lax.map(lambda key: oracle.scene(key, task, direction, shape),
+  return jax.lax.map(lambda key: oracle.draw_scene(key, task, direction, shape),
                      keys)
 
 

@@ -38,7 +38,7 @@ _MAX_RESPONSES = 2**16
 # Of the logits, and added to that of token 0: as after a warm start about 0.7 of
 # the tokens are right, and of 8 tokens all in one response of 20.
 _SCALE, _HEAD_START = 0.5, 1.5
-_NUM_STEPS = 24  # each halves, at least, the error of the logarithm
+_NUM_STEPS = 24  # each at least halves the error of log sigma, or nearly
 
 
 class Task(NamedTuple):
@@ -106,7 +106,8 @@ def token_logprobs(theta: jax.Array, responses: jax.Array) -> jax.Array:
   # A product: the gradient of a look-up, a scatter, is slow on CPU.
   chosen = jax.nn.one_hot(previous * vocab_size + responses, vocab_size**2)
   table = jax.nn.log_softmax(theta).reshape(length, vocab_size**2)
-  return jnp.einsum('btk,tk->bt', chosen, table)
+  # Elsewhere products of float32 may be narrower.
+  return jnp.einsum('btk,tk->bt', chosen, table, precision='highest')
 
 
 def expected_reward(theta: jax.Array, task: Task) -> jax.Array:
@@ -213,7 +214,7 @@ def product_loss(logprobs: jax.Array, old_logprobs: jax.Array,
   return -jnp.mean(jnp.exp(jnp.sum(log_ratio, axis=1)) * advantages), {}
 
 
-def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
+def moments_of(gradients: jax.Array, truth: jax.Array) -> Moments:
   """Moments [] of gradients [M, ...] of M >= 2 groups, truth [...] not 0.
 
   Raises:
@@ -224,7 +225,8 @@ def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
     raise ValueError(f'{count} groups: must be at least 2')
   truth = truth.ravel()
   gradients = gradients.reshape(count, -1)
-  along = gradients @ (truth / jnp.linalg.norm(truth))
+  unit = truth / jnp.linalg.norm(truth)
+  along = jnp.matmul(gradients, unit, precision='highest')
   mean = jnp.mean(gradients, axis=0)
   variance = jnp.sum((gradients - mean)**2) / (count - 1)
   mean_along = jnp.mean(along)
@@ -235,7 +237,7 @@ def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
       variance=variance)
 
 
-def quality(moments_: Moments, truth_norm: np.ndarray,
+def quality(moments: Moments, truth_norm: np.ndarray,
             num_prompts: int) -> Quality:
   """How good the mean of num_prompts groups is, after the best common factor.
 
@@ -248,7 +250,7 @@ def quality(moments_: Moments, truth_norm: np.ndarray,
   away from t. An estimate that is t but for a factor and noise has no bias.
 
   Args:
-    moments_: of groups.
+    moments: of groups.
     truth_norm: |t|, broadcasts with the moments.
     num_prompts: N, the groups in one batch.
 
@@ -256,7 +258,7 @@ def quality(moments_: Moments, truth_norm: np.ndarray,
     Arrays of the moments' shape. Of few samples a bias may be below 0; all that
     gradients of 0 say is an mse of 1.
   """
-  along, along_square, mean_square, variance = moments_
+  along, along_square, mean_square, variance = moments
   variance = variance / num_prompts
   forward = np.where(along > 0, along_square, 0)
   mse = 1 - _ratio(forward, mean_square + variance)
@@ -271,8 +273,8 @@ def _ratio(value, divisor):
   return np.where(positive, value / np.where(positive, divisor, 1), 0)
 
 
-def scene(key: jax.Array, task: Task, direction: str,
-          shape: tuple[int, ...]) -> Scene:
+def draw_scene(key: jax.Array, task: Task, direction: str,
+               shape: tuple[int, ...]) -> Scene:
   """A random policy, where it will move, and what it draws.
 
   The policy has normal logits, and token 0 a head start.
@@ -302,7 +304,7 @@ def scene(key: jax.Array, task: Task, direction: str,
 
 
 def measure(
-    scene_: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
+    scene: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
     loss: Callable[..., Loss],
     advantages: Sequence[Mapping[str, str]]) -> tuple[Moments, jax.Array]:
   """Moments of a loss's gradients where the policy of a scene has moved.
@@ -310,7 +312,7 @@ def measure(
   All settings see the same responses: differences between them are paired.
 
   Args:
-    scene_: with M groups of G responses.
+    scene: with M groups of G responses.
     task: that of the scene.
     sigmas: [Q] spreads, nats, see `moved`; positive.
     orders: [P] handed to the loss one by one.
@@ -320,8 +322,8 @@ def measure(
   Returns:
     Moments of arrays [Q, A, P] and the lengths [Q] of the true gradients.
   """
-  rewards = task.rewards[scene_.drawn]
-  responses = task.responses[scene_.drawn]
+  rewards = task.rewards[scene.drawn]
+  responses = task.responses[scene.drawn]
   of_groups = jnp.stack([
       advantages_lib.group_advantages(rewards, **options)[0]
       for options in advantages
@@ -330,14 +332,14 @@ def measure(
       jnp.arange(len(advantages)), orders, indexing='ij')
 
   def of_sigma(sigma):
-    theta = moved(scene_.theta_old, scene_.direction, sigma, task)
+    theta = moved(scene.theta_old, scene.direction, sigma, task)
     truth = policy_gradient(theta, task)
 
     def of_setting(setting):
       number, p = setting
-      return moments(
+      return moments_of(
           group_gradients(
-              loss(p), theta, scene_.theta_old, responses, of_groups[number]),
+              loss(p), theta, scene.theta_old, responses, of_groups[number]),
           truth)
 
     found = jax.lax.map(of_setting, (numbers.ravel(), orders.ravel()))

@@ -20,7 +20,7 @@ _moved = jax.jit(oracle.moved)
 _gradient = jax.jit(oracle.policy_gradient)
 _logprobs = jax.jit(oracle.token_logprobs)
 _groups = jax.jit(oracle.group_gradients, static_argnums=0)
-_scene = jax.jit(oracle.scene, static_argnums=(2, 3))
+_scene = jax.jit(oracle.draw_scene, static_argnums=(2, 3))
 
 
 def _mean(p, **clip):
@@ -281,7 +281,7 @@ class QualityTest(parameterized.TestCase):
 
   def test_moments(self):
     gradients = np.array([[1., 2.], [3., 2.], [2., 5.]], np.float32)
-    found = oracle.moments(jnp.array(gradients), jnp.array([0., 2.]))
+    found = oracle.moments_of(jnp.array(gradients), jnp.array([0., 2.]))
     # Mean [2, 3]; variances 1 and 3.
     self.assertAlmostEqual(float(found.along), 3, places=5)
     self.assertAlmostEqual(float(found.along_square), 9 - 1, places=5)
@@ -291,7 +291,8 @@ class QualityTest(parameterized.TestCase):
   def test_moments_of_many_samples_have_no_bias(self):
     mean, truth = np.array([0.3, 0.4]), jnp.array([1., 0.])
     samples = mean + np.random.default_rng(0).normal(size=(20000, 3, 2))
-    found = jax.vmap(lambda x: oracle.moments(x, truth))(jnp.float32(samples))
+    found = jax.vmap(lambda x: oracle.moments_of(x, truth))(
+        jnp.float32(samples))
     means = [float(np.mean(x)) for x in found]
     np.testing.assert_allclose(means, [0.3, 0.09, 0.25, 2], atol=0.03)
 
@@ -331,13 +332,13 @@ class QualityTest(parameterized.TestCase):
     self.assertAlmostEqual(float(found.slope), slope)
 
   def test_no_gradient_is_no_estimate(self):
-    nothing = oracle.moments(jnp.zeros((4, 3)), jnp.ones(3))
+    nothing = oracle.moments_of(jnp.zeros((4, 3)), jnp.ones(3))
     found = oracle.quality(nothing, np.float64(3), 4)
     self.assertEqual([float(x) for x in found], [1, 1, 0, 0, 0])
 
   def test_refuses_one_group(self):
     with self.assertRaisesRegex(ValueError, '1 groups: must be at least 2'):
-      oracle.moments(jnp.ones((1, 2)), jnp.ones(2))
+      oracle.moments_of(jnp.ones((1, 2)), jnp.ones(2))
 
 
 class MeasureTest(absltest.TestCase):
@@ -356,9 +357,9 @@ class MeasureTest(absltest.TestCase):
     np.testing.assert_allclose(norms[1], np.linalg.norm(truth), rtol=1e-5)
     of_groups, _ = advantages.group_advantages(
         task.rewards[scene.drawn], scale='none')
-    alone = jax.jit(oracle.moments)(_group_of_order(-1., theta, scene.theta_old,
-                                                    task.responses[scene.drawn],
-                                                    of_groups), truth)
+    alone = jax.jit(oracle.moments_of)(_group_of_order(
+        -1., theta, scene.theta_old, task.responses[scene.drawn], of_groups),
+                                       truth)
     for name, value in alone._asdict().items():
       np.testing.assert_allclose(
           getattr(found, name)[1, 1, 0], value, rtol=1e-4, err_msg=name)
