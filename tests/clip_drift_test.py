@@ -39,19 +39,18 @@ def _start(qk_clip):
 
 class ClipDriftTest(parameterized.TestCase):
 
-  def _updated(self, qk_clip, share):
+  def _updated(self, share):
     """Batch, and the update with tau = a share of the largest logit."""
-    static, hparams, state = _start(qk_clip)
+    static, hparams, state = _start('weights')
     batch = _batch(static, state, hparams)
     learned = update.Learned(state.params, state.opt_state, state.controls)
     _, reports = _update(static, learned, hparams, batch)
     hparams = hparams._replace(tau=share * jnp.max(reports.max_logits))
     return batch, functools.partial(_update, static, learned), hparams
 
-  @parameterized.parameters('weights', 'gain')
-  def test_equals_the_update_without_a_clip(self, qk_clip):
-    static, *_ = _start(qk_clip)
-    batch, run, hparams = self._updated(qk_clip, 0.5)
+  def test_equals_the_update_without_a_clip(self):
+    static, *_ = _start('weights')
+    batch, run, hparams = self._updated(0.5)
     (after, reports), (before, _) = (
         run(hparams._replace(tau=tau), batch)
         for tau in (hparams.tau, jnp.float32(jnp.inf)))
@@ -74,14 +73,14 @@ class ClipDriftTest(parameterized.TestCase):
 
   def test_is_0_where_nothing_was_clipped(self):
     static, *_ = _start('weights')
-    batch, run, hparams = self._updated('weights', 1.)
+    batch, run, hparams = self._updated(1.)
     learned, reports = run(hparams, batch)
     values = _measure(static, learned, hparams, batch, reports.cause)
     self.assertEqual(list(map(float, values.values())), [0, 0])
 
   def test_is_0_where_the_update_was_skipped(self):
     static, *_ = _start('weights')
-    batch, run, hparams = self._updated('weights', 0.5)
+    batch, run, hparams = self._updated(0.5)
     learned, _ = run(hparams, batch)
     clip = factory.clip_state(learned.opt_state)
     self.assertLess(np.min(clip.last_factor), 1)
@@ -90,14 +89,13 @@ class ClipDriftTest(parameterized.TestCase):
       values = _measure(static, learned, hparams, batch, cause)
       self.assertEqual(list(map(float, values.values())), [0, 0])
 
-  def test_is_absent_without_a_clip(self):
-    static, hparams, state = _start('off')
-    self.assertEmpty(clip_drift.keys(static))
-    shapes = jax.eval_shape(
-        functools.partial(learner.train_step, static), state, hparams,
-        jnp.asarray(True))
-    self.assertNotIn('qk/clip_drift_k3', shapes[1])
-    self.assertNotIn('qk/clip_drift_abs_max', shapes[1])
+  @parameterized.parameters(('weights', True), ('gain', True), ('off', False))
+  def test_is_in_a_step_with_a_clip(self, qk_clip, is_there):
+    static, hparams, state = _start(qk_clip)
+    step = functools.partial(learner.train_step, static)
+    _, metrics = jax.eval_shape(step, state, hparams, jnp.asarray(True))
+    for name in ('qk/clip_drift_k3', 'qk/clip_drift_abs_max'):
+      self.assertEqual(name in metrics, is_there)
 
 
 if __name__ == '__main__':
