@@ -174,13 +174,20 @@ class TrainStepTest(parameterized.TestCase):
     self.assertGreater(distances[1], 0)
     self.assertLess(distances[1], 0.7 * distances[0])
 
-  def test_comparison_of_means_stays_until_the_next(self):
-    static, hparams, state = small.start(small.config())
+  def test_what_was_measured_stays_until_the_next(self):
+    static, hparams, state = small.start(
+        small.config(optim__qk_clip='weights', optim__tau=0.01))
+    _, unmeasured = _step(static, state, hparams, _NO)
     state, measured = _step(static, state, hparams, jnp.asarray(True))
     state, held = _step(static, state, hparams, _NO)
     self.assertBetween(measured['mechanism/cosine_unclipped'], 0.2, 0.9999)
     self.assertGreater(measured['mechanism/sigma'], 0.01)
-    self.assertEqual(held['mechanism/sigma'], measured['mechanism/sigma'])
+    self.assertGreater(measured['qk/clip_drift_abs_max'], 1e-4)
+    self.assertEqual(measured['mechanism/step'], 1)
+    for name in ('mechanism/sigma', 'mechanism/cosine_current_p0',
+                 'mechanism/step', 'qk/clip_drift_k3', 'qk/clip_drift_abs_max'):
+      self.assertEqual(unmeasured[name], 0)
+      self.assertEqual(held[name], measured[name])
 
   def test_lowers_for_every_platform(self):
     config = small.config(optim__name='muon_clip', optim__qk_clip='weights')

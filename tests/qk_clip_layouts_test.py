@@ -93,6 +93,21 @@ class LayoutTest(parameterized.TestCase):
         jax.tree.map(_assert_rescaled, layout.params, base, updates,
                      *reference.factors(layout, gammas, alpha))
 
+  @parameterized.named_parameters(*_NAMES)
+  def test_undone_are_the_parameters_without_a_clip(self, name):
+    layout = layouts.LAYOUTS[name]
+    zeros = jax.tree.map(jnp.zeros_like, layout.params)
+    updates, state = _run(name, layout.params, zeros, _MAX_LOGITS, _TAU, 0.3)
+    after = optax.apply_updates(layout.params, updates)
+    undone = functools.partial(
+        muon_clip.undone, attention=layout.blocks, mode=layout.mode, alpha=0.3)
+    chex.assert_trees_all_close(
+        undone(after, state.last_factor), layout.params, rtol=1e-6, atol=1e-6)
+    ones = jax.tree.map(jnp.ones_like, state.last_factor)
+    chex.assert_trees_all_equal(undone(after, ones), after)
+    changed = jax.tree.map(lambda x, y: np.any(x != y), after, layout.params)
+    self.assertTrue(any(jax.tree.leaves(changed)))
+
   def test_alpha_of_one_leaves_the_keys_alone(self):
     layout = layouts.LAYOUTS['grouped_with_bias']
     zeros = jax.tree.map(np.zeros_like, layout.params)

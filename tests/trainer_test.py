@@ -62,6 +62,15 @@ class TrainerTest(absltest.TestCase):
     steps = [record['eval/step'] for record in metrics.read(self.folder)]
     self.assertEqual(steps, [0, 2, 2, 4, 5])
 
+  def test_mechanism_has_steps_of_its_own(self):
+    summary = trainer.train(_config(mechanism__every=3), self.folder)
+    records = metrics.read(self.folder)
+    steps = [record['mechanism/step'] for record in records]
+    self.assertEqual(steps, [1, 1, 3, 3, 5])
+    cosines = [records[i]['mechanism/cosine'] for i in (0, 2, 4)]
+    self.assertLen(set(cosines), 3)
+    self.assertAlmostEqual(summary['cosine'], sum(cosines) / 3, delta=1e-9)
+
   def test_seeds_share_a_warm_start_folder_without_sharing_parameters(self):
     cache = self.folder / 'cache'
     first, again, other = (trainer.train(
