@@ -23,6 +23,7 @@ import numpy as np
 
 from hmpo_jax import command_line
 from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import token_losses
 
 _TOLERANCE = 1e-5
 _NUM_BATCHES, _ROWS, _TOKENS = 4, 8, 24
@@ -182,9 +183,9 @@ _TIGHT = {'clip_eps_low': 3e-4, 'clip_eps_high': 4e-4}
 _WIDE = {'clip_eps_low': .4, 'clip_eps_high': .4}
 _VERL = {'clip_ratio_low': .2, 'clip_ratio_high': .28}
 _VERL_TIGHT = {'clip_ratio_low': 3e-4, 'clip_ratio_high': 4e-4}
-_GRPO = functools.partial(_ours, losses.grpo_loss, **_CLIP)
+_GRPO = functools.partial(_ours, token_losses.grpo_loss, **_CLIP)
 _GSPO = functools.partial(_ours, losses.power_mean_loss, p=0., **_TIGHT)
-_GSPO_TOKEN = functools.partial(_ours, losses.gspo_token_loss, **_TIGHT)
+_GSPO_TOKEN = functools.partial(_ours, token_losses.gspo_token_loss, **_TIGHT)
 _SUM = {'aggregation': 'sequence-mean-token-sum'}
 _trl_sequence = functools.partial(_trl, level='sequence', low=3e-4, high=4e-4)
 
@@ -205,9 +206,9 @@ _PAIRS: tuple[tuple[str, str, Callable, Callable], ...] = (
     ('verl', 'GMPO',
      lambda: _ours(losses.power_mean_loss, p=0., clip='token_log', **_WIDE),
      lambda: _verl('geo_mean', '', clip_ratio_low=.4, clip_ratio_high=.4)),
-    ('verl', 'CISPO', lambda: _ours(losses.cispo_loss, **_CLIP),
+    ('verl', 'CISPO', lambda: _ours(token_losses.cispo_loss, **_CLIP),
      lambda: _verl('cispo', 'token-mean', **_VERL)),
-    ('verl', 'SAPO', lambda: _ours(losses.sapo_loss),
+    ('verl', 'SAPO', lambda: _ours(token_losses.sapo_loss),
      lambda: _verl('sapo', 'seq-mean-token-mean')),
     ('trl', 'GRPO', _GRPO, lambda: _trl('grpo')),
     ('trl', 'BNPO', lambda: _GRPO(aggregation='token-mean'),
@@ -220,9 +221,9 @@ _PAIRS: tuple[tuple[str, str, Callable, Callable], ...] = (
     ('trl', 'LUSPO', lambda: _GSPO(**_SUM),
      lambda: _trl_sequence('luspo')),
     ('trl', 'CISPO, ratio at most 1.5', lambda: _ours(
-        losses.cispo_loss, clip_eps_low=1., clip_eps_high=.5),
+        token_losses.cispo_loss, clip_eps_low=1., clip_eps_high=.5),
      lambda: _trl('cispo', high=1.5)),
-    ('trl', 'SAPO', lambda: _ours(losses.sapo_loss), lambda: _trl('sapo')),
+    ('trl', 'SAPO', lambda: _ours(token_losses.sapo_loss), lambda: _trl('sapo')),
     ('google-tunix', 'GRPO', _GRPO,
      lambda: _tunix('grpo', 'sequence-mean-token-mean')),
     ('google-tunix', 'GRPO, dual clip 3', lambda: _GRPO(dual_clip=3.),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import token_losses
 
 ORDERS = (-50., -1., -1e-3, 0., 1e-3, 1., 50.)
 CLIP = {'clip_eps_low': 0.2, 'clip_eps_high': 0.3}
@@ -128,14 +129,17 @@ SPLIT = _case(losses.power_mean_loss, _MEAN | {
 TOKEN = _case(losses.power_mean_loss, _MEAN, clip='token')
 TOKEN_LOG = _case(losses.power_mean_loss, _MEAN, clip='token_log')
 AHM = _case(losses.arithmetic_harmonic_loss, _CLIPPED)
-GSPO_TOKEN = _case(losses.gspo_token_loss, _CLIPPED)
-GRPO = _case(losses.grpo_loss, _CLIPPED)
-DAPO = _case(losses.grpo_loss, _CLIPPED, aggregation='token-mean')
+GSPO_TOKEN = _case(token_losses.gspo_token_loss, _CLIPPED)
+GRPO = _case(token_losses.grpo_loss, _CLIPPED)
+DAPO = _case(token_losses.grpo_loss, _CLIPPED, aggregation='token-mean')
 DR_GRPO = _case(
-    losses.grpo_loss, _CLIPPED, aggregation='sequence-mean-token-sum')
-CISPO = _case(losses.cispo_loss, _ALL | CLIP)
-SAPO = _case(losses.sapo_loss, _ALL | {'tau_positive': 1., 'tau_negative': 1.1})
-REINFORCE = _case(losses.reinforce_loss, _ALL)
+    token_losses.grpo_loss, _CLIPPED, aggregation='sequence-mean-token-sum')
+CISPO = _case(token_losses.cispo_loss, _ALL | CLIP)
+SAPO = _case(token_losses.sapo_loss, _ALL | {
+    'tau_positive': 1.,
+    'tau_negative': 1.1
+})
+REINFORCE = _case(token_losses.reinforce_loss, _ALL)
 
 # All of them by name: who adds a loss adds it here.
 CASES = (

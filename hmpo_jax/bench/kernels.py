@@ -15,6 +15,7 @@ import numpy as np
 from hmpo_jax import programs as programs_lib
 from hmpo_jax.bench import timing
 from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import token_losses
 
 _BASELINE = 'plain GSPO'
 _MODES = ('loss', 'loss and metrics')
@@ -62,11 +63,11 @@ def loss_variants() -> dict:
       'p = -1, clip token': (mean(clip='token'), -1.),
       'p = -1, clip token_log': (mean(clip='token_log'), -1.),
       'arithmetic_harmonic': plain(losses.arithmetic_harmonic_loss, **clip),
-      'gspo_token': plain(losses.gspo_token_loss, **clip),
-      'grpo': plain(losses.grpo_loss, **clip),
-      'cispo': plain(losses.cispo_loss, **clip),
-      'sapo': plain(losses.sapo_loss),
-      'reinforce': plain(losses.reinforce_loss),
+      'gspo_token': plain(token_losses.gspo_token_loss, **clip),
+      'grpo': plain(token_losses.grpo_loss, **clip),
+      'cispo': plain(token_losses.cispo_loss, **clip),
+      'sapo': plain(token_losses.sapo_loss),
+      'reinforce': plain(token_losses.reinforce_loss),
   }
 
 
