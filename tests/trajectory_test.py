@@ -149,8 +149,8 @@ class ReplayTest(_Folder):
       for name in record.keys() - _OWN:
         np.testing.assert_array_equal(record[name], other[name], name)
 
-  @pytest.mark.long
   @parameterized.parameters(_COSINE, _ADAPTIVE)
+  @pytest.mark.long
   def test_run_that_replays_its_own_orders_is_the_same_run(self, **settings):
     sizes = {'num_steps': 4, 'eval__every': 2, 'warm_start__num_steps': 2}
     trainer.train(small.config(**sizes, **settings), self.folder)
