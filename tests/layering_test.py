@@ -7,11 +7,11 @@ import sys
 from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
-          'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
-          'update', 'learner', 'runs', 'trajectory', 'programs', 'checkpoint',
-          'metrics', 'progress', 'interruption', 'overshoot', 'run_folder',
-          'summary', 'trainer', 'rerun', 'bench', 'compile_cache',
+_ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
+          'config_file', 'model', 'rollout', 'tasks', 'policy', 'mechanism',
+          'warm_start', 'update', 'learner', 'runs', 'trajectory', 'programs',
+          'checkpoint', 'metrics', 'progress', 'interruption', 'overshoot',
+          'run_folder', 'summary', 'trainer', 'rerun', 'bench', 'compile_cache',
           'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax import config as config_lib
 from hmpo_jax import mechanism
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import update
 from hmpo_jax.kernels import losses
@@ -65,8 +65,8 @@ class CompareMeansTest(absltest.TestCase):
         loss__clip_eps_low=0.1,
         loss__clip_eps_high=0.2,
         rollout__temperature=0.8)
-    self.static = config_lib.static(config)
-    self.hparams = config_lib.hparams(config)
+    self.static = partition.static(config)
+    self.hparams = partition.hparams(config)
     self.widths = update.start_controls(self.hparams).widths
     self.params = _params(self.static)
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ import pytest
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import metrics
+from hmpo_jax import partition
 from hmpo_jax import programs
 from hmpo_jax import run_folder
 from hmpo_jax import trainer
@@ -165,7 +166,7 @@ class ReplayTest(_Folder):
   def test_warm_start_is_that_of_the_other_arms(self):
     self._write(_record(1))
     stub = types.SimpleNamespace(
-        static=config_lib.static(small.config()),
+        static=partition.static(small.config()),
         warm_params=lambda: {'w': jnp.ones(2)})
     for config in (small.config(), self._config()):
       trainer.warm_params(config, stub, self.folder, self.fail)
