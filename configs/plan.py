@@ -13,8 +13,6 @@ Command   python experiments/compare.py --config=configs/plan.py
 Device    a laptop's CPU takes a day; a GPU or TPU runs the same command
 """
 
-import math
-
 from hmpo_jax.plan import design
 
 # Below what calm training reaches, so that the clip has something to do.
@@ -26,7 +24,7 @@ def get_config():
   variant = design.Variant
   gspo, hmpo = {'loss.p': 0.}, {'loss.p': -1.}
   # In the program that also clips, so that on and off differ in nothing else.
-  no_clip = {'optim.tau': math.inf}
+  no_clip = {'optim.tau': float('inf')}
   # Muon's step length ignores the gradient's scale, AdamW's too, but Muon's
   # direction doesn't hang on it coordinate by coordinate.
   adamw = {'optim.name': 'adamw', 'optim.learning_rate': 3e-4}

@@ -8,8 +8,6 @@ Command   python experiments/compare.py --config=configs/plan_atlas.py
 Device    a laptop's CPU takes a night; a GPU or TPU runs the same command
 """
 
-import math
-
 from hmpo_jax.plan import design
 
 _ORDERS = {'p1': 1., 'gspo': 0., 'hmpo': -1.}
@@ -65,7 +63,7 @@ def _overrides():
       'gspo_open': {
           'loss.p': 0.,
           'loss.clip_eps_low': 0.999,
-          'loss.clip_eps_high': math.inf
+          'loss.clip_eps_high': float('inf')
       },
       'permuted': {
           'advantage.permute': True

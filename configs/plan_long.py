@@ -11,8 +11,6 @@ Command   python experiments/compare.py --config=configs/plan_long.py
 Device    a GPU or TPU; on a laptop's CPU a run takes some ten minutes
 """
 
-import math
-
 from hmpo_jax.plan import design
 
 _TAU = 30.
@@ -22,7 +20,7 @@ def get_config():
   """GSPO and HMPO, clip on and off, in two regimes, eight seeds each."""
   variant = design.Variant
   gspo, hmpo = {'loss.p': 0.}, {'loss.p': -1.}
-  no_clip = {'optim.tau': math.inf}
+  no_clip = {'optim.tau': float('inf')}
   return design.Plan(
       question='Do attention logits explode under long rollouts, and does the '
       'QK-clip, or the mean, prevent it?',

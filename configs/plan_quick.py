@@ -9,15 +9,13 @@ Device    a laptop's CPU is enough; GPU and TPU run the same command
 Time      see README, "The comparison"
 """
 
-import math
-
 from hmpo_jax.plan import design
 
 
 def get_config():
   """GSPO and HMPO with the QK-clip on and off, on sorting."""
   variant = design.Variant
-  off = {'optim.tau': math.inf}  # in the program that also clips
+  off = {'optim.tau': float('inf')}  # in the program that also clips
   return design.Plan(
       question='Does the comparison work, from the command to the report?',
       exploratory=True,

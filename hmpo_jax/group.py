@@ -20,6 +20,7 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import interruption as interruption_lib
 from hmpo_jax import learner
 from hmpo_jax import open_run
+from hmpo_jax import partition
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
 from hmpo_jax import runs as runs_lib
@@ -50,7 +51,7 @@ def key(config):
       for part in shared)
   replay = config.exponent.kind == 'replayed'
   alone = bool(config.reward.function) and config.seed
-  return config_lib.static(config), plain, replay, alone
+  return partition.static(config), plain, replay, alone
 
 
 def train(members: Sequence[tuple], tell: Tell) -> None:

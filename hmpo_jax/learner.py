@@ -3,7 +3,7 @@
 A step samples one rollout, turns rewards into group advantages, and makes
 several epochs of minibatch updates against the policy that sampled. Where the
 reward is a JAX function this is `train_step`; a reward on the host stands
-between its halves `collect` and `learn`. `static` is `config.static(config)`,
+between its halves `collect` and `learn`. `static` is `partition.static(config)`,
 the hashable part; all else is traced.
 """
 

@@ -13,7 +13,6 @@ import jax
 
 from hmpo_jax import base
 from hmpo_jax import checkpoint
-from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import programs as programs_lib

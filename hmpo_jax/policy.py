@@ -1,6 +1,6 @@
 """The policy of a configuration: its task, its model, its log-probabilities.
 
-`static` is `config.static(config)`, the hashable part of a configuration.
+`static` is `partition.static(config)`, the hashable part of a configuration.
 """
 
 import math

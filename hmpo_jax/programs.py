@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import step_metrics
 from hmpo_jax import trajectory
@@ -43,8 +44,8 @@ class Programs:
     self._config = config
     self._warm_key, self._run_key = jax.random.split(
         jax.random.key(config.seed))
-    self.static = config_lib.static(config)
-    self.hparams = config_lib.hparams(config, trajectory.load(config))
+    self.static = partition.static(config)
+    self.hparams = partition.hparams(config, trajectory.load(config))
     self.task = policy.make_task(self.static)
     self._has_host_reward = bool(config.reward.function)
     self.judge = _make_judge(config, self.task)

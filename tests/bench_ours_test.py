@@ -14,6 +14,7 @@ import numpy as np
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax.bench import ours
 from hmpo_jax.bench import own_peer
@@ -88,7 +89,7 @@ class OursTest(absltest.TestCase):
           'num_microbatches': 1
       }  # which the policy knows nothing of
       with ours.configured(workload._replace(**shapes)) as config:
-        static = config_lib.static(config)
+        static = partition.static(config)
         model = policy.make_model(static)
       params = jax.eval_shape(
           functools.partial(transformer.init, model), jax.random.key(0))
@@ -98,7 +99,7 @@ class OursTest(absltest.TestCase):
 
   def test_reward_is_the_share_of_the_token(self):
     with ours.configured(TINY) as config:
-      task = policy.make_task(config_lib.static(config))
+      task = policy.make_task(partition.static(config))
     prompts = jnp.stack([task.draw(jax.random.key(i)) for i in range(3)])
     self.assertEqual(prompts.shape, (3, 4))
     self.assertGreater(int(jnp.min(prompts)), 2)

@@ -12,6 +12,7 @@ import optax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_rules
+from hmpo_jax import partition
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import qk_weights
@@ -61,7 +62,7 @@ def _optim(name, mode):
 
 
 def _hparams(**changes):
-  values = config_lib.hparams(config_lib.default_config())
+  values = partition.hparams(config_lib.default_config())
   return values._replace(**{k: jnp.float32(v) for k, v in changes.items()})
 
 

@@ -7,10 +7,10 @@ import sys
 from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
-          'model', 'rollout', 'tasks', 'policy', 'warm_start', 'update',
-          'mechanism', 'clip_drift', 'step_metrics', 'learner', 'runs',
-          'trajectory', 'programs', 'checkpoint', 'metrics', 'progress',
+_ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
+          'config_file', 'model', 'rollout', 'tasks', 'policy', 'warm_start',
+          'update', 'mechanism', 'clip_drift', 'step_metrics', 'learner',
+          'runs', 'trajectory', 'programs', 'checkpoint', 'metrics', 'progress',
           'interruption', 'overshoot', 'run_folder', 'summary', 'open_run',
           'trainer', 'group', 'rerun', 'oracle', 'analysis', 'bench',
           'compile_cache', 'command_line', 'plan')

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax import config as config_lib
 from hmpo_jax import mechanism
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import update
 from hmpo_jax.kernels import exponents
@@ -95,8 +95,8 @@ class CompareMeansTest(parameterized.TestCase):
             'loss__clip_eps_high': 0.2,
             'rollout__temperature': 0.8
         } | overrides)
-    self.static = config_lib.static(config)
-    self.hparams = config_lib.hparams(config)
+    self.static = partition.static(config)
+    self.hparams = partition.hparams(config)
     self.params = _params(self.static)
     self.learned = update.Learned(self.params, (),
                                   update.start_controls(self.hparams))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax import config as config_lib
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax.model import transformer
 from tests import small
@@ -36,7 +36,7 @@ class ForwardTest(parameterized.TestCase):
   # of e^table.
   @parameterized.parameters(1., 2.)
   def test_each_token_was_chosen_by_the_logits_before_it(self, temperature):
-    static = config_lib.static(
+    static = partition.static(
         small.config(
             model__embed_dim=14, model__num_layers=1, model__norm_eps=1e-9))
     table = np.zeros((14, 14), np.float32)
@@ -59,7 +59,7 @@ class ForwardTest(parameterized.TestCase):
   def test_model_and_task_are_those_of_the_configuration(self):
     config = small.config(
         task__name='addition', task__num_digits=3, model__qk_bias=True)
-    static = config_lib.static(config)
+    static = partition.static(config)
     task, model = policy.make_task(static), policy.make_model(static)
     self.assertEqual((task.name, task.prompt_len), ('addition', 8))
     self.assertEqual(model.vocab_size, task.vocab_size)
@@ -85,7 +85,7 @@ class MicrobatchesTest(parameterized.TestCase):
 
       def loss(params):
         found = policy.forward_in_microbatches(
-            config_lib.static(config), params, batch.tokens, batch.valid,
+            partition.static(config), params, batch.tokens, batch.valid,
             batch.mask, self.hparams.temperature)
         terms = weights * (found.logprobs + found.entropies)
         return jnp.sum(jnp.where(batch.mask, terms, 0)), found

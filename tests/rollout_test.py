@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax import config as config_lib
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import rollout
 from hmpo_jax.model import decoding
@@ -243,7 +243,7 @@ class TransformerTest(parameterized.TestCase):
     self._take_model()
 
   def _take_model(self, **overrides):
-    self.static = config_lib.static(small.config(**overrides))
+    self.static = partition.static(small.config(**overrides))
     self.model = policy.make_model(self.static)
     # Of these 32 responses 11 end early, after 1 to 5 tokens.
     rng = np.random.default_rng(6)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import rollout
 from hmpo_jax.model import transformer
@@ -50,8 +51,8 @@ _init_state = jax.jit(learner.init, static_argnums=0)
 
 def start(run_config, seed=0):
   """Static part, hyperparameters and first state of a configuration."""
-  static = config_lib.static(run_config)
-  hparams = config_lib.hparams(run_config)
+  static = partition.static(run_config)
+  hparams = partition.hparams(run_config)
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = _init_params(policy.make_model(static), init_key)
   # Fresh logits are nearly flat; spread them, so that means can differ.

@@ -16,6 +16,7 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import metrics
 from hmpo_jax import open_run
+from hmpo_jax import partition
 from hmpo_jax import programs
 from hmpo_jax import run_folder
 from hmpo_jax import trainer
@@ -150,8 +151,8 @@ class ReplayTest(_Folder):
       for name in record.keys() - _OWN:
         np.testing.assert_array_equal(record[name], other[name], name)
 
-  @pytest.mark.long
   @parameterized.parameters(_COSINE, _ADAPTIVE)
+  @pytest.mark.long
   def test_run_that_replays_its_own_orders_is_the_same_run(self, **settings):
     sizes = {'num_steps': 4, 'eval__every': 2, 'warm_start__num_steps': 2}
     trainer.train(small.config(**sizes, **settings), self.folder)
@@ -166,7 +167,7 @@ class ReplayTest(_Folder):
   def test_warm_start_is_that_of_the_other_arms(self):
     self._write(_record(1))
     stub = types.SimpleNamespace(
-        static=config_lib.static(small.config()),
+        static=partition.static(small.config()),
         warm_params=lambda: {'w': jnp.ones(2)})
     for config in (small.config(), self._config()):
       open_run.warm_params(config, stub, self.folder, self.fail)

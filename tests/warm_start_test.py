@@ -3,8 +3,8 @@
 from absl.testing import absltest
 import jax
 
-from hmpo_jax import config as config_lib
 from hmpo_jax import learner
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import warm_start
 from tests import small
@@ -14,7 +14,7 @@ class WarmStartTest(absltest.TestCase):
 
   def test_warm_start_learns_and_zero_steps_is_the_initialisation(self):
     config = small.config()
-    static = config_lib.static(config)
+    static = partition.static(config)
     warm = jax.jit(warm_start.train, static_argnums=0)
     task = policy.make_task(static)
     prompts = jax.vmap(task.draw)(jax.random.split(jax.random.key(3), 64))

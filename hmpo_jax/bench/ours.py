@@ -15,6 +15,7 @@ import ml_collections
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
+from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import workloads
@@ -60,7 +61,7 @@ def configured(workload: workloads.Workload,
 
 def start(config: ml_collections.ConfigDict) -> Start:
   """The first state of a run without a warm start."""
-  static, hparams = config_lib.static(config), config_lib.hparams(config)
+  static, hparams = partition.static(config), partition.hparams(config)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
   params = _init_params(policy.make_model(static), init_key)
   return Start(static, hparams, _init_state(static, hparams, params, run_key))

@@ -49,6 +49,17 @@ def one_sided(log_ratio: jax.Array, advantages: jax.Array, low_edge: jax.Array,
   return Clipped(kept, low, high)
 
 
+def objective(log_value: jax.Array, advantages: jax.Array,
+              dual_clip: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+  """exp(log_value) A, at least dual_clip A where A < 0; and where that binds.
+
+  Shapes broadcast; where it binds there is no gradient.
+  """
+  top = jax.lax.stop_gradient(jnp.log(jnp.asarray(dual_clip, log_value.dtype)))
+  dual = (advantages < 0) & (log_value > top)
+  return jnp.exp(jnp.where(dual, top, log_value)) * advantages, dual
+
+
 def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
            clip_center: str) -> tuple[jax.Array, jax.Array]:
   """Where the clip range of each row lies, and what is compared with it.

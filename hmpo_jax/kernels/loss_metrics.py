@@ -11,6 +11,9 @@ from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
 
+# What a loss returns: the loss [] and metrics.
+Result = tuple[jax.Array, dict[str, jax.Array]]
+
 
 def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
             row_ratio: jax.Array, coefficients: jax.Array,

@@ -1,5 +1,8 @@
 """Losses of importance ratios; each returns (loss [], metrics).
 
+Here are those of one mean for each sequence, and all of them by name; those
+whose terms are tokens stand in token_losses.py.
+
 All start from x_t = logprobs - old_logprobs on the tokens of the mask, in
 float32 or better, and maximise an objective J; the loss is -J. The gradient
 flows through `logprobs` (and p) only. With n_i tokens in row i, r_t = exp(x_t)
@@ -48,7 +51,6 @@ from collections.abc import Callable
 import inspect
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -56,11 +58,9 @@ from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import loss_metrics
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
+from hmpo_jax.kernels import token_losses
 
 CLIPS = ('sequence', 'token', 'token_log')
-
-Scalar = jax.Array | float
-Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
 def power_mean_loss(logprobs: jax.Array,
@@ -68,17 +68,17 @@ def power_mean_loss(logprobs: jax.Array,
                     advantages: jax.Array,
                     mask: jax.Array,
                     *,
-                    p: Scalar,
-                    clip_eps_low: Scalar,
-                    clip_eps_high: Scalar,
+                    p: ratios.Scalar,
+                    clip_eps_low: ratios.Scalar,
+                    clip_eps_high: ratios.Scalar,
                     clip: str = 'sequence',
                     clip_center: str = 'one',
-                    p_clip: Scalar | None = None,
-                    p_grad: Scalar | None = None,
-                    dual_clip: Scalar = math.inf,
+                    p_clip: ratios.Scalar | None = None,
+                    p_grad: ratios.Scalar | None = None,
+                    dual_clip: ratios.Scalar = math.inf,
                     aggregation: str = 'sequence-mean-token-mean',
-                    length_scale: Scalar = 1.,
-                    log_ratio_max: Scalar = 20.) -> Result:
+                    length_scale: ratios.Scalar = 1.,
+                    log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
   """One power mean M_p of the ratios for each sequence.
 
     sequence    J_i = min(M_p(r) A, clip(M_p(r), 1 - eps_low, 1 + eps_high) A)
@@ -127,24 +127,25 @@ def power_mean_loss(logprobs: jax.Array,
                           clip_eps_high)
     log_value, weights = _mean(clipped.values, mask, p, p_grad)
     log_mean, weights = log_value, jnp.where(clipped.stopped, 0, weights)
-  objective, dual = _objective(log_value, advantages, dual_clip)
+  objective, dual = clips.objective(log_value, advantages, dual_clip)
   metrics = loss_metrics.of_loss(ratio, mask, advantages, jnp.exp(log_mean),
                                  weights, clipped, dual)
   metrics |= loss_metrics.of_order(ratio.x, mask, p)
   return -ratios.aggregate(objective, mask, aggregation, length_scale), metrics
 
 
-def arithmetic_harmonic_loss(logprobs: jax.Array,
-                             old_logprobs: jax.Array,
-                             advantages: jax.Array,
-                             mask: jax.Array,
-                             *,
-                             clip_eps_low: Scalar,
-                             clip_eps_high: Scalar,
-                             dual_clip: Scalar = math.inf,
-                             aggregation: str = 'sequence-mean-token-mean',
-                             length_scale: Scalar = 1.,
-                             log_ratio_max: Scalar = 20.) -> Result:
+def arithmetic_harmonic_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_eps_low: ratios.Scalar,
+    clip_eps_high: ratios.Scalar,
+    dual_clip: ratios.Scalar = math.inf,
+    aggregation: str = 'sequence-mean-token-mean',
+    length_scale: ratios.Scalar = 1.,
+    log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
   """sqrt(M_1 M_-1), the limit of the A-H iteration, clipped as a sequence.
 
   It is the geometric mean for two tokens only, see
@@ -159,164 +160,20 @@ def arithmetic_harmonic_loss(logprobs: jax.Array,
   position = jnp.zeros_like(log_mean), jax.lax.stop_gradient(log_mean)
   log_value, clipped = _clip_rows(log_mean, advantages, position, clip_eps_low,
                                   clip_eps_high)
-  objective, dual = _objective(log_value, advantages, dual_clip)
+  objective, dual = clips.objective(log_value, advantages, dual_clip)
   metrics = loss_metrics.of_loss(ratio, mask, advantages, jnp.exp(log_mean),
                                  (weights_a + weights_h) / 2, clipped, dual)
   return -ratios.aggregate(objective, mask, aggregation, length_scale), metrics
 
 
-def gspo_token_loss(logprobs: jax.Array,
-                    old_logprobs: jax.Array,
-                    advantages: jax.Array,
-                    mask: jax.Array,
-                    *,
-                    clip_eps_low: Scalar,
-                    clip_eps_high: Scalar,
-                    dual_clip: Scalar = math.inf,
-                    aggregation: str = 'sequence-mean-token-mean',
-                    length_scale: Scalar = 1.,
-                    log_ratio_max: Scalar = 20.) -> Result:
-  """GSPO with an advantage for each token, [B, T] or [B].
+# All losses have their public names here.
+gspo_token_loss = token_losses.gspo_token_loss
+grpo_loss = token_losses.grpo_loss
+cispo_loss = token_losses.cispo_loss
+sapo_loss = token_losses.sapo_loss
+reinforce_loss = token_losses.reinforce_loss
 
-    J_it = min(s_it A_it, clip(s_it, 1 - eps_low, 1 + eps_high) A_it),
-    s_it = sg(M_0,i) r_it / sg(r_it)
-
-  with sg the stop-gradient: eq. 13 and 14 of https://arxiv.org/abs/2507.18071.
-  Equal to GSPO where the advantage is the same for all tokens of a row.
-  """
-  ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
-  if advantages.ndim == 1:
-    chex.assert_shape(advantages, mask.shape[:1])
-    advantages = jnp.broadcast_to(advantages[:, None], mask.shape)
-  chex.assert_equal_shape([advantages, mask])
-  chex.assert_type(advantages, float)
-  advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0))
-  advantages = advantages.astype(ratio.x.dtype)
-  constant = jax.lax.stop_gradient(ratio.x)
-  log_mean = means.log_power_mean(constant, mask, 0.)
-  return _token_loss(
-      ratio,
-      mask,
-      advantages,
-      log_mean[:, None] + (ratio.x - constant),
-      jnp.abs(advantages), (clip_eps_low, clip_eps_high),
-      dual_clip,
-      aggregation,
-      length_scale,
-      row_ratio=jnp.exp(log_mean))
-
-
-def grpo_loss(logprobs: jax.Array,
-              old_logprobs: jax.Array,
-              advantages: jax.Array,
-              mask: jax.Array,
-              *,
-              clip_eps_low: Scalar,
-              clip_eps_high: Scalar,
-              dual_clip: Scalar = math.inf,
-              aggregation: str = 'sequence-mean-token-mean',
-              length_scale: Scalar = 1.,
-              log_ratio_max: Scalar = 20.) -> Result:
-  """Every token's ratio clipped by itself.
-
-    J_it = min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
-
-  "DeepSeekMath" by Shao et al. (https://arxiv.org/abs/2402.03300), eq. 3; its
-  KL term is kl.kl_penalty. DAPO (https://arxiv.org/abs/2503.14476), BNPO and Dr.
-  GRPO (https://arxiv.org/abs/2503.20783) differ in the aggregation, see the
-  module, which has the arguments too.
-  """
-  ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
-  _, advantages = ratios.of_rows(advantages, mask)
-  return _token_loss(ratio, mask, advantages, ratio.x, jnp.exp(ratio.x),
-                     (clip_eps_low, clip_eps_high), dual_clip, aggregation,
-                     length_scale)
-
-
-def cispo_loss(logprobs: jax.Array,
-               old_logprobs: jax.Array,
-               advantages: jax.Array,
-               mask: jax.Array,
-               *,
-               clip_eps_low: Scalar,
-               clip_eps_high: Scalar,
-               aggregation: str = 'token-mean',
-               length_scale: Scalar = 1.,
-               log_ratio_max: Scalar = 20.) -> Result:
-  """The clipped ratio as a weight: no token loses its gradient.
-
-    J_it = sg(clip(r_it, 1 - eps_low, 1 + eps_high)) A_i log pi_it
-
-  "MiniMax-M1" (https://arxiv.org/abs/2506.13585), which sets no lower bound:
-  clip_eps_low = 1. TRL's cap min(r, c) is that with clip_eps_high = c - 1. Both
-  sides bind for either sign of A. The arguments are those of the module.
-  """
-  ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
-  _, advantages = ratios.of_rows(advantages, mask)
-  low_edge, high_edge = clips.edges(clip_eps_low, clip_eps_high, ratio.x.dtype)
-  x = jax.lax.stop_gradient(ratio.x)
-  weight = jnp.exp(jnp.clip(x, low_edge, high_edge))
-  bound = clips.Clipped(x, x < low_edge, x > high_edge)
-  return _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
-                        length_scale)
-
-
-def reinforce_loss(logprobs: jax.Array,
-                   old_logprobs: jax.Array,
-                   advantages: jax.Array,
-                   mask: jax.Array,
-                   *,
-                   aggregation: str = 'sequence-mean-token-mean',
-                   length_scale: Scalar = 1.,
-                   log_ratio_max: Scalar = 20.) -> Result:
-  """J_it = A_i log pi_it: no ratio, the control of all the others.
-
-  Williams, "Simple statistical gradient-following algorithms" (1992). The old
-  log-probabilities are used for metrics, and for tokens that are clamped.
-  """
-  ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
-  _, advantages = ratios.of_rows(advantages, mask)
-  return _weighted_loss(ratio, mask, advantages, jnp.ones_like(ratio.x),
-                        _not_clipped(ratio.x), aggregation, length_scale)
-
-
-def sapo_loss(logprobs: jax.Array,
-              old_logprobs: jax.Array,
-              advantages: jax.Array,
-              mask: jax.Array,
-              *,
-              tau_positive: Scalar = 1.,
-              tau_negative: Scalar = 1.05,
-              aggregation: str = 'sequence-mean-token-mean',
-              length_scale: Scalar = 1.,
-              log_ratio_max: Scalar = 20.) -> Result:
-  """A soft gate for a clip.
-
-    J_it = 4 / tau sigmoid(tau (r_it - 1)) A_i
-
-  with tau_positive where A > 0, else tau_negative: "Soft Adaptive Policy
-  Optimization" (https://arxiv.org/abs/2511.20347). Where r = 1 its slope is 1.
-  The other arguments are those of the module.
-  """
-  ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
-  _, advantages = ratios.of_rows(advantages, mask)
-  tau = jnp.where(advantages > 0, tau_positive, tau_negative)[:, None]
-  tau = jax.lax.stop_gradient(tau.astype(ratio.x.dtype))
-  r = jnp.exp(ratio.x)
-  gate = jax.nn.sigmoid(tau * (r - 1))
-  objective = 4 / tau * gate * advantages[:, None]
-  # sech^2(z / 2) = 4 sigmoid(z) (1 - sigmoid(z)).
-  clipped = _not_clipped(ratio.x)
-  metrics = loss_metrics.of_loss(ratio, mask, advantages,
-                                 ratios.token_mean(r, mask),
-                                 r * 4 * gate * jax.nn.sigmoid(-tau * (r - 1)),
-                                 clipped, clipped.low)
-  return -ratios.aggregate(
-      ratios.token_mean(objective, mask), mask, aggregation,
-      length_scale), metrics
-
-
-LOSSES: dict[str, Callable[..., Result]] = {
+LOSSES: dict[str, Callable[..., loss_metrics.Result]] = {
     'power_mean': power_mean_loss,
     'arithmetic_harmonic': arithmetic_harmonic_loss,
     'gspo_token': gspo_token_loss,
@@ -338,7 +195,8 @@ OPTIONS = tuple(dict.fromkeys(key for name in LOSSES for key in options(name)))
 
 
 def clip_tokens(clip: str, log_ratio: jax.Array, advantages: jax.Array,
-                clip_eps_low: Scalar, clip_eps_high: Scalar) -> clips.Clipped:
+                clip_eps_low: ratios.Scalar,
+                clip_eps_high: ratios.Scalar) -> clips.Clipped:
   """Log-ratios [B, T] after the one-sided clip of each token.
 
   Args:
@@ -390,57 +248,3 @@ def _clip_rows(log_mean, advantages, center, clip_eps_low, clip_eps_high):
       *clips.edges(clip_eps_low, clip_eps_high, log_mean.dtype))
   bound = jax.lax.stop_gradient(shift + clipped.values)
   return jnp.where(clipped.stopped, bound, log_mean), clipped
-
-
-def _objective(log_value, advantages, dual_clip):
-  """exp(log_value) A, at least dual_clip A where A < 0; where that binds."""
-  top = jax.lax.stop_gradient(jnp.log(jnp.asarray(dual_clip, log_value.dtype)))
-  dual = (advantages < 0) & (log_value > top)
-  return jnp.exp(jnp.where(dual, top, log_value)) * advantages, dual
-
-
-def _token_loss(ratio,
-                mask,
-                advantages,
-                log_value,
-                coefficients,
-                clip_eps,
-                dual_clip,
-                aggregation,
-                length_scale,
-                row_ratio=None):
-  """Loss of tokens that are clipped one by one; advantages [B] or [B, T]."""
-  of_tokens = advantages[:, None] if advantages.ndim == 1 else advantages
-  low_edge, high_edge = clips.edges(clip_eps[0], clip_eps[1], log_value.dtype)
-  clipped = clips.one_sided(log_value, of_tokens, low_edge, high_edge)
-  objective, dual = _objective(clipped.values, of_tokens, dual_clip)
-  if row_ratio is None:
-    row_ratio = ratios.token_mean(jnp.exp(log_value), mask)
-  metrics = loss_metrics.of_loss(
-      ratio, mask, advantages, row_ratio,
-      jnp.where(clipped.stopped | dual, 0, coefficients), clipped, dual)
-  return -ratios.aggregate(
-      ratios.token_mean(objective, mask), mask, aggregation,
-      length_scale), metrics
-
-
-def _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
-                   length_scale):
-  """Loss of log-probabilities with constant weights; `bound` stops none."""
-  objective = weight * advantages[:, None] * ratio.logprobs
-  metrics = loss_metrics.of_loss(ratio, mask, advantages,
-                                 ratios.token_mean(jnp.exp(ratio.x), mask),
-                                 weight, _not_clipped(ratio.x),
-                                 jnp.zeros_like(bound.low))
-  rows = jnp.any(mask, axis=1)
-  for side in ('low', 'high'):
-    metrics[f'clip/{side}_frac'] = ratios.row_mean(
-        ratios.token_mean(getattr(bound, side), mask), rows)
-  return -ratios.aggregate(
-      ratios.token_mean(objective, mask), mask, aggregation,
-      length_scale), metrics
-
-
-def _not_clipped(x):
-  nothing = jnp.zeros(x.shape, bool)
-  return clips.Clipped(x, nothing, nothing)

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 AGGREGATIONS = ('sequence-mean-token-mean', 'token-mean',
                 'sequence-mean-token-sum')
 
+# A number, traced or not.
+Scalar = jax.Array | float
+
 # Bound on an infinite log-ratio, in nats, where no smaller one is set.
 _INFINITE = 20.
 
