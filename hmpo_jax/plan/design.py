@@ -108,10 +108,11 @@ def check(plan: Plan) -> None:
           f'variants[{name!r}].settings = {variant.settings!r}: must be own, '
           'base or a variant')
     _check_settings(plan, name, variant)
-    if variant.replays and variant.replays not in plan.variants:
+    if variant.replays and (variant.replays not in plan.variants or
+                            len(plan.seeds) < 2):
       raise config_lib.ConfigError(
-          f'variants[{name!r}].replays = {variant.replays!r}: must be a variant'
-      )
+          f'variants[{name!r}].replays = {variant.replays!r}: must be a variant '
+          'of a plan with two seeds or more')
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
   if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):

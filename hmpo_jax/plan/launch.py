@@ -32,6 +32,7 @@ from hmpo_jax.plan import probe
 from hmpo_jax.plan import worker
 
 LOG = 'workers.log'  # what workers say on stderr
+COMMAND = [sys.executable, '-m', 'hmpo_jax.plan.worker']
 _CONFIG_KEY = 'warm_start.folder'
 
 
@@ -48,8 +49,8 @@ class Job(NamedTuple):
     """Two jobs with its runs."""
     middle = (len(self.runs) + 1) // 2
     return [
-        self._replace(runs=self.runs[:middle]),
-        self._replace(runs=self.runs[middle:])
+        Job(self.runs[:middle], self.num_steps),
+        Job(self.runs[middle:], self.num_steps)
     ]
 
 
@@ -233,7 +234,7 @@ class Launcher:
       return []
     if len(left) > 1:
       board.note(f'warning: {reason}; its {len(left)} runs go on in two halves')
-      return job._replace(runs=left).halves()
+      return Job(left, job.num_steps).halves()
     folder = self._workdir / left[0].folder
     open_run.fail(folder, reason, _recorded_steps(folder))
     self._fail({left[0].name: reason}, board)
@@ -298,7 +299,7 @@ class Launcher:
     root = str(pathlib.Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     return subprocess.Popen(
-        [sys.executable, '-m', 'hmpo_jax.plan.worker'],
+        COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -1,0 +1,243 @@
+"""Plans: what they must hold, and the runs that they ask for."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from hmpo_jax import config as config_lib
+from hmpo_jax.plan import design
+from hmpo_jax.plan import doctor
+
+_FOLDER = pathlib.PurePath('runs/plan')
+_CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def _plan(**changes):
+  plan = design.Plan(
+      question='Which?',
+      seeds=(3, 4, 7),
+      tasks={
+          'short': {},
+          'long': {
+              'num_steps': 9
+          }
+      },
+      base={
+          'num_steps': 5,
+          'optim.tau': 8.
+      },
+      variants={
+          'gspo': design.Variant({'loss.p': 0.}, 'own'),
+          'hmpo': design.Variant({'loss.p': -1.}, 'gspo'),
+          'moving': design.Variant({'exponent.kind': 'adaptive'}),
+          'yoked': design.Variant(replays='moving'),
+      },
+      contrasts=[design.Contrast('hmpo', 'gspo', 'area')],
+      tuning=design.Tuning((1e-3,), (0.1, 0.2), (100,)))
+  return dataclasses.replace(plan, **changes)
+
+
+def _runs(plan, settings=()):
+  return design.runs(plan, dict(settings), _FOLDER)
+
+
+class RunsTest(parameterized.TestCase):
+
+  def test_a_run_for_each_task_variant_and_seed(self):
+    runs = _runs(_plan())
+    self.assertLen(runs, 2 * 4 * 3)
+    self.assertLen({run.folder for run in runs}, 24)
+    self.assertLen({(run.task, run.variant, run.seed) for run in runs}, 24)
+
+  def test_what_is_nearer_to_the_arm_wins(self):
+    settings = {('long', 'hmpo'): {'optim.learning_rate': 0.5, 'loss.p': 9.}}
+    run = next(
+        run for run in _runs(_plan(), settings.items())
+        if run[:3] == ('long', 'hmpo', 4))
+    config = design.configuration(run, '/warm')
+    self.assertEqual(config.num_steps, 9)  # the task's, not the base's
+    self.assertEqual(config.loss.p, -1.)  # the variant's, not the tuned one
+    self.assertEqual(config.optim.learning_rate, 0.5)
+    self.assertEqual(config.optim.tau, 8.)
+    self.assertEqual(config.seed, 4)
+    self.assertEqual(config.warm_start.folder, '/warm')
+
+  def test_a_replay_takes_the_order_of_another_seed_of_its_task(self):
+    sources = {}
+    for run in _runs(_plan()):
+      if run.variant == 'yoked':
+        source = pathlib.PurePath(run.overrides['exponent.path'])
+        self.assertEqual(source, _FOLDER / run.source / 'metrics.jsonl')
+        self.assertEqual(run.source.parts[:2], (run.task, 'moving'))
+        sources[run.seed] = run.source.name
+    self.assertEqual(sources, {3: 'seed-4', 4: 'seed-3', 7: 'seed-4'})
+
+  def test_sources_stay_when_a_plan_gets_more_seeds(self):
+    few, many = (_runs(_plan(seeds=range(n))) for n in (4, 10))
+    sources = lambda runs: {run.folder: run.source for run in runs}
+    self.assertLessEqual(sources(few).items(), sources(many).items())
+
+  def test_some_variants_and_the_first_seeds(self):
+    plan = _plan()
+    some = design.chosen(plan, _runs(plan), ['hmpo', 'gspo'], 2)
+    self.assertEqual({(run.variant, run.seed) for run in some}, {('hmpo', 3),
+                                                                 ('hmpo', 4),
+                                                                 ('gspo', 3),
+                                                                 ('gspo', 4)})
+    self.assertEqual(design.chosen(plan, _runs(plan), [], 0), _runs(plan))
+    with self.assertRaisesRegex(config_lib.ConfigError, '--only: hnpo: no var'):
+      design.chosen(plan, _runs(plan), ['hnpo'], 0)
+
+  def test_keys_of_all_runs_win_over_those_of_tasks(self):
+    plan = design.with_base(_plan(), {'num_steps': 2})
+    self.assertEqual({run.overrides['num_steps'] for run in _runs(plan)}, {2})
+    self.assertEqual(design.horizon(plan), 2)
+
+  def test_an_override_that_is_no_key(self):
+    plan = _plan(variants={'odd': design.Variant({'loss.q': 1.})})
+    with self.assertRaisesRegex(config_lib.ConfigError, 'config.loss.q: unkn'):
+      design.configuration(_runs(plan)[0], '')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'is a section'):
+      design.set_key(config_lib.default_config(), 'loss', 1)
+
+  def test_description_is_json_and_names_every_run(self):
+    plan = _plan(
+        variants={'open': design.Variant({'optim.tau': float('inf')})},
+        contrasts=())
+    text = json.dumps(
+        design.describe(plan, _runs(plan), {('short', 'open'): {}}),
+        allow_nan=False)
+    content = json.loads(text)
+    self.assertEqual(content['variants']['open']['overrides'],
+                     {'optim.tau': 'inf'})
+    self.assertEqual(content['horizon'], 9)
+    self.assertLen(content['runs'], 6)
+
+
+class CheckTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({
+          'seeds': (1, 1)
+      }, 'seeds = '),
+      ({
+          'tasks': {}
+      }, 'tasks'),
+      ({
+          'variants': {
+              'own': design.Variant()
+          }
+      }, "'own' is no name"),
+      ({
+          'tuning': None
+      }, 'need a tuning'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'gspq', 'area')]
+      }, "'gspq' is not a variant"),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'gspo', 'areas')]
+      }, 'area, collapse'),
+      ({
+          'tuning': design.Tuning((1e-3,), (0.1,), (7, 8))
+      }, r'\[7\] are seeds of the plan too'),
+      ({
+          'tuning': design.Tuning((1e-3, 1e-4), (0.1,), (8,))
+      }, 'must ascend'),
+      ({
+          'variants': {
+              'a': design.Variant(settings='b')
+          }
+      }, "settings = 'b'"),
+      ({
+          'variants': {
+              'a': design.Variant(),
+              'b': design.Variant(settings='a')
+          }
+      }, 'must have settings of its own'),
+      ({
+          'variants': {
+              'a': design.Variant(clip_frac=0.1)
+          }
+      }, 'must name a variant'),
+      ({
+          'variants': {
+              'a': design.Variant(replays='b')
+          }
+      }, "replays = 'b'"),
+      ({
+          'seeds': (1,)
+      }, 'two seeds'),
+  )
+  def test_what_makes_no_plan(self, changes, words):
+    defaults = {} if 'contrasts' in changes else {'contrasts': ()}
+    with self.assertRaisesRegex(config_lib.ConfigError, words):
+      design.check(_plan(**defaults | changes))
+
+  def test_a_plan_that_can_run(self):
+    design.check(_plan())
+
+
+class DoctorTest(absltest.TestCase):
+
+  def test_one_update_in_all_arms_is_one_algorithm(self):
+    once = {'train.num_epochs': 1, 'train.num_minibatches': 1}
+    plan = _plan(base=once, seeds=range(20))
+    found = doctor.objections(plan, _some_runs(plan))
+    self.assertLen(found, 1)
+    self.assertIn('all means are one algorithm', found[0])
+    stale = _plan(base=once | {'rollout.staleness': 1}, seeds=range(20))
+    self.assertEmpty(doctor.objections(stale, _some_runs(stale)))
+
+  def test_too_few_seeds_for_the_contrasts(self):
+    contrasts = [design.Contrast('hmpo', 'gspo', 'area')] * 4
+    few = _plan(seeds=range(7), contrasts=contrasts)
+    self.assertIn("7 seeds can't decide 4",
+                  doctor.objections(few, _some_runs(few))[0])
+    enough = _plan(seeds=range(8), contrasts=contrasts)
+    self.assertEmpty(doctor.objections(enough, _some_runs(enough)))
+    explored = dataclasses.replace(few, exploratory=True)
+    self.assertEmpty(doctor.objections(explored, _some_runs(explored)))
+
+  def test_a_run_that_can_not_start_is_named(self):
+    plan = _plan(
+        variants={'bad': design.Variant({'loss.clip': 'none'})}, contrasts=())
+    found = doctor.objections(plan, _runs(plan))
+    self.assertLen(found, 6)
+    self.assertIn('short/bad/seed-3: config.loss.clip', found[0])
+
+  def test_programs_are_told_apart_by_what_is_static(self):
+    plan = _plan(
+        variants={
+            'a': design.Variant({'loss.p': 0.5}),
+            'b': design.Variant({'optim.tau': float('inf')}),
+            'c': design.Variant({'loss.clip_center': 'geometric'}),
+        },
+        contrasts=())
+    # The tasks differ in their number of steps.
+    self.assertLen(doctor.programs(plan, _runs(plan)), 4)
+
+
+def _some_runs(plan):
+  """Without replays, which need a file."""
+  return [run for run in _runs(plan) if run.variant != 'yoked']
+
+
+class ConfigsTest(parameterized.TestCase):
+
+  @parameterized.parameters(('plan', 15 * 2 * 10), ('plan_long', 4 * 2 * 8),
+                            ('plan_atlas', 31 * 5), ('plan_quick', 4 * 3))
+  def test_plans_of_the_repository(self, name, num_runs):
+    plan = runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config']()
+    design.check(plan)
+    runs = design.runs(plan, {}, _FOLDER)
+    self.assertLen(runs, num_runs)
+    self.assertEmpty(doctor.objections(plan, runs))
+    self.assertLessEqual(len(plan.contrasts), 4)
+
+
+if __name__ == '__main__':
+  absltest.main()
