@@ -100,9 +100,9 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
     return products, _disagreements(slopes, batch.mask), variance
 
   own = (learned.controls.widths, hparams.loss['dual_clip'])
-  open_ = (clips.Widths(_lowest(static), jnp.inf), jnp.inf)
-  both = jax.tree.map(lambda *x: jnp.stack(list(map(jnp.float32, x))), own,
-                      open_)
+  infinite = jnp.float32(jnp.inf)
+  open_ = (clips.Widths(_lowest(static), infinite), infinite)
+  both = jax.tree.map(lambda *x: jnp.stack(x), own, open_)
   # One program with one backward pass for all, which share a forward pass.
   products, disagreements, variances = jax.lax.map(compare, both)
   values = {'sigma': jnp.sqrt(variances[0])}
@@ -115,7 +115,8 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
 
 def _lowest(static):
   """The width of a low side that stops nothing."""
-  return jnp.inf if static.loss.clip == 'token_log' else _NO_CLIP_LOW
+  is_log = static.loss.clip == 'token_log'
+  return jnp.float32(jnp.inf if is_log else _NO_CLIP_LOW)
 
 
 def _slopes(static, hparams, widths, batch, logprobs, orders):
