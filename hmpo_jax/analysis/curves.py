@@ -1,0 +1,176 @@
+"""Figures of what happens over the steps of training."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from matplotlib import figure
+import numpy as np
+import pandas
+
+from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import records
+from hmpo_jax.analysis import statistics
+from hmpo_jax.analysis import styles
+
+TOGETHER = 4  # variants that one panel holds; with more, each has its own
+BLOCKS = 60  # points that a curve of every step is drawn with
+_STEPS = 'step (one rollout with all its updates)'
+
+
+class Curve(NamedTuple):
+  """A metric over the steps, and how it is drawn."""
+  key: str  # column of the frame
+  label: str  # of the axis, with its unit; in a legend its name
+  reduce: str = 'mean'  # of the steps that one point stands for
+  spread: str = 'interval'  # of the mean | deviation of the runs | none
+  line: str = '-'
+  seeds: bool = True  # whether each is drawn
+
+
+def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
+                curve: Curve) -> figure.Figure:
+  """One metric of every variant: seeds thin, mean thick, band around it.
+
+  The mean and its band are over the runs that have come as far, where these are
+  at least half. Beyond four variants each has a panel, with the reference
+  dashed in gray.
+
+  Args:
+    plan: what `records.read` returns.
+    frame: columns task, variant, seed, step and curve.key.
+    task: whose runs are drawn.
+    curve: what is drawn; its label stands at the axis.
+  """
+  look = styles.of_variants(list(plan.about['variants']))
+  variants = present(plan, frame, task)
+  picture, parts = layout(plan, variants)
+  for axes, group, ghost in parts:
+    if ghost:
+      steps, values = _values(plan, frame, task, ghost, curve)
+      axes.plot(steps, _mean(values), '--', color=styles.GRAY, linewidth=1)
+    for variant in group:
+      _draw(axes, plan, frame, task, variant, curve, look[variant], variant)
+  finish(picture, [axes for axes, *_ in parts], _STEPS, curve.label)
+  parts[0][0].set_xlim(0, plan.about['horizon'])
+  return picture
+
+
+def of_keys(plan: records.Plan, task: str, label: str,
+            curves: tuple[Curve, ...]) -> figure.Figure:
+  """Several metrics of the records with one unit, a panel for each variant.
+
+  Args:
+    plan: what `records.read` returns.
+    task: whose runs are drawn.
+    label: of the axis, with its unit.
+    curves: what is drawn; their labels stand in the legend.
+  """
+  variants = present(plan, plan.steps, task)
+  picture, grid = styles.panels(len(variants))
+  look = styles.of_variants([curve.label for curve in curves])
+  for axes, variant in zip(grid, variants):
+    for curve in curves:
+      if curve.key in plan.steps:
+        style = styles.Style(look[curve.label].color, curve.line)
+        _draw(axes, plan, plan.steps, task, variant, curve, style, curve.label)
+    axes.set_title(variant)
+  finish(picture, grid, _STEPS, label)
+  grid[0].set_xlim(0, plan.about['horizon'])
+  return picture
+
+
+def layout(
+    plan: records.Plan, variants: list[str]
+) -> tuple[figure.Figure, list[tuple]]:
+  """One panel for few variants, or one for each.
+
+  Returns:
+    The figure, and for each panel its axes, the variants it shows and the one
+    that it shows in gray, or None.
+  """
+  if len(variants) <= TOGETHER:
+    picture, (axes,) = styles.panels(1)
+    return picture, [(axes, variants, None)]
+  against = contrasts.reference(plan.about)
+  picture, grid = styles.panels(len(variants))
+  for axes, variant in zip(grid, variants):
+    axes.set_title(variant)
+  ghost = against if against in variants else None
+  return picture, [(axes, [variant], None if variant == against else ghost)
+                   for axes, variant in zip(grid, variants)]
+
+
+def finish(picture: figure.Figure, grid: list, across: str, up: str) -> None:
+  """Labels of the axes, and one legend where panels hold several curves."""
+  picture.supxlabel(across, fontsize=9)
+  picture.supylabel(up, fontsize=9)
+  handles, labels = grid[0].get_legend_handles_labels()
+  if len(labels) > 1 or labels and not grid[0].get_title():
+    picture.legend(
+        handles, labels, loc='outside upper center', ncols=min(len(labels), 4))
+
+
+def present(plan: records.Plan, frame: pandas.DataFrame,
+            task: str) -> list[str]:
+  """Variants of a task that a frame holds runs of, in the plan's order."""
+  found = set(frame.loc[frame['task'] == task, 'variant'])
+  return [name for name in plan.about['variants'] if name in found]
+
+
+def _draw(axes, plan, frame, task, variant, curve, style, name):
+  """Thin seeds, their mean, and the band around it."""
+  steps, values = _values(plan, frame, task, variant, curve)
+  if curve.seeds:
+    axes.plot(
+        steps, values.T, style.line, color=style.color, linewidth=.5, alpha=.4)
+  axes.plot(
+      steps,
+      _mean(values),
+      style.line,
+      color=style.color,
+      linewidth=1.8,
+      label=name)
+  if curve.spread != 'none' and len(values) > 1:
+    low, high = _band(values, curve.spread, plan.about['alpha'])
+    axes.fill_between(
+        steps, low, high, color=style.color, alpha=.18, linewidth=0)
+
+
+def _columns(values) -> Iterator[np.ndarray]:
+  """What is known at each step, nothing where fewer than half of runs are."""
+  for column in values.T:
+    known = column[~np.isnan(column)]
+    yield known if 2 * len(known) >= len(column) else known[:0]
+
+
+def _mean(values):
+  """[m] mean of [n, m] curves."""
+  return np.array([c.mean() if len(c) else np.nan for c in _columns(values)])
+
+
+def _band(values, spread, alpha):
+  """[2, m] bounds around the mean of [n, m] curves; NaN of one run."""
+  bounds = np.full((2, values.shape[1]), np.nan)
+  for i, column in enumerate(_columns(values)):
+    if len(column) > 1 and spread == 'interval':
+      bounds[:, i] = statistics.mean_interval(column, alpha)[1:3]
+    elif len(column) > 1:
+      deviation = column.std(ddof=1)
+      bounds[:, i] = column.mean() - deviation, column.mean() + deviation
+  return bounds
+
+
+def _values(plan, frame, task, variant, curve):
+  """Steps [m] and curves [n, m] of the runs that are shown; NaN beyond them."""
+  runs = records.shown(plan.runs)
+  runs = runs[(runs['task'] == task) & (runs['variant'] == variant)]
+  rows = runs[records.RUN].merge(
+      frame[records.RUN + ['step', curve.key]], on=records.RUN)
+  width = max(1, round(plan.about['horizon'] / BLOCKS))
+  if not (rows['step'] == 0).any():  # not evaluations, which are few
+    rows['step'] = np.minimum(
+        np.ceil(rows['step'].to_numpy(float) / width) * width,
+        plan.about['horizon'])
+  grid = rows.pivot_table(
+      index='seed', columns='step', values=curve.key, aggfunc=curve.reduce)
+  return grid.columns.to_numpy(float), grid.to_numpy(float)
