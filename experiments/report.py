@@ -17,6 +17,7 @@ from hmpo_jax import command_line
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/plan', 'Folder of the plan.')
 _OUT = flags.DEFINE_string(
     'out', '', 'Folder of the report; by default report/ in that of the plan.')
+_FIGURES = flags.DEFINE_bool('figures', True, 'Whether to draw the figures.')
 
 
 def main(_) -> None:
@@ -31,7 +32,7 @@ def main(_) -> None:
   # Extras, so maybe not there.
   from hmpo_jax.analysis import report  # pylint: disable=import-outside-toplevel
   with command_line.reported():
-    print(report.write(_WORKDIR.value, _OUT.value))
+    print(report.write(_WORKDIR.value, _OUT.value, draw=_FIGURES.value))
 
 
 if __name__ == '__main__':

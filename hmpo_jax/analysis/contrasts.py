@@ -39,6 +39,7 @@ def make(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
       for contrast in _others(plan.about)
   ]
   table = pandas.DataFrame(rows, columns=_COLUMNS)
+  table = table.astype(dict.fromkeys(_NUMBERS, float))
   return _judged(plan.about, table).drop(columns=['low_2alpha', 'high_2alpha'])
 
 
@@ -57,6 +58,8 @@ def pairs(plan: records.Plan, seeds: pandas.DataFrame, variant: str,
   return joined.iloc[:, 0].to_numpy(float), joined.iloc[:, 1].to_numpy(float)
 
 
+_NUMBERS = ('mean', 'low', 'high', 'low_2alpha', 'high_2alpha', 'p', 'adjusted',
+            'smallest', 'gain', 'correlation', 'diverge')
 _COLUMNS = ('name', 'variant', 'baseline', 'outcome', 'n', 'planned', 'mean',
             'low', 'high', 'low_2alpha', 'high_2alpha', 'p', 'adjusted',
             'verdict', 'smallest', 'gain', 'correlation', 'diverge')

@@ -42,14 +42,14 @@ def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
     curve: what is drawn; its label stands at the axis.
   """
   look = styles.of_variants(list(plan.about['variants']))
-  variants = present(plan, frame, task)
-  picture, parts = layout(plan, variants)
+  rows = _shown(plan, frame, task, (curve,))
+  picture, parts = layout(plan, present(plan, rows, task))
   for axes, group, ghost in parts:
     if ghost:
-      steps, values = _values(plan, frame, task, ghost, curve)
+      steps, values = _values(rows, ghost, curve)
       axes.plot(steps, _mean(values), '--', color=styles.GRAY, linewidth=1)
     for variant in group:
-      _draw(axes, plan, frame, task, variant, curve, look[variant], variant)
+      _draw(axes, plan, rows, variant, curve, look[variant], variant)
   finish(picture, [axes for axes, *_ in parts], _STEPS, curve.label)
   parts[0][0].set_xlim(0, plan.about['horizon'])
   return picture
@@ -65,14 +65,15 @@ def of_keys(plan: records.Plan, task: str, label: str,
     label: of the axis, with its unit.
     curves: what is drawn; their labels stand in the legend.
   """
-  variants = present(plan, plan.steps, task)
+  curves = tuple(curve for curve in curves if curve.key in plan.steps)
+  rows = _shown(plan, plan.steps, task, curves)
+  variants = present(plan, rows, task)
   picture, grid = styles.panels(len(variants))
   look = styles.of_variants([curve.label for curve in curves])
   for axes, variant in zip(grid, variants):
     for curve in curves:
-      if curve.key in plan.steps:
-        style = styles.Style(look[curve.label].color, curve.line)
-        _draw(axes, plan, plan.steps, task, variant, curve, style, curve.label)
+      style = styles.Style(look[curve.label].color, curve.line)
+      _draw(axes, plan, rows, variant, curve, style, curve.label)
     axes.set_title(variant)
   finish(picture, grid, _STEPS, label)
   grid[0].set_xlim(0, plan.about['horizon'])
@@ -117,12 +118,11 @@ def present(plan: records.Plan, frame: pandas.DataFrame,
   return [name for name in plan.about['variants'] if name in found]
 
 
-def _draw(axes, plan, frame, task, variant, curve, style, name):
+def _draw(axes, plan, rows, variant, curve, style, name):
   """Thin seeds, their mean, and the band around it."""
-  steps, values = _values(plan, frame, task, variant, curve)
+  steps, values = _values(rows, variant, curve)
   if curve.seeds:
-    axes.plot(
-        steps, values.T, style.line, color=style.color, linewidth=.5, alpha=.4)
+    axes.plot(steps, values.T, color=style.color, linewidth=.5, alpha=.4)
   axes.plot(
       steps,
       _mean(values),
@@ -160,17 +160,25 @@ def _band(values, spread, alpha):
   return bounds
 
 
-def _values(plan, frame, task, variant, curve):
-  """Steps [m] and curves [n, m] of the runs that are shown; NaN beyond them."""
+def _shown(plan, frame, task, curves):
+  """What the curves need of the runs of a task that are shown.
+
+  A curve of every step gets the last step of its block for each of them.
+  """
   runs = records.shown(plan.runs)
-  runs = runs[(runs['task'] == task) & (runs['variant'] == variant)]
-  rows = runs[records.RUN].merge(
-      frame[records.RUN + ['step', curve.key]], on=records.RUN)
-  width = max(1, round(plan.about['horizon'] / BLOCKS))
+  keys = records.RUN + ['step', *(curve.key for curve in curves)]
+  rows = runs.loc[runs['task'] == task, records.RUN].merge(
+      frame[keys], on=records.RUN)
+  horizon = plan.about['horizon']
+  width = max(1, round(horizon / BLOCKS))
   if not (rows['step'] == 0).any():  # not evaluations, which are few
-    rows['step'] = np.minimum(
-        np.ceil(rows['step'].to_numpy(float) / width) * width,
-        plan.about['horizon'])
-  grid = rows.pivot_table(
+    ends = np.ceil(rows['step'].to_numpy(float) / width) * width
+    rows['step'] = np.minimum(ends, horizon)
+  return rows
+
+
+def _values(rows, variant, curve):
+  """Steps [m] and curves [n, m] of a variant; NaN beyond the end of a run."""
+  grid = rows[rows['variant'] == variant].pivot_table(
       index='seed', columns='step', values=curve.key, aggfunc=curve.reduce)
   return grid.columns.to_numpy(float), grid.to_numpy(float)

@@ -112,12 +112,12 @@ class Page:
     first = pairing.first_rollouts(self._plan)
     if len(first):
       equal = int(first['equal'].sum())
-      yield (f'First rollout equal in all arms: '
-             f'{"yes" if equal == len(first) else "**no**"} ({equal} of '
-             f'{text.plural(len(first), "task and seed")}).'.replace(
-                 'task and seeds', 'pairs of task and seed'))
+      yield ('Do all arms sample the same first rollout? '
+             f'{"Yes" if equal == len(first) else "**No**"}: on {equal} of '
+             f'{len(first)} pairs of a task and a seed.')
     else:
-      yield 'First rollout equal in all arms: not recorded.'
+      yield ('Do all arms sample the same first rollout? The folder doesn\'t '
+             'tell.')
     rows = table[table['outcome'] == 'area']
     if len(rows):
       yield text.table(

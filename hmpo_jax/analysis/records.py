@@ -189,7 +189,7 @@ def _scored(about, runs, heldout):
   parts = [heldout.assign(measured=True)]
   for run in runs[runs['state'] == FAILED].itertuples():
     task = heldout[heldout['task'] == run.task]
-    steps = {*task['step'], run.end, about['horizon']}
+    steps = {*task['step'], about['horizon']}
     rest = sorted(s for s in steps if s >= max(run.end, 1))
     parts.append(
         pandas.DataFrame({

@@ -17,13 +17,16 @@ _DIGITS = '%.6g'
 
 
 def write(workdir: str | pathlib.Path,
-          out: str | pathlib.Path | None = None) -> pathlib.Path:
+          out: str | pathlib.Path | None = None,
+          *,
+          draw: bool = True) -> pathlib.Path:
   """Reports what a plan folder holds so far.
 
   Args:
     workdir: folder of the plan.
     out: folder of the report; None: report/ in the plan's. Its figures/ and
       tables/ are made anew.
+    draw: whether to make the figures, which take most of the time.
 
   Returns:
     The path of report.md.
@@ -39,7 +42,7 @@ def write(workdir: str | pathlib.Path,
   folder = _empty(out / 'figures')
   figures = []
   with styles.settings():
-    for picture in pictures.make(plan, seeds, found['contrasts']):
+    for picture in pictures.make(plan, seeds, found['contrasts']) if draw else ():
       styles.save(picture.figure, folder / picture.name)
       figures.append(picture)
   page = pages.Page(plan, seeds, found).render(figures, written)

@@ -240,11 +240,11 @@ class Words:
     """Contrasts that don't say different or equivalent."""
     for row in self._found['contrasts'].itertuples():
       if row.verdict == 'undecided' and row.outcome == 'area':
-        yield (f'{row.name} in area is undecided: {row.n} seeds show a '
+        yield (f'Contrast {row.name} in area is undecided: {row.n} seeds show a '
                f'difference of {text.number(row.smallest, ".3f")} four times '
                f'in five, and the margin is {self._about["margin"]:g}.')
       elif row.verdict == 'undecided':
-        yield (f'{row.name} in collapses is undecided: at the strictest step '
+        yield (f'Contrast {row.name} in collapses is undecided: at the strictest step '
                f'the exact test of {row.n} seeds needs a difference of '
                f'{text.number(row.smallest, ".0%")}.')
 
@@ -257,11 +257,12 @@ def contrast_sentence(row) -> str:
       'collapse': 'share of seeds that collapsed'
   }[row.outcome]
   if not row.n:
-    return f'{row.name}, {what}: no seed has ended in both arms.'
+    return f'Contrast {row.name}, {what}: no seed has ended in both arms.'
   verdict = f'**{row.verdict}**'
   if row.verdict != contrasts.EXPLORATORY and not math.isnan(row.adjusted):
-    verdict += f' (p {_equals(row.p)}, {_equals(row.adjusted)} after Holm)'
-  return (f'{row.name}, {what}: {text.signed(row.mean, form)} '
+    verdict += (f' (p {_equals(row.p)}, {text.p_value(row.adjusted)} after '
+                'Holm)')
+  return (f'Contrast {row.name}, {what}: {text.signed(row.mean, form)} '
           f'({text.bounds(row.low, row.high, form, text.signed)}, '
           f'n = {row.n}): {verdict}.')
 

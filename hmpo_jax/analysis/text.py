@@ -54,9 +54,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def table(header: list[str], rows: Iterable[Iterable]) -> str:
-  """A Markdown table whose columns after the first are set right."""
+  """A Markdown table, with columns of numbers set right."""
   cells = [[escaped(str(cell)) for cell in row] for row in rows]
-  marks = [':---'] + ['---:'] * (len(header) - 1)
+  marks = ['---:' if all(map(_is_number, column)) else ':---'
+           for column in zip(*cells)] or [':---'] * len(header)
   return '\n'.join(f'| {" | ".join(row)} |' for row in [header, marks, *cells])
 
 
@@ -75,6 +76,11 @@ def p_value(p: float) -> str:
 def slug(name: str) -> str:
   """A name as a part of a file's name."""
   return re.sub(r'[^\w.=-]+', '_', name)
+
+
+def _is_number(cell):
+  """Whether a cell begins with a number, or is left blank."""
+  return re.match(rf'[-+{_MINUS}]?\d|{NOTHING}?$|no interval$', cell)
 
 
 def _is_known(value):
