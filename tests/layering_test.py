@@ -11,7 +11,8 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
           'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
           'update', 'learner', 'runs', 'programs', 'checkpoint', 'metrics',
           'progress', 'interruption', 'overshoot', 'run_folder', 'summary',
-          'trainer', 'rerun', 'bench', 'compile_cache', 'command_line')
+          'trainer', 'rerun', 'analysis', 'bench', 'compile_cache',
+          'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 

@@ -1,0 +1,399 @@
+"""Intervals, tests and verdicts for a few seeds that arms share.
+
+All arrays are [n], a number for each seed, read as float64. A value that is not
+finite makes the result NaN: a run that failed needs a stated score.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+from scipy import stats
+
+from hmpo_jax.analysis import subsets
+from hmpo_jax.analysis import tango
+
+# Relative, for sums that are equal but for the order of their terms.
+_ROUNDING = 1e-12
+
+
+class Interval(NamedTuple):
+  """A mean with its two-sided confidence interval, ends included.
+
+  Attributes:
+    mean: the estimate.
+    low: lower end, -inf if nothing is known.
+    high: upper end.
+    n: number of values behind it.
+  """
+  mean: float
+  low: float
+  high: float
+  n: int
+
+
+def mean_interval(values: npt.ArrayLike, alpha: float = .05) -> Interval:
+  """Mean of one arm with Student's t interval.
+
+  It is exact for normal values. Where a fifth of the seeds collapse (a jump far
+  beyond the noise) it holds the mean too seldom, as any interval must while no
+  seed of the sample may have collapsed: in 89 % instead of 95 % for n = 10.
+
+  Args:
+    values: [n] numbers.
+    alpha: error rate, in (0, 1).
+
+  Returns:
+    The interval: (-inf, inf) for n < 2, a point if all values are equal.
+  """
+  sample, alpha = _vector(values), _rate(alpha)
+  n = len(sample)
+  if not np.isfinite(sample).all():
+    return Interval(math.nan, math.nan, math.nan, n)
+  if n < 2:
+    return Interval(float(sample[0]) if n else math.nan, -math.inf, math.inf, n)
+  if np.ptp(sample) == 0:
+    value = float(sample[0])
+    return Interval(value, value, value, n)
+  mean = float(np.mean(sample))
+  half = float(
+      stats.t.isf(alpha / 2, n - 1) * np.std(sample, ddof=1) / math.sqrt(n))
+  return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_interval(differences: npt.ArrayLike, alpha: float = .05) -> Interval:
+  """Mean difference with the interval of values that `sign_flip` keeps.
+
+  It holds every mu for which sign_flip(differences - mu) > alpha, so that it
+  never contradicts that test. Its ends are order statistics of the means of all
+  subsets of the differences: see "Using Subsample Values as Typical Values" by
+  Hartigan, JASA 64 (1969). It is exact for all differences with a symmetric
+  distribution, which two equal arms have whatever the noise of one arm.
+
+  Measured share of intervals that hold 0, alpha .05, two equal arms without
+  collapses / with a fifth of the seeds of each collapsed:
+
+    n     this          Student's t    studentised bootstrap
+    8     .953 / .956   .950 / .973    .944 / .959
+    10    .947 / .950   .950 / .963    .940 / .903
+    20    .950 / .950   .951 / .949    .950 / .918
+
+  Two arms that collapse at different rates are not symmetric: at n = 10, rates
+  .1 and .3, the mean is held in 94 %; at 0 and .2, 88 %, since in 11 % of the
+  samples no seed has collapsed. There `binary_difference` is the sharper tool.
+
+  Args:
+    differences: [n] first arm minus second arm, for each seed.
+    alpha: error rate, in (0, 1).
+
+  Returns:
+    The interval: (-inf, inf) for n < 2, a point if all differences are equal.
+    With too few seeds for the test, n < 6 at alpha .05, it is Student's t,
+    which stands on normality (with collapses it is too wide: .976 at n = 3).
+  """
+  values, alpha = _vector(differences), _rate(alpha)
+  fallback = mean_interval(values, alpha)
+  if len(values) < 2 or math.isnan(fallback.low) or np.ptp(values) == 0:
+    return fallback
+  sums, sizes = subsets.of(values)
+  rank = int(alpha * (1 + len(sums)) * (1 + _ROUNDING))
+  if not rank:
+    return fallback
+  means = np.concatenate([
+      sums / sizes,
+      (np.sum(values) - sums) / (len(values) - sizes),
+  ])
+  means.partition((rank - 1, len(means) - rank))
+  return fallback._replace(low=float(means[rank - 1]), high=float(means[-rank]))
+
+
+def sign_flip(differences: npt.ArrayLike) -> float:
+  """Two-sided p-value of a mean difference of 0, by flipping signs.
+
+  If two arms are equal, each difference has either sign with equal chance. p is
+  the share of the 2^n choices of signs whose |sum| is at least the observed.
+  Above 20 seeds 2^17 choices are drawn, always the same, and p is (1 + k) /
+  (1 + m) for k of m that reach it: see "Permutation P-values Should Never Be
+  Zero" by Phipson and Smyth (2010). A difference of 0 neither helps nor hurts.
+
+  Args:
+    differences: [n] first arm minus second arm, for each seed.
+
+  Returns:
+    p, at least least_p(n); 1 if all differences are 0; NaN for n = 0.
+  """
+  values = _vector(differences)
+  if not values.size or not np.isfinite(values).all():
+    return math.nan
+  sums, _ = subsets.of(values)
+  total = np.sum(values)
+  reached = abs(total) - _ROUNDING * np.sum(abs(values))
+  count = np.count_nonzero(abs(total - 2 * sums) >= reached)
+  return float((1 + count) / (1 + len(sums)))
+
+
+def paired_binary(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+  """Exact two-sided McNemar test of two arms with yes or no for each seed.
+
+  Args:
+    first: [n] bool.
+    second: [n] bool, of the same seeds.
+
+  Returns:
+    p; 1 if the arms agree on every seed; NaN for n = 0.
+  """
+  first_only, second_only, n = _discordant(first, second)
+  discordant = first_only + second_only
+  if not discordant:
+    return 1. if n else math.nan
+  return float(stats.binomtest(first_only, discordant).pvalue)
+
+
+def binary_difference(first: npt.ArrayLike,
+                      second: npt.ArrayLike,
+                      alpha: float = .05) -> Interval:
+  """mean(first) - mean(second) of paired yes or no, with Tango's interval.
+
+  See "Equivalence test and confidence interval for the difference in
+  proportions for the paired-sample design" by Tango, Statistics in Medicine 17
+  (1998). Over arms that are independent with rates up to .5 its
+  coverage, enumerated, is at least .947 for n = 8 and 10 and .943 for 20; over
+  all tables .92, .90 and .94 in the worst corner, .96 on average.
+  It is less cautious than the exact test: 4 to 0 leaves 0 out, where p = .125.
+
+  Args:
+    first: [n] bool.
+    second: [n] bool, of the same seeds.
+    alpha: error rate, in (0, 1).
+
+  Returns:
+    The interval, within -1 and 1; no point even if the arms always agree. The
+    mean is NaN for n = 0.
+  """
+  first_only, second_only, n = _discordant(first, second)
+  quantile = float(stats.norm.isf(_rate(alpha) / 2))
+  if not n:
+    return Interval(math.nan, -1., 1., 0)
+  low, high = tango.interval(first_only, second_only, n, quantile)
+  return Interval((first_only - second_only) / n, low, high, n)
+
+
+def proportion_interval(successes: int, n: int, alpha: float = .05) -> Interval:
+  """A proportion with the exact interval of Clopper and Pearson (1934).
+
+  Args:
+    successes: in 0..n.
+    n: number of trials; for 0 the interval is (0, 1) and the mean NaN.
+    alpha: error rate, in (0, 1); what is missed is at most that.
+  """
+  alpha = _rate(alpha)
+  if not 0 <= successes <= n:
+    raise ValueError(f'successes must be in 0..n: {successes=} {n=}')
+  if not n:
+    return Interval(math.nan, 0., 1., 0)
+  ends = stats.binomtest(successes, n).proportion_ci(1 - alpha)
+  return Interval(successes / n, float(ends.low), float(ends.high), n)
+
+
+def holm(p_values: npt.ArrayLike) -> np.ndarray:
+  """Holm's adjusted p-values: below alpha with a family-wise error of alpha.
+
+  See "A Simple Sequentially Rejective Multiple Test Procedure" by Holm (1979).
+  A contrast that could not be tested (NaN) stays NaN and counts in the number
+  of contrasts all the same: that was fixed beforehand, and missing runs must
+  not make the others significant.
+
+  Args:
+    p_values: [K] in [0, 1] or NaN.
+
+  Returns:
+    [K] adjusted, in the same order, at most 1.
+  """
+  p = _vector(p_values)
+  if np.any((p < 0) | (p > 1)):
+    raise ValueError(f'p-values must be in 0..1: {p_values=}')
+  order = np.argsort(p)  # NaN comes last
+  steps = p[order] * np.arange(len(p), 0, -1)
+  adjusted = np.empty_like(p)
+  adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+  return adjusted
+
+
+def verdict(interval_alpha: Interval, interval_2alpha: Interval,
+            adjusted_p: float, margin: float, alpha: float) -> str:
+  """What a contrast shows: a difference, equivalence, or neither.
+
+  Equivalence is that of two one-sided tests, each at level alpha, hence the
+  (1 - 2 alpha) interval: see "A Comparison of the Two One-Sided Tests Procedure
+  and the Power Approach" by Schuirmann (1987). It is not adjusted for the
+  number of contrasts.
+
+  A difference can be certain and below the margin. Then the verdict is
+  'different', since that test was adjusted and the sign is known; `within` of
+  the (1 - 2 alpha) interval tells whether to add that it is too small to
+  matter.
+
+  Args:
+    interval_alpha: with error rate alpha; 'different' needs 0 outside of it, so
+      that a verdict never contradicts the interval beside it.
+    interval_2alpha: with error rate 2 alpha.
+    adjusted_p: of the difference, after `holm`; NaN is no evidence.
+    margin: largest difference that does not matter, in units of the interval.
+    alpha: error rate.
+
+  Returns:
+    'different', 'equivalent within +-0.02' (with the margin) or 'undecided'.
+  """
+  apart = interval_alpha.low > 0 or interval_alpha.high < 0
+  if adjusted_p <= alpha and apart:
+    return 'different'
+  if within(interval_2alpha, margin):
+    return f'equivalent within +-{margin:g}'
+  return 'undecided'
+
+
+def within(interval: Interval, margin: float) -> bool:
+  """Whether the interval lies in [-margin, margin]; False if it is NaN."""
+  return -margin <= interval.low and interval.high <= margin
+
+
+def smallest_detectable(sd: float,
+                        n: int,
+                        alpha: float = .05,
+                        num_contrasts: int = 1,
+                        power: float = .8) -> float:
+  """Mean difference that a paired t-test finds with the given power.
+
+  By the noncentral t distribution, at the first step of Holm's procedure, so at
+  level alpha / num_contrasts. `sign_flip` comes close to it where `can_answer`,
+  and finds nothing where not.
+
+  Args:
+    sd: standard deviation of the differences over seeds.
+    n: number of seeds.
+    alpha: family-wise error rate.
+    num_contrasts: K.
+    power: chance to find it, in (alpha, 1).
+
+  Returns:
+    The difference, in units of sd; inf for n < 2.
+  """
+  if n < 2:
+    return math.inf
+  threshold = stats.t.isf(_rate(alpha) / (2 * num_contrasts), n - 1)
+  # The chance of a finding with the wrong sign is left out; it is negligible.
+  shift = special.nctdtrinc(  # pylint: disable=no-member
+      n - 1, 1 - power, threshold)
+  return float(shift * sd / math.sqrt(n))
+
+
+def least_p(n: int) -> float:
+  """Smallest p that `sign_flip` of n <= 20 seeds can give: 2^(1 - n)."""
+  return min(1., 2.**(1 - n))
+
+
+def can_answer(n: int, k: int, alpha: float = .05) -> bool:
+  """Whether n seeds can show one of k contrasts: k 2^(1 - n) <= alpha."""
+  return k * least_p(n) <= alpha
+
+
+def pairing_gain(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+  """By what factor pairing cut the seeds needed for a given precision.
+
+  Args:
+    first: [n] one arm.
+    second: [n] another arm, of the same seeds.
+
+  Returns:
+    (var(first) + var(second)) / var(first - second): 1 without correlation,
+    below 1 where it is negative; inf if the difference is constant, NaN if both
+    arms are or n < 2.
+  """
+  x, y = _pair(first, second)
+  if len(x) < 2:
+    return math.nan
+  apart = np.var(x, ddof=1) + np.var(y, ddof=1)
+  together = np.var(x - y, ddof=1)
+  if together > _ROUNDING**2 * apart:
+    return float(apart / together)
+  return math.inf if apart > 0 else math.nan
+
+
+def correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+  """Pearson's correlation of two arms over seeds; NaN if one is constant."""
+  x, y = _pair(first, second)
+  if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    return math.nan
+  return float(np.corrcoef(x, y)[0, 1])
+
+
+def worst_quartile_mean(values: npt.ArrayLike) -> float:
+  """Mean of the lowest quarter of [n] values, rounded up; NaN for n = 0."""
+  ordered = np.sort(_vector(values))
+  lowest = ordered[:math.ceil(len(ordered) / 4)]
+  return float(np.mean(lowest)) if lowest.size else math.nan
+
+
+def max_drawdown(curve: npt.ArrayLike) -> float:
+  """Largest fall of a [m] curve below what it had reached; NaN for m = 0."""
+  heights = _vector(curve)
+  falls = np.maximum.accumulate(heights) - heights
+  return float(np.max(falls)) if falls.size else math.nan
+
+
+def area(steps: npt.ArrayLike, values: npt.ArrayLike, horizon: float) -> float:
+  """Mean height from step 0 to the horizon of the lines between evaluations.
+
+  Args:
+    steps: [m] of the evaluations, increasing, not negative.
+    values: [m] there.
+    horizon: positive, in units of the steps; what lies beyond is cut off.
+
+  Returns:
+    The mean height: the first and the last value hold before and after the
+    evaluations. NaN for m = 0.
+  """
+  times, heights = _pair(steps, values)
+  if not horizon > 0:
+    raise ValueError(f'horizon must be positive: {horizon=}')
+  if not np.all(np.diff(times) > 0) or not np.all(times >= 0):
+    raise ValueError(f'steps must increase, from 0 or later: {steps=}')
+  if not times.size:
+    return math.nan
+  inner = times[(0 < times) & (times < horizon)]
+  knots = np.concatenate([[0.], inner, [horizon]])
+  return float(np.trapezoid(np.interp(knots, times, heights), knots) / horizon)
+
+
+def _vector(values):
+  """[n] float64."""
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1:
+    raise ValueError(f'values must be of shape [n]: {values.shape=}')
+  return values
+
+
+def _pair(first, second):
+  """Two [n] float64 arrays."""
+  first, second = _vector(first), _vector(second)
+  if len(first) != len(second):
+    raise ValueError('arms must have the same seeds: '
+                     f'{len(first)=} {len(second)=}')
+  return first, second
+
+
+def _rate(alpha):
+  if not 0 < alpha < 1:
+    raise ValueError(f'alpha must be between 0 and 1: {alpha=}')
+  return alpha
+
+
+def _discordant(first, second):
+  """Seeds with yes in the first arm only, in the second only, and all seeds."""
+  first, second = _pair(first, second)
+  both = np.stack([first, second])
+  if not np.isin(both, (0, 1)).all():
+    raise ValueError(f'arms must hold yes or no: {first=} {second=}')
+  return int(np.sum(first > second)), int(np.sum(first < second)), len(first)
