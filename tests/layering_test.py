@@ -8,10 +8,10 @@ from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'config_file',
-          'model', 'rollout', 'tasks', 'policy', 'mechanism', 'warm_start',
-          'update', 'learner', 'runs', 'programs', 'checkpoint', 'metrics',
-          'progress', 'interruption', 'overshoot', 'run_folder', 'summary',
-          'trainer', 'rerun', 'analysis', 'bench', 'compile_cache',
+          'model', 'rollout', 'tasks', 'policy', 'mechanism', 'oracle',
+          'warm_start', 'update', 'learner', 'runs', 'programs', 'checkpoint',
+          'metrics', 'progress', 'interruption', 'overshoot', 'run_folder',
+          'summary', 'trainer', 'rerun', 'analysis', 'bench', 'compile_cache',
           'command_line')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
@@ -60,8 +60,8 @@ class LayeringTest(absltest.TestCase):
     shell = {
         'checkpoint.py', 'command_line.py', 'compile_cache.py',
         'config_file.py', 'interruption.py', 'metrics.py', 'own_peer.py',
-        'profile.py', 'prompt_file.py', 'report.py', 'reward.py', 'rerun.py',
-        'run_folder.py', 'summary.py', 'trainer.py'
+        'profile.py', 'prompt_file.py', 'records.py', 'report.py', 'reward.py',
+        'rerun.py', 'run_folder.py', 'summary.py', 'trainer.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:
