@@ -69,7 +69,7 @@ def of_keys(plan: records.Plan, task: str, label: str,
   rows = _shown(plan, plan.steps, task, curves)
   variants = present(plan, rows, task)
   picture, grid = styles.panels(len(variants))
-  look = styles.of_variants([curve.label for curve in curves])
+  look = styles.of_variants(list(dict.fromkeys(c.label for c in curves)))
   for axes, variant in zip(grid, variants):
     for curve in curves:
       style = styles.Style(look[curve.label].color, curve.line)
@@ -106,9 +106,13 @@ def finish(picture: figure.Figure, grid: list, across: str, up: str) -> None:
   picture.supxlabel(across, fontsize=9)
   picture.supylabel(up, fontsize=9)
   handles, labels = grid[0].get_legend_handles_labels()
-  if len(labels) > 1 or labels and not grid[0].get_title():
+  named = dict(zip(labels, handles))
+  if len(named) > 1 or named and not grid[0].get_title():
     picture.legend(
-        handles, labels, loc='outside upper center', ncols=min(len(labels), 4))
+        list(named.values()),
+        list(named),
+        loc='outside upper center',
+        ncols=min(len(named), 4))
 
 
 def present(plan: records.Plan, frame: pandas.DataFrame,
@@ -132,8 +136,10 @@ def _draw(axes, plan, rows, variant, curve, style, name):
       label=name)
   if curve.spread != 'none' and len(values) > 1:
     low, high = _band(values, curve.spread, plan.about['alpha'])
+    limits = axes.dataLim.frozen()
     axes.fill_between(
         steps, low, high, color=style.color, alpha=.18, linewidth=0)
+    axes.dataLim.set(limits)  # runs decide them, or few seeds hide all else
 
 
 def _columns(values) -> Iterator[np.ndarray]:

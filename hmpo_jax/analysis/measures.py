@@ -54,8 +54,8 @@ REDUCTIONS = {
     'third_3': _third(3),
 }
 
-LEARNING, RATIOS, STABILITY = 'learning', 'ratios', 'stability'
-GRADIENTS, MEANS = 'gradients', 'means'
+LEARNING, ADVANTAGES, RATIOS = 'learning', 'advantages', 'ratios'
+STABILITY, GRADIENTS, MEANS = 'stability', 'gradients', 'means'
 
 MEASURES = (
     Measure(LEARNING, 'heldout_first', '', 'held-out reward, step 0', '.3f'),
@@ -65,13 +65,13 @@ MEASURES = (
     Measure(LEARNING, 'reward/mean', 'mean', 'episode reward', '.3f'),
     Measure(LEARNING, 'reward/mean', 'tail', 'episode reward, last tenth',
             '.3f'),
-    Measure(LEARNING, 'advantage/reward_variance', 'mean',
+    Measure(ADVANTAGES, 'advantage/reward_variance', 'mean',
             'variance in a group before scaling', '.4f'),
-    Measure(LEARNING, 'advantage/effective_variance', 'mean',
+    Measure(ADVANTAGES, 'advantage/effective_variance', 'mean',
             'variance of A M_p', '.3f'),
-    Measure(LEARNING, 'advantage/effective_group_sum', 'mean',
+    Measure(ADVANTAGES, 'advantage/effective_group_sum', 'mean',
             'group sum of A M_p', '.3f'),
-    Measure(LEARNING, 'advantage/zero_variance_frac', 'mean',
+    Measure(ADVANTAGES, 'advantage/zero_variance_frac', 'mean',
             'groups of equal rewards', '.1%'),
     Measure(RATIOS, 'ratio/mean', 'mean', 'mean ratio', '.4f'),
     Measure(RATIOS, 'ratio/std', 'mean', 'its deviation', '.4f'),
@@ -100,12 +100,14 @@ MEASURES = (
             'sigma, last update, nats', '.3f'),
     Measure(GRADIENTS, 'mechanism/cosine_unclipped', 'mean',
             'cosine, p = 0 and -1, no clip', '.3f'),
-    Measure(GRADIENTS, 'mechanism/cosine', 'mean', 'the same with the clip',
+    Measure(GRADIENTS, 'mechanism/cosine_unclipped_p1_p0', 'mean',
+            'p = 1 and 0, no clip', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine_unclipped_p1_pm1', 'mean',
+            'p = 1 and -1, no clip', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine', 'mean', 'p = 0 and -1, clipped',
             '.3f'),
-    Measure(GRADIENTS, 'mechanism/cosine_p1_p0', 'mean', 'cosine, p = 1 and 0',
-            '.3f'),
-    Measure(GRADIENTS, 'mechanism/cosine_p1_pm1', 'mean',
-            'cosine, p = 1 and -1', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine_current_p0', 'mean',
+            'its own loss and p = 0, clipped', '.3f'),
     Measure(GRADIENTS, 'mechanism/norm_ratio', 'mean',
             'length, p = -1 over p = 0', '.3f'),
     Measure(GRADIENTS, 'mechanism/mask_disagreement_p0_pm1', 'mean',
@@ -119,7 +121,7 @@ MEASURES = (
     Measure(MEANS, 'agm/harmonic', 'mean', 'H', '.4f'),
     Measure(MEANS, 'agm/gap', 'mean', 'gap A - H', '.4f'),
     Measure(MEANS, 'agm/log_gap', 'mean', 'log A - log H, nats', '.4f'),
-    Measure(MEANS, 'log_ratio/row_variance', 'mean', 'var(x), nats^2', '.4f'),
+    Measure(MEANS, 'log_ratio/row_variance', 'mean', 'var(x), nats²', '.4f'),
     Measure(MEANS, 'agm/convergence_rate', 'mean', 'A-H convergence rate',
             '.4f'),
     Measure(MEANS, 'mean/p', 'first', 'p, first step', '.2f'),

@@ -13,7 +13,8 @@ from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
 _SECTIONS = {
-    measures.LEARNING: 'Reward and advantages',
+    measures.LEARNING: 'Reward',
+    measures.ADVANTAGES: 'Advantages',
     measures.RATIOS: 'Ratios and clipping',
     measures.STABILITY: 'Stability',
     measures.GRADIENTS: 'Gradients and updates',
@@ -155,7 +156,7 @@ class Page:
     body = []
     for name, runs in self._arms():
       found = [cells.get((*name, m.column)) for m in shown]
-      body.append([*self._named(name, runs), *(map(_cell, shown, found))])
+      body.append([*self._named(name, runs), *map(_cell, shown, found)])
     note = ('\n\nNo update was skipped for: ' + text.listing(
         m.key.split('/')[1] for m in hidden) + '.') if hidden else ''
     return text.table([*self._names(), *(m.label for m in shown)], body) + note

@@ -9,12 +9,15 @@ import pandas
 from hmpo_jax.analysis import charts
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import curves
+from hmpo_jax.analysis import phase
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
 _BAND = 'thin lines are seeds, the thick one is their mean, the band its {}'
 _GRAY = '; dashed gray: {} for comparison'
+_AROUND, _ENDS = 'mean ± deviation over rows', 'largest, smallest'
+_WIDE = 5  # from the least value to the largest, for a scale of logarithms
 _ROLLING = 15  # horizons over the window of a rolling mean
 
 
@@ -44,6 +47,12 @@ def make(plan: records.Plan, seeds: pandas.DataFrame,
         picture)
   for task in plan.about['tasks']:
     yield from _of_task(plan, seeds, task)
+  if plan.phase is not None and len(plan.phase):
+    yield Picture(
+        'phase', 'Which order estimates the gradient best',
+        'On a tiny task whose exact gradient is known: mean squared error of '
+        'the estimate over that of the best order, by sigma of the log-ratios '
+        'and length.', phase.draw(plan.phase.to_dict('records')))
   if plan.tuning is not None and len(plan.tuning):
     yield Picture(
         'tuning', 'The tuned grid',
@@ -134,12 +143,12 @@ def _logits(plan, task):
   values = plan.steps.loc[plan.steps['task'] == task, 'qk/max_logit']
   runs = plan.runs[plan.runs['task'] == task]
   for axes in picture.axes:
-    if values.min() > 0:
+    if values.max() > _WIDE * values.min() > 0:
       axes.set_yscale('log')
       _plain_ticks(axes)
     for column, line in (('tau', '--'), ('monitor_tau', ':')):
       for level in sorted(set(runs[column].dropna())):
-        if level < 20 * values.max():
+        if level < _WIDE * values.max():
           axes.axhline(level, color='black', linewidth=.9, linestyle=line)
   return picture
 
@@ -169,19 +178,17 @@ def _ratios(plan, task):
       below=steps['ratio/mean'] - steps['ratio/std'])
   picture = curves.of_keys(
       plan._replace(steps=bounds), task, 'ratio M_p of a row',
-      (curve('ratio/mean', 'mean', '-'), curve('above', 'mean + deviation',
-                                               '--'),
-       curve('below', 'mean - deviation', '--'),
-       curve('ratio/max', 'largest', ':', 'max'),
-       curve('ratio/min', 'smallest', ':', 'min')))
+      (curve('ratio/mean', 'mean', '-'), curve('above', _AROUND, '--'),
+       curve('below', _AROUND, '--'), curve('ratio/max', _ENDS, ':', 'max'),
+       curve('ratio/min', _ENDS, ':', 'min')))
   return picture
 
 
 def _gap(plan, task):
   picture = curves.of_keys(
-      plan, task, 'nats, nats^2',
+      plan, task, 'nats and nats²',
       (curves.Curve('agm/log_gap', 'log A - log H, nats'),
-       curves.Curve('log_ratio/row_variance', 'var(x), nats^2', line='--')))
+       curves.Curve('log_ratio/row_variance', 'var(x), nats²', line='--')))
   here = plan.steps[plan.steps['task'] == task]
   if here['agm/log_gap'].min() > 0:
     for axes in picture.axes:
@@ -194,8 +201,8 @@ def _cosine(plan, task):
   return curves.of_keys(
       plan, task, 'cosine of the gradients',
       (curve('mechanism/cosine_unclipped', 'p = 0 and -1', '-'),
-       curve('mechanism/cosine_p1_p0', 'p = 1 and 0', '--'),
-       curve('mechanism/cosine_p1_pm1', 'p = 1 and -1', ':')))
+       curve('mechanism/cosine_unclipped_p1_p0', 'p = 1 and 0', '--'),
+       curve('mechanism/cosine_unclipped_p1_pm1', 'p = 1 and -1', ':')))
 
 
 def _ghost(plan, task, frame):

@@ -200,7 +200,7 @@ class Words:
     for variant, runs in rows.groupby('variant', sort=False):
       first, last = runs['mean/p:first'], runs['mean/p:last']
       if (first - last).abs().max() > 1e-6:
-        yield (f'{self._on(task)}p of {variant} went from '
+        yield (f'{self._on(task)}the order p of {variant} went from '
                f'{text.number(first.mean(), ".2f")} to '
                f'{text.number(last.mean(), ".2f")} (seeds '
                f'{text.bounds(last.min(), last.max(), ".2f")}, '

@@ -69,7 +69,7 @@ def panels(count: int,
     columns: at most so many panels stand side by side.
     sharing: whether all have the same limits.
   """
-  columns = min(columns, count)
+  columns = 2 if count == 4 else min(columns, count)
   rows = -(-count // columns)
   tall = height * (1.4 if columns == 1 else 1.1 if columns == 2 else 1)
   picture = figure.Figure(figsize=(WIDTH, tall * rows), layout='constrained')
