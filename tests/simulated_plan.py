@@ -43,13 +43,16 @@ _TYPICAL = {
 }
 
 
-def about(variants, seeds, **changes) -> dict:
+def describe(rises, seeds, **changes) -> dict:
   """The plan.json of variants {name: rise of the reward} on one task."""
-  names = list(variants)
+  names = list(rises)
   plan = {
-      'name': 'plan_simulated',
-      'question': 'Does the report say what was planted?',
-      'exploratory': False,
+      'name':
+          'plan_simulated',
+      'question':
+          'Does the report say what was planted?',
+      'exploratory':
+          False,
       'tasks': ['sort'],
       'variants': {
           name: {
@@ -62,24 +65,33 @@ def about(variants, seeds, **changes) -> dict:
               'note': ''
           } for name in names
       },
-      'seeds': list(range(seeds)),
+      'seeds':
+          list(range(seeds)),
       'contrasts': [{
           'name': f'{names[0]} - {names[1]}',
           'variant': names[0],
           'baseline': names[1],
           'outcome': outcome
       } for outcome in ('area', 'collapse')] if len(names) > 1 else [],
-      'margin': 0.02,
-      'alpha': 0.05,
-      'target': 0.8,
-      'failure_reward': 0.,
-      'collapse_margin': 0.05,
-      'horizon': 40,
-      'commit': '0123abc',
+      'margin':
+          0.02,
+      'alpha':
+          0.05,
+      'target':
+          0.8,
+      'failure_reward':
+          0.,
+      'collapse_margin':
+          0.05,
+      'horizon':
+          40,
+      'commit':
+          '0123abc',
       'versions': {
           'jax': '0.10.2'
       },
-      'device': 'cpu',
+      'device':
+          'cpu',
       'settings': {}
   }
   plan |= changes
@@ -88,33 +100,35 @@ def about(variants, seeds, **changes) -> dict:
       'variant': variant,
       'seed': seed,
       'folder': f'runs/{task}/{variant}/{seed}'
-  } for task in plan['tasks'] for variant in plan['variants']
+  }
+                  for task in plan['tasks']
+                  for variant in plan['variants']
                   for seed in plan['seeds']]
   return plan
 
 
-def write(workdir, variants, seeds=10, *, failed=(), stop=None, **changes):
+def write(workdir, rises, seeds=10, *, failed=(), stop=None, about=None):
   """Writes a plan folder.
 
   Args:
     workdir: made if missing.
-    variants: {name: rise of the held-out reward from 0.5 on}.
+    rises: {variant: rise of the held-out reward from 0.5 on}.
     seeds: number of them.
     failed: {(variant, seed): step} of runs that fail.
     stop: {(variant, seed): step} of runs that still go, 0 for not begun.
-    **changes: of plan.json.
+    about: what plan.json holds instead of what `describe` gives.
 
   Returns:
     What plan.json holds.
   """
   workdir, failed, stop = pathlib.Path(workdir), dict(failed), dict(stop or {})
-  plan = about(variants, seeds, **changes)
+  plan = describe(rises, seeds, **(about or {}))
   for run in plan['runs']:
     arm = run['variant'], run['seed']
     until = failed.get(arm, stop.get(arm, plan['horizon']))
     folder = workdir / run['folder']
     folder.mkdir(parents=True, exist_ok=True)
-    curve = _curve(run, variants[run['variant']], plan['horizon'])
+    curve = _curve(run, rises[run['variant']], plan['horizon'])
     if until or arm in failed:
       _dump(folder / 'start.json', curve[0])
     records = [_record(run, curve, step) for step in range(1, until + 1)]
@@ -161,7 +175,9 @@ def _record(run, curve, step):
     digest += run['variant'].encode()
   return {
       'step': step
-  } | _TYPICAL | {f'skipped/{cause}': 0 for cause in update.SKIP_CAUSES} | {
+  } | _TYPICAL | {
+      f'skipped/{cause}': 0 for cause in update.SKIP_CAUSES
+  } | {
       'agm/gap': gap,
       'agm/log_gap': gap,
       'log_ratio/row_variance': gap * 1.1,

@@ -34,8 +34,7 @@ def forest(plan: records.Plan, table: pandas.DataFrame) -> figure.Figure | None:
   if not groups:
     return None
   height = .8 + sum(.32 * len(group) + .55 for group in groups)
-  picture = figure.Figure(
-      figsize=(styles.WIDTH, height), layout='constrained')
+  picture = figure.Figure(figsize=(styles.WIDTH, height), layout='constrained')
   grid = picture.subplots(
       len(groups), 1, squeeze=False, height_ratios=[len(g) + 1 for g in groups])
   for axes, group in zip(grid.flat, groups):
@@ -133,8 +132,8 @@ def _survival(plan, ended, variant):
   times, share = np.asarray(times, float), np.asarray(share, float)
   if not len(times) or times[0] > 0:
     times, share = np.append(0., times), np.append(1., share)
-  return np.append(times, plan.about['horizon']), 100 * np.append(
-      share, share[-1])
+  return np.append(times,
+                   plan.about['horizon']), 100 * np.append(share, share[-1])
 
 
 def _heat(axes, rows, low, high):

@@ -6,6 +6,7 @@ import pandas
 from hmpo_jax.analysis import pairing
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
+from hmpo_jax.analysis import text
 
 EXPLORATORY, DIFFERENT = 'exploratory', 'different'
 
@@ -95,7 +96,9 @@ def _row(plan, seeds, contrast, is_listed):
   arms = contrast['variant'], contrast['baseline']
   first, second = pairs(plan, seeds, *arms, contrast['outcome'])
   row = {
-      **{key: contrast[key] for key in _COLUMNS[:4]},
+      **{
+          key: contrast[key] for key in _COLUMNS[:4]
+      },
       'n': len(first),
       'planned': len(about['seeds']),
       'p': np.nan,
@@ -179,7 +182,7 @@ def _judged(about, table):
     if is_open[row.Index]:
       verdict = f'open: {row.n} of {row.planned} seeds'
     elif np.isnan(row.p):
-      verdict = f'open: {row.n} seeds can\'t tell'
+      verdict = f'open: {text.plural(row.n, "seed")} can\'t tell'
     else:
       narrow = statistics.Interval(row.mean, row.low_2alpha, row.high_2alpha,
                                    row.n)

@@ -80,9 +80,8 @@ def of_keys(plan: records.Plan, task: str, label: str,
   return picture
 
 
-def layout(
-    plan: records.Plan, variants: list[str]
-) -> tuple[figure.Figure, list[tuple]]:
+def layout(plan: records.Plan,
+           variants: list[str]) -> tuple[figure.Figure, list[tuple]]:
   """One panel for few variants, or one for each.
 
   Returns:

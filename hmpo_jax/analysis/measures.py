@@ -29,9 +29,9 @@ TAIL = 0.1  # last share of training whose mean is `tail`
 
 
 def _third(number):
-  return lambda steps, values, horizon: _mean(
-      values[(steps > (number - 1) * horizon / 3)
-             & (steps <= number * horizon / 3)])
+  return lambda steps, values, horizon: _mean(values[
+      (steps > (number - 1) * horizon / 3)
+      & (steps <= number * horizon / 3)])
 
 
 def _mean(values):
@@ -41,17 +41,27 @@ def _mean(values):
 # From steps [m], values [m] and the horizon in steps to a number, NaN where the
 # run hasn't come as far; m is at least 1.
 REDUCTIONS = {
-    'mean': lambda steps, values, horizon: _mean(values),
-    'max': lambda steps, values, horizon: float(np.max(values)),
-    'min': lambda steps, values, horizon: float(np.min(values)),
-    'sum': lambda steps, values, horizon: float(np.sum(values)),
-    'first': lambda steps, values, horizon: float(values[0]),
-    'last': lambda steps, values, horizon: float(values[-1]),
-    'tail': lambda steps, values, horizon: _mean(values[steps > steps[-1] -
-                                                        TAIL * horizon]),
-    'third_1': _third(1),
-    'third_2': _third(2),
-    'third_3': _third(3),
+    'mean':
+        lambda steps, values, horizon: _mean(values),
+    'max':
+        lambda steps, values, horizon: float(np.max(values)),
+    'min':
+        lambda steps, values, horizon: float(np.min(values)),
+    'sum':
+        lambda steps, values, horizon: float(np.sum(values)),
+    'first':
+        lambda steps, values, horizon: float(values[0]),
+    'last':
+        lambda steps, values, horizon: float(values[-1]),
+    'tail':
+        lambda steps, values, horizon: _mean(values[steps > steps[-1] - TAIL *
+                                                    horizon]),
+    'third_1':
+        _third(1),
+    'third_2':
+        _third(2),
+    'third_3':
+        _third(3),
 }
 
 LEARNING, ADVANTAGES, RATIOS = 'learning', 'advantages', 'ratios'
@@ -84,13 +94,12 @@ MEASURES = (
     Measure(RATIOS, 'clip/high_frac', 'third_2', 'high, 2nd', '.1%'),
     Measure(RATIOS, 'clip/high_frac', 'third_3', 'high, 3rd', '.1%'),
     Measure(RATIOS, 'loss/live_frac', 'mean', 'rows with a gradient', '.1%'),
-    Measure(STABILITY, 'qk/max_logit', 'max', 'largest attention logit',
-            '.1f'),
+    Measure(STABILITY, 'qk/max_logit', 'max', 'largest attention logit', '.1f'),
     Measure(STABILITY, 'qk/over_monitor_tau_frac', 'mean',
             'updates with a logit above monitor_tau', '.1%'),
     Measure(STABILITY, 'qk/exploded', 'max', 'runs that exploded', '.0%'),
-    Measure(STABILITY, 'qk/clipped_frac', 'mean', 'updates that QK-clip changed',
-            '.1%'),
+    Measure(STABILITY, 'qk/clipped_frac', 'mean',
+            'updates that QK-clip changed', '.1%'),
     Measure(STABILITY, 'qk/clip_drift_k3', 'mean',
             'KL that the clip caused, nats per token', '.2g'),
     Measure(STABILITY, 'nonfinite_values', 'sum', 'values not finite', '.1f'),
@@ -115,8 +124,8 @@ MEASURES = (
     Measure(GRADIENTS, 'mechanism/mask_disagreement_p1_p0', 'mean',
             'clip differs, p = 1 and 0', '.1%'),
     Measure(GRADIENTS, 'update/norm', 'mean', 'length of the update', '.4f'),
-    Measure(GRADIENTS, 'update/cosine', 'mean',
-            'cosine, update and -gradient', '.3f'),
+    Measure(GRADIENTS, 'update/cosine', 'mean', 'cosine, update and -gradient',
+            '.3f'),
     Measure(MEANS, 'agm/arithmetic', 'mean', 'A', '.4f'),
     Measure(MEANS, 'agm/harmonic', 'mean', 'H', '.4f'),
     Measure(MEANS, 'agm/gap', 'mean', 'gap A - H', '.4f'),

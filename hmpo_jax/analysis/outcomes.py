@@ -34,9 +34,8 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
   for run in plan.runs.to_dict('records'):
     name = tuple(run[key] for key in records.RUN)
     recorded = steps.get(name, plan.steps.iloc[:0])
-    rows.append(run |
-                _heldout(plan.about, run, heldout.get(name), recorded) |
-                _recorded(recorded, plan.about['horizon']))
+    rows.append(run | _heldout(plan.about, run, heldout.get(name), recorded)
+                | _recorded(recorded, plan.about['horizon']))
   return _censored(pandas.DataFrame(rows))
 
 
@@ -103,8 +102,8 @@ def _censored(table):
   number that a finished run took, so that all are followed as far.
   """
   finished = table[table['state'] == records.FINISHED]
-  for unit, total in (('episodes', 'total/episodes:last'),
-                      ('tokens', 'tokens')):
+  for unit, total in (('episodes', 'total/episodes:last'), ('tokens',
+                                                            'tokens')):
     column = f'{unit}_to_target'
     if total not in table:
       continue
@@ -128,6 +127,6 @@ def _recorded(steps, horizon):
     found[measure.column] = _UNKNOWN
     if known.any():
       found[measure.column] = measures.REDUCTIONS[measure.reduce](
-          steps['step'].to_numpy(float)[known],
-          values.to_numpy(float)[known], horizon)
+          steps['step'].to_numpy(float)[known], values.to_numpy(float)[known],
+          horizon)
   return found

@@ -39,8 +39,7 @@ class Page:
     self._seeds, self._found = seeds, found
     self._words = sentences.Words(plan, seeds, found)
 
-  def render(self, figures: list[pictures.Picture],
-             files: list[str]) -> str:
+  def render(self, figures: list[pictures.Picture], files: list[str]) -> str:
     """The whole page.
 
     Args:
@@ -81,12 +80,11 @@ class Page:
     yield '## What the runs say'
     yield (f'Ranges in brackets are {1 - self._about["alpha"]:.0%} intervals, '
            'n is the number of seeds.')
-    for title, lines in (
-        ('1. Stability', words.stability()),
-        ('2. Reward, advantages and clipping', words.reward()),
-        ('3. Learning dynamics', words.learning()),
-        ('4. Arithmetic and harmonic means', words.means()),
-        ('What the data cannot tell', words.limits())):
+    for title, lines in (('1. Stability', words.stability()),
+                         ('2. Reward, advantages and clipping', words.reward()),
+                         ('3. Learning dynamics', words.learning()),
+                         ('4. Arithmetic and harmonic means', words.means()),
+                         ('What the data cannot tell', words.limits())):
       yield f'### {title}'
       yield '\n'.join(f'- {line[0].upper()}{line[1:]}' for line in lines)
 
@@ -121,12 +119,12 @@ class Page:
              'tell.')
     rows = table[table['outcome'] == 'area']
     if len(rows):
-      yield text.table(
-          ['pairing', 'tokens part at step (median)', 'correlation of areas',
-           'seeds saved by pairing, factor'],
-          [(row.name, text.number(row.diverge, '.0f'),
-            text.number(row.correlation, '.2f'), text.number(row.gain, '.1f'))
-           for row in rows.itertuples()])
+      yield text.table([
+          'pairing', 'tokens part at step (median)', 'correlation of areas',
+          'seeds saved by pairing, factor'
+      ], [(row.name, text.number(row.diverge, '.0f'),
+           text.number(row.correlation, '.2f'), text.number(row.gain, '.1f'))
+          for row in rows.itertuples()])
 
   def _variants(self) -> Iterator[str]:
     yield '## Variants'
@@ -143,22 +141,25 @@ class Page:
   def _section(self, listed):
     """One row for each task and variant; no column that nobody has."""
     rows = self._found['variants']
-    cells = {(row.task, row.variant, row.column): row
-             for row in rows.itertuples()}
+    cells = {
+        (row.task, row.variant, row.column): row for row in rows.itertuples()
+    }
     listed = [m for m in listed if m.column in set(rows['column'])]
     if not listed:
       return ''
     # Of causes, only those that occurred.
     quiet = rows.groupby('column')['most'].max() == 0
-    hidden = [m for m in listed
-              if m.key.startswith('skipped/') and quiet[m.column]]
+    hidden = [
+        m for m in listed if m.key.startswith('skipped/') and quiet[m.column]
+    ]
     shown = [m for m in listed if m not in hidden]
     body = []
     for name, runs in self._arms():
       found = [cells.get((*name, m.column)) for m in shown]
       body.append([*self._named(name, runs), *map(_cell, shown, found)])
-    note = ('\n\nNo update was skipped for: ' + text.listing(
-        m.key.split('/')[1] for m in hidden) + '.') if hidden else ''
+    note = ('\n\nNo update was skipped for: ' +
+            text.listing(m.key.split('/')[1] for m in hidden) +
+            '.') if hidden else ''
     return text.table([*self._names(), *(m.label for m in shown)], body) + note
 
   def _targets(self):
@@ -178,8 +179,8 @@ class Page:
           f' of {row.horizon:,.0f}' if row else text.NOTHING
           for row in map(by_unit.get, ('steps', 'episodes', 'tokens'))
       ]
-      rows.append([*self._prefix(name), f'{reached.reached} of {reached.n}',
-                   *cells])
+      rows.append(
+          [*self._prefix(name), f'{reached.reached} of {reached.n}', *cells])
     yield text.table(
         [*self._names()[:-1], 'reached', 'steps', 'episodes', 'tokens'], rows)
 
@@ -226,8 +227,8 @@ class Page:
     yield '## Settings'
     yield text.table(
         ['variant', 'what differs', 'settings of', 'exploratory', 'note'],
-        [(name, _overrides(variant.get('overrides', {})),
-          variant.get('settings', 'base'),
+        [(name, _overrides(variant.get('overrides',
+                                       {})), variant.get('settings', 'base'),
           'yes' if variant.get('exploratory') or about['exploratory'] else 'no',
           variant.get('note', ''))
          for name, variant in about['variants'].items()])
@@ -302,5 +303,5 @@ def _cell(measure, row):
 
 
 def _overrides(values):
-  return ', '.join(f'{key} = {value}' for key, value in values.items()) or (
-      text.NOTHING)
+  return ', '.join(
+      f'{key} = {value}' for key, value in values.items()) or (text.NOTHING)

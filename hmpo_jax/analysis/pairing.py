@@ -52,5 +52,5 @@ def divergence(plan: records.Plan, variant: str, baseline: str) -> float:
 
 def _first_difference(rows):
   differ = rows[f'{_DIGEST}_x'] != rows[f'{_DIGEST}_y']
-  return rows.loc[differ, 'step'].min() if differ.any() else (
-      rows['step'].max() + 1)
+  return rows.loc[differ,
+                  'step'].min() if differ.any() else (rows['step'].max() + 1)

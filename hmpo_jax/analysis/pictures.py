@@ -115,9 +115,10 @@ def _training(plan, task):
            'threshold that is only counted (dotted), where they are in view',
            _logits(plan, task))
   if has('clip/low_frac'):
-    yield ('clipping', 'Clipped rows', interval.split(';', maxsplit=1)[0] +
-           '; rows stopped at the low side (A < 0) and at the high side (A > 0)',
-           _clipping(plan, task))
+    yield (
+        'clipping', 'Clipped rows', interval.split(';', maxsplit=1)[0] +
+        '; rows stopped at the low side (A < 0) and at the high side (A > 0)',
+        _clipping(plan, task))
   if has('ratio/mean'):
     yield ('ratios', 'Ratios of rows', 'Mean of the rows\' ratios M_p with its '
            'standard deviation over the rows, and the largest and the smallest '
@@ -137,8 +138,7 @@ def _training(plan, task):
 
 
 def _logits(plan, task):
-  curve = curves.Curve(
-      'qk/max_logit', 'largest attention logit', reduce='max')
+  curve = curves.Curve('qk/max_logit', 'largest attention logit', reduce='max')
   picture = curves.of_variants(plan, plan.steps, task, curve)
   values = plan.steps.loc[plan.steps['task'] == task, 'qk/max_logit']
   runs = plan.runs[plan.runs['task'] == task]

@@ -57,8 +57,8 @@ def read(workdir: str | pathlib.Path) -> Plan:
   for run in about['runs']:
     name = {key: run[key] for key in RUN}
     row, frame, evaluations = _run(workdir / run['folder'])
-    rows.append(name | row | _thresholds(_json(workdir / run['folder'] /
-                                               'config.json')))
+    rows.append(name | row
+                | _thresholds(_json(workdir / run['folder'] / 'config.json')))
     steps.append(frame.assign(**name))
     heldout.append(evaluations.assign(**name))
   runs = _ordered(about, pandas.DataFrame(rows))
@@ -110,11 +110,14 @@ def _run(folder):
     records, heldout, summary = [], {}, None
     state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}
   frame = pandas.DataFrame([{
-      key: value for key, value in record.items() if not isinstance(value, list)
-  } for record in records])
-  evaluations = pandas.DataFrame([(step, *pair)
-                                  for step, pair in sorted(heldout.items())],
-                                 columns=_HELDOUT)
+      key: value
+      for key, value in record.items()
+      if not isinstance(value, list)
+  }
+                            for record in records])
+  evaluations = pandas.DataFrame(
+      [(step, *pair) for step, pair in sorted(heldout.items())],
+      columns=_HELDOUT)
   return state, frame, evaluations
 
 
@@ -131,8 +134,9 @@ def _thresholds(description):
 def _ordered(about, runs):
   """Runs by task, variant and seed in the order of the plan."""
   places = [
-      runs[key].map({name: i for i, name in enumerate(about[f'{key}s'])})
-      for key in RUN
+      runs[key].map({
+          name: i for i, name in enumerate(about[f'{key}s'])
+      }) for key in RUN
   ]
   order = pandas.concat(places, axis=1).sort_values(RUN).index
   return runs.loc[order].reset_index(drop=True)

@@ -42,7 +42,8 @@ def write(workdir: str | pathlib.Path,
   folder = _empty(out / 'figures')
   figures = []
   with styles.settings():
-    for picture in pictures.make(plan, seeds, found['contrasts']) if draw else ():
+    for picture in pictures.make(plan, seeds,
+                                 found['contrasts']) if draw else ():
       styles.save(picture.figure, folder / picture.name)
       figures.append(picture)
   page = pages.Page(plan, seeds, found).render(figures, written)
@@ -64,7 +65,9 @@ def _tables(plan, seeds):
 def _write_tables(plan, seeds, found, folder):
   """CSV files; returns their names."""
   smooth = tables.smoothed(plan, 'reward/mean', pictures.window(plan))
-  everything = {'seeds': seeds} | found | {
+  everything = {
+      'seeds': seeds
+  } | found | {
       'heldout': plan.heldout,
       'reward': tables.across_seeds(smooth, 'reward/mean'),
       'tuning': plan.tuning
@@ -76,8 +79,7 @@ def _write_tables(plan, seeds, found, folder):
 
 
 def _save(frame: pandas.DataFrame, file: pathlib.Path) -> None:
-  frame.to_csv(
-      file, index=False, float_format=_DIGITS, lineterminator='\n')
+  frame.to_csv(file, index=False, float_format=_DIGITS, lineterminator='\n')
 
 
 def _empty(folder):

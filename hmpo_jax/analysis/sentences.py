@@ -29,8 +29,7 @@ class Words:
     self._plan, self._about = plan, plan.about
     self._seeds, self._found = seeds, found
     named = {
-        c[arm]: None
-        for c in self._about['contrasts']
+        c[arm]: None for c in self._about['contrasts']
         for arm in ('variant', 'baseline')
     }
     self._named = list(named) or list(self._about['variants'])[:_NAMED]
@@ -55,9 +54,10 @@ class Words:
     for task in self._about['tasks']:
       for column, form, what in (
           ('heldout_last', '.3f', 'the held-out reward ended at'),
-          ('exact_last', '.1%', 'of the held-out answers were right at the end:'
-          ), ('advantage/effective_variance:mean', '.3f',
-              'the variance of the effective advantage A M_p was'),
+          ('exact_last', '.1%',
+           'of the held-out answers were right at the end:'),
+          ('advantage/effective_variance:mean', '.3f',
+           'the variance of the effective advantage A M_p was'),
           ('ratio/mean:mean', '.4f', 'the mean ratio was')):
         row = self._row(column, form, task)
         if row:
@@ -125,26 +125,23 @@ class Words:
     """Mean of each named variant with its interval and seeds."""
     rows = self._found['variants']
     rows = rows[(rows['task'] == task) & (rows['column'] == column)]
-    return '; '.join(
-        f'{row.variant} {text.number(row.mean, form)} '
-        f'({text.bounds(row.low, row.high, form)}, n = {row.n})'
-        for row in self._of_named(rows))
+    return '; '.join(f'{row.variant} {text.number(row.mean, form)} '
+                     f'({text.bounds(row.low, row.high, form)}, n = {row.n})'
+                     for row in self._of_named(rows))
 
   def _sides(self, task):
     rows = self._found['variants']
     rows = rows[rows['task'] == task]
     low, high = ({
-        row.variant: row
-        for row in rows[rows['column'] ==
-                        f'clip/{side}_frac:third_3'].itertuples()
+        row.variant: row for row in rows[
+            rows['column'] == f'clip/{side}_frac:third_3'].itertuples()
     } for side in ('low', 'high'))
     parts = []
     for name in self._named:
       if name in low and name in high:
-        sides = ' and '.join(
-            f'{text.number(row.mean, ".1%")} '
-            f'({text.bounds(row.low, row.high, ".1%")})'
-            for row in (low[name], high[name]))
+        sides = ' and '.join(f'{text.number(row.mean, ".1%")} '
+                             f'({text.bounds(row.low, row.high, ".1%")})'
+                             for row in (low[name], high[name]))
         parts.append(f'{name} {sides}, n = {low[name].n}')
     return '; '.join(parts)
 
@@ -207,8 +204,8 @@ class Words:
                f'n = {last.count()}).')
 
   def _unfinished(self, runs):
-    for state, what in ((records.RUNNING, 'still going'),
-                        (records.MISSING, 'not begun'),
+    for state, what in ((records.RUNNING, 'still going'), (records.MISSING,
+                                                           'not begun'),
                         (records.DAMAGED, 'damaged and left out')):
       count = int((runs['state'] == state).sum())
       if count:
@@ -240,13 +237,16 @@ class Words:
     """Contrasts that don't say different or equivalent."""
     for row in self._found['contrasts'].itertuples():
       if row.verdict == 'undecided' and row.outcome == 'area':
-        yield (f'Contrast {row.name} in area is undecided: {row.n} seeds show a '
-               f'difference of {text.number(row.smallest, ".3f")} four times '
-               f'in five, and the margin is {self._about["margin"]:g}.')
+        yield (
+            f'Contrast {row.name} in area is undecided: {row.n} seeds show a '
+            f'difference of {text.number(row.smallest, ".3f")} four times '
+            f'in five, and the margin is {self._about["margin"]:g}.')
       elif row.verdict == 'undecided':
-        yield (f'Contrast {row.name} in collapses is undecided: at the strictest step '
-               f'the exact test of {row.n} seeds needs a difference of '
-               f'{text.number(row.smallest, ".0%")}.')
+        least = ('finds nothing' if math.isnan(row.smallest) else
+                 f'needs a difference of {row.smallest:.0%}')
+        yield (
+            f'Contrast {row.name} in collapses is undecided: at Holm\'s first '
+            f'step the exact test of {text.plural(row.n, "seed")} {least}.')
 
 
 def contrast_sentence(row) -> str:

@@ -34,8 +34,9 @@ class Style(NamedTuple):
 def of_variants(variants: list[str]) -> dict[str, Style]:
   """A style for each variant; the first 28 differ."""
   return {
-      name: Style(_COLORS[i % len(_COLORS)],
-                  _LINES[(i + i // len(_COLORS)) % len(_LINES)])
+      name:
+          Style(_COLORS[i % len(_COLORS)],
+                _LINES[(i + i // len(_COLORS)) % len(_LINES)])
       for i, name in enumerate(variants)
   }
 

@@ -30,8 +30,8 @@ def per_variant(seeds: pandas.DataFrame, alpha: float) -> pandas.DataFrame:
     for measure in measures.MEASURES:
       values = runs[measure.column].dropna().to_numpy(float)
       if len(values):
-        rows.append((*arm, measure.column, measure.label,
-                     *_summary(values, alpha)))
+        rows.append(
+            (*arm, measure.column, measure.label, *_summary(values, alpha)))
   return pandas.DataFrame(
       rows,
       columns=ARM + [
@@ -60,8 +60,8 @@ def risk(seeds: pandas.DataFrame, alpha: float) -> pandas.DataFrame:
         'drawdown': runs['drawdown'].max(),
         'failed': int((runs['state'] == records.FAILED).sum()),
     }
-    rows.append(row | _share('collapsed', runs['collapsed'], alpha) |
-                _share('exploded', runs['qk/exploded:max'], alpha))
+    rows.append(row | _share('collapsed', runs['collapsed'], alpha)
+                | _share('exploded', runs['qk/exploded:max'], alpha))
   return pandas.DataFrame(rows)
 
 
@@ -89,12 +89,12 @@ def targets(seeds: pandas.DataFrame, horizon: float,
       reached = (runs['reached'] == 1).to_numpy()
       interval = survival.restricted_mean(times, reached, limit, alpha)
       bounds = interval[1:3] if len(runs) > 1 else (np.nan, np.nan)
-      rows.append((task, variant, unit, interval.mean, *bounds, limit,
-                   len(runs), int(reached.sum())))
+      rows.append(
+          (task, variant, unit, interval.mean, *bounds, limit, len(runs),
+           int(reached.sum())))
   return pandas.DataFrame(
       rows,
-      columns=ARM +
-      ['unit', 'mean', 'low', 'high', 'horizon', 'n', 'reached'])
+      columns=ARM + ['unit', 'mean', 'low', 'high', 'horizon', 'n', 'reached'])
 
 
 def counted(runs: pandas.DataFrame) -> str:
@@ -135,8 +135,8 @@ def _arms(table):
 
 def _summary(values, alpha):
   interval = statistics.mean_interval(values, alpha)
-  bounds = (interval.low,
-            interval.high) if len(values) > 1 else (np.nan, np.nan)
+  bounds = (interval.low, interval.high) if len(values) > 1 else (np.nan,
+                                                                  np.nan)
   deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
   return (interval.mean, *bounds, deviation, len(values), values.min(),
           values.max())

@@ -56,8 +56,8 @@ def plural(count: int, noun: str) -> str:
 def table(header: list[str], rows: Iterable[Iterable]) -> str:
   """A Markdown table, with columns of numbers set right."""
   cells = [[escaped(str(cell)) for cell in row] for row in rows]
-  marks = ['---:' if all(map(_is_number, column)) else ':---'
-           for column in zip(*cells)] or [':---'] * len(header)
+  marks = ['---:' if _is_numeric(column) else ':---' for column in zip(*cells)]
+  marks = marks or [':---'] * len(header)
   return '\n'.join(f'| {" | ".join(row)} |' for row in [header, marks, *cells])
 
 
@@ -78,9 +78,10 @@ def slug(name: str) -> str:
   return re.sub(r'[^\w.=-]+', '_', name)
 
 
-def _is_number(cell):
-  """Whether a cell begins with a number, or is left blank."""
-  return re.match(rf'[-+{_MINUS}]?\d|{NOTHING}?$|no interval$', cell)
+def _is_numeric(cells):
+  """Whether cells begin with numbers, or are left blank, but not all."""
+  number_or_blank = rf'[-+{_MINUS}]?\d|{NOTHING}?$|no interval$'
+  return any(cells) and all(re.match(number_or_blank, c) for c in cells)
 
 
 def _is_known(value):
