@@ -56,7 +56,7 @@ def target(plan: records.Plan, seeds: pandas.DataFrame,
   """
   ended = seeds[records.has_ended(seeds) & (seeds['task'] == task)
                 & seeds['steps_to_target'].notna()]
-  if not len(ended):
+  if ended.empty:
     return None
   look = styles.of_variants(list(plan.about['variants']))
   picture, parts = curves.layout(plan, curves.present(plan, ended, task))
@@ -130,8 +130,6 @@ def _survival(plan, ended, variant):
   times, share = survival.kaplan_meier(runs['steps_to_target'].to_numpy(float),
                                        (runs['reached'] == 1).to_numpy())
   times, share = np.asarray(times, float), np.asarray(share, float)
-  if not len(times) or times[0] > 0:
-    times, share = np.append(0., times), np.append(1., share)
   return np.append(times,
                    plan.about['horizon']), 100 * np.append(share, share[-1])
 

@@ -14,6 +14,7 @@ from hmpo_jax.analysis import styles
 
 TOGETHER = 4  # variants that one panel holds; with more, each has its own
 BLOCKS = 60  # points that a curve of every step is drawn with
+FEW = 5  # runs below which an interval is so wide that it hides them
 _STEPS = 'step (one rollout with all its updates)'
 
 
@@ -32,7 +33,7 @@ def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
   """One metric of every variant: seeds thin, mean thick, band around it.
 
   The mean and its band are over the runs that have come as far, where these are
-  at least half. Beyond four variants each has a panel, with the reference
+  at least half; an interval needs five. Beyond four variants each has a panel, with the reference
   dashed in gray.
 
   Args:
@@ -154,12 +155,12 @@ def _mean(values):
 
 
 def _band(values, spread, alpha):
-  """[2, m] bounds around the mean of [n, m] curves; NaN of one run."""
+  """[2, m] bounds around the mean of [n, m] curves; NaN of too few runs."""
   bounds = np.full((2, values.shape[1]), np.nan)
   for i, column in enumerate(_columns(values)):
-    if len(column) > 1 and spread == 'interval':
+    if len(column) >= FEW and spread == 'interval':
       bounds[:, i] = statistics.mean_interval(column, alpha)[1:3]
-    elif len(column) > 1:
+    elif len(column) > 1 and spread == 'deviation':
       deviation = column.std(ddof=1)
       bounds[:, i] = column.mean() - deviation, column.mean() + deviation
   return bounds

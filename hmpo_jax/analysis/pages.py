@@ -65,8 +65,15 @@ class Page:
     yield (f'{text.plural(len(runs), "run")} ({tables.counted(runs)}): '
            f'{text.plural(len(about["variants"]), "variant")}, '
            f'{text.plural(len(about["seeds"]), "seed")}, '
-           f'{text.listing(about["tasks"])}, {about["horizon"]} steps each. '
-           f'{self._origin()}')
+           f'{text.listing(about["tasks"])}, {about["horizon"]} steps each'
+           f'{self._episodes()}. {self._origin()}')
+
+  def _episodes(self):
+    steps = self._plan.steps
+    if 'total/episodes' not in steps:
+      return ''
+    each = (steps['total/episodes'] / steps['step']).round()
+    return f' of {text.bounds(each.min(), each.max(), ",.0f")} episodes'
 
   def _origin(self):
     about = self._about
@@ -90,7 +97,7 @@ class Page:
 
   def _contrasts(self):
     table, about = self._found['contrasts'], self._about
-    if not len(table):
+    if table.empty:
       return
     yield '## Contrasts'
     yield text.table([
@@ -164,7 +171,7 @@ class Page:
 
   def _targets(self):
     table = self._found['targets']
-    if not len(table):
+    if table.empty:
       return
     yield (f'### To a held-out reward of {self._about["target"]:g}\n\n'
            'In two successive evaluations. Means restricted to the horizon, at '
@@ -186,7 +193,7 @@ class Page:
 
   def _risk(self):
     table = self._found['risk']
-    if not len(table):
+    if table.empty:
       return
     yield (f'### Risk\n\nCollapsed: failed, or the last held-out reward more '
            f'than {self._about["collapse_margin"]:g} below the one at step 0. '

@@ -14,7 +14,7 @@ from hmpo_jax.analysis import records
 from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
-_BAND = 'thin lines are seeds, the thick one is their mean, the band its {}'
+_BAND = 'thin lines are seeds, the thick one is their mean, the band {}'
 _GRAY = '; dashed gray: {} for comparison'
 _AROUND, _ENDS = 'mean ± deviation over rows', 'largest, smallest'
 _WIDE = 5  # from the least value to the largest, for a scale of logarithms
@@ -75,7 +75,7 @@ def _of_task(plan, seeds, task):
 
 
 def _learning(plan, seeds, task):
-  interval = _BAND.format(f'{_percent(plan)} interval')
+  interval = _interval(plan)
   failures = plan.runs['state'] == records.FAILED
   score = (f'; failed runs count as {plan.about["failure_reward"]:g} from the '
            'failure on') if failures.any() else ''
@@ -100,12 +100,12 @@ def _training(plan, task):
   here = plan.steps[plan.steps['task'] == task]
   has = lambda key: key in here and here[key].notna().any()
   ghost = _ghost(plan, task, plan.steps)
-  interval = _upper(_BAND.format(f'{_percent(plan)} interval')) + ghost
+  interval = _upper(_interval(plan)) + ghost
   if has('reward/mean'):
     smooth = tables.smoothed(plan, 'reward/mean', window(plan))
     curve = curves.Curve(
         'reward/mean', 'episode reward, rolling mean', spread='deviation')
-    deviation = _BAND.format('standard deviation across seeds')
+    deviation = _BAND.format('the standard deviation across seeds')
     yield ('reward', 'Episode reward',
            f'Rolling mean over {window(plan)} steps; {deviation}{ghost}',
            curves.of_variants(plan, smooth, task, curve))
@@ -142,7 +142,7 @@ def _logits(plan, task):
   picture = curves.of_variants(plan, plan.steps, task, curve)
   values = plan.steps.loc[plan.steps['task'] == task, 'qk/max_logit']
   runs = plan.runs[plan.runs['task'] == task]
-  for axes in picture.axes:
+  for axes in picture.get_axes():
     if values.max() > _WIDE * values.min() > 0:
       axes.set_yscale('log')
       _plain_ticks(axes)
@@ -156,7 +156,7 @@ def _logits(plan, task):
 def _plain_ticks(axes):
   """1, 2, 5, 10 in place of powers of ten."""
   low, high = axes.get_ylim()
-  ticks = [m * 10.**e for e in range(-3, 8) for m in (1, 2, 5)]
+  ticks = [m * 10.**e for e in range(-9, 9) for m in (1, 2, 5)]
   ticks = [t for t in ticks if low <= t <= high]
   axes.set_yticks(ticks, [f'{t:g}' for t in ticks])
   axes.minorticks_off()
@@ -191,8 +191,9 @@ def _gap(plan, task):
        curves.Curve('log_ratio/row_variance', 'var(x), nats²', line='--')))
   here = plan.steps[plan.steps['task'] == task]
   if here['agm/log_gap'].min() > 0:
-    for axes in picture.axes:
+    for axes in picture.get_axes():
       axes.set_yscale('log')
+      _plain_ticks(axes)
   return picture
 
 
@@ -211,6 +212,11 @@ def _ghost(plan, task, frame):
   if len(variants) > curves.TOGETHER and against in variants:
     return _GRAY.format(against)
   return ''
+
+
+def _interval(plan):
+  return _BAND.format(f'its {_percent(plan)} interval (from {curves.FEW} seeds '
+                      'on)')
 
 
 def _percent(plan):

@@ -23,9 +23,9 @@ _NEEDED = ('name', 'question', 'exploratory', 'tasks', 'variants', 'seeds',
 class Plan(NamedTuple):
   """A plan and what its runs have left so far."""
   about: dict  # what plan.json holds
-  # One row a run: RUN, state, end (of a failed run the step of the failure, else
-  # the steps that are recorded), reason, tau of the QK-clip (NaN where it is
-  # off) and monitor_tau.
+  # One row a run: RUN, state, end (step of the failure of a failed run, else
+  # number of recorded steps), reason, tau of the QK-clip (NaN where it is off)
+  # and monitor_tau.
   runs: pandas.DataFrame
   # One row a record: RUN, step and every metric that is one number.
   steps: pandas.DataFrame

@@ -77,7 +77,7 @@ class Words:
         yield (f'{self._on(task)}steps to a held-out reward of '
                f'{about["target"]:g}, restricted mean to {about["horizon"]} '
                f'steps: {"; ".join(parts)}.')
-    if not len(targets):
+    if targets.empty:
       yield 'No run has ended, so no time to the target is known.'
 
   def means(self) -> Iterator[str]:
@@ -153,7 +153,7 @@ class Words:
 
   def _exploded(self, task):
     risk = self._found['risk']
-    if not len(risk):
+    if risk.empty:
       return
     rows = self._of_named(risk[risk['task'] == task])
     parts = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+from typing import Any
 from typing import NamedTuple
 
 import matplotlib
@@ -13,7 +14,7 @@ _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
 _LINES = ('-', '--', '-.', ':')
 GRAY = '#777777'
 WIDTH = 7.2  # inches, of a page
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     'axes.spines.right': False,
     'axes.spines.top': False,
     'axes.titlesize': 'medium',
@@ -51,8 +52,10 @@ def settings() -> Iterator[None]:
 def save(picture: figure.Figure, stem) -> None:
   """Writes stem.png and stem.svg, without the time of day."""
   # Once for both files, as it takes the most time.
-  picture.get_layout_engine().execute(picture)
-  picture.set_layout_engine('none')
+  layout = picture.get_layout_engine()
+  if layout is not None:
+    layout.execute(picture)
+    picture.set_layout_engine('none')
   picture.savefig(f'{stem}.png', dpi=160, metadata={'Software': None})
   picture.savefig(f'{stem}.svg', metadata={'Date': None, 'Creator': None})
 

@@ -145,7 +145,7 @@ def _summary(values, alpha):
 def _share(name, values, alpha):
   """Number of runs and exact interval of their share; NaN if not recorded."""
   known = values.dropna()
-  if not len(known):
+  if known.empty:
     return {name: np.nan, f'{name}_low': np.nan, f'{name}_high': np.nan}
   count = int(known.sum())
   interval = statistics.proportion_interval(count, len(known), alpha)

@@ -27,10 +27,11 @@ def signed(value: float, form: str) -> str:
 
 
 def bounds(low: float, high: float, form: str, show=number) -> str:
-  """An interval in words; says so where there is none."""
+  """An interval in words, one number for a point; says so without one."""
   if not (math.isfinite(low) and math.isfinite(high)):
     return 'no interval'
-  return f'{show(low, form)} to {show(high, form)}'
+  ends = show(low, form), show(high, form)
+  return ends[0] if ends[0] == ends[1] else f'{ends[0]} to {ends[1]}'
 
 
 def mean_and_half(mean: float, low: float, high: float, form: str) -> str:
