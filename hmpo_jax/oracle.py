@@ -35,9 +35,10 @@ DIRECTIONS = ('random', 'learned')
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 _MAX_RESPONSES = 2**16
-# Added to the logit of token 0: as after a warm start, half of a reward is won.
-_HEAD_START = 1.
-_NUM_STEPS = 24  # each halves, at least, the error of the logarithm
+# Of the logits, and added to that of token 0: as after a warm start about 0.7 of
+# the tokens are right, and of 8 tokens all in one response of 20.
+_SCALE, _HEAD_START = 0.5, 1.5
+_NUM_STEPS = 24  # each at least halves the error of log sigma, or nearly
 
 
 class Task(NamedTuple):
@@ -105,7 +106,8 @@ def token_logprobs(theta: jax.Array, responses: jax.Array) -> jax.Array:
   # A product: the gradient of a look-up, a scatter, is slow on CPU.
   chosen = jax.nn.one_hot(previous * vocab_size + responses, vocab_size**2)
   table = jax.nn.log_softmax(theta).reshape(length, vocab_size**2)
-  return jnp.einsum('btk,tk->bt', chosen, table)
+  # Elsewhere products of float32 may be narrower.
+  return jnp.einsum('btk,tk->bt', chosen, table, precision='highest')
 
 
 def expected_reward(theta: jax.Array, task: Task) -> jax.Array:
@@ -212,7 +214,7 @@ def product_loss(logprobs: jax.Array, old_logprobs: jax.Array,
   return -jnp.mean(jnp.exp(jnp.sum(log_ratio, axis=1)) * advantages), {}
 
 
-def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
+def moments_of(gradients: jax.Array, truth: jax.Array) -> Moments:
   """Moments [] of gradients [M, ...] of M >= 2 groups, truth [...] not 0.
 
   Raises:
@@ -223,7 +225,8 @@ def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
     raise ValueError(f'{count} groups: must be at least 2')
   truth = truth.ravel()
   gradients = gradients.reshape(count, -1)
-  along = gradients @ (truth / jnp.linalg.norm(truth))
+  unit = truth / jnp.linalg.norm(truth)
+  along = jnp.matmul(gradients, unit, precision='highest')
   mean = jnp.mean(gradients, axis=0)
   variance = jnp.sum((gradients - mean)**2) / (count - 1)
   mean_along = jnp.mean(along)
@@ -234,7 +237,7 @@ def moments(gradients: jax.Array, truth: jax.Array) -> Moments:
       variance=variance)
 
 
-def quality(moments_: Moments, truth_norm: np.ndarray,
+def quality(moments: Moments, truth_norm: np.ndarray,
             num_prompts: int) -> Quality:
   """How good the mean of num_prompts groups is, after the best common factor.
 
@@ -247,24 +250,31 @@ def quality(moments_: Moments, truth_norm: np.ndarray,
   away from t. An estimate that is t but for a factor and noise has no bias.
 
   Args:
-    moments_: of groups.
+    moments: of groups.
     truth_norm: |t|, broadcasts with the moments.
     num_prompts: N, the groups in one batch.
 
   Returns:
-    Arrays of the moments' shape. Of few samples a bias may be below 0.
+    Arrays of the moments' shape. Of few samples a bias may be below 0; all that
+    gradients of 0 say is an mse of 1.
   """
-  along, along_square, mean_square, variance = moments_
+  along, along_square, mean_square, variance = moments
   variance = variance / num_prompts
   forward = np.where(along > 0, along_square, 0)
-  mse = 1 - forward / (mean_square + variance)
-  bias_square = 1 - forward / mean_square
-  return Quality(mse, bias_square, mse - bias_square, variance / mean_square,
-                 along / truth_norm)
+  mse = 1 - _ratio(forward, mean_square + variance)
+  bias_square = 1 - _ratio(forward, mean_square)
+  return Quality(mse, bias_square, mse - bias_square,
+                 _ratio(variance, mean_square), along / truth_norm)
 
 
-def scene(key: jax.Array, task: Task, direction: str,
-          shape: tuple[int, ...]) -> Scene:
+def _ratio(value, divisor):
+  """value / divisor, 0 where the divisor is not positive."""
+  positive = divisor > 0
+  return np.where(positive, value / np.where(positive, divisor, 1), 0)
+
+
+def draw_scene(key: jax.Array, task: Task, direction: str,
+               shape: tuple[int, ...]) -> Scene:
   """A random policy, where it will move, and what it draws.
 
   The policy has normal logits, and token 0 a head start.
@@ -284,7 +294,8 @@ def scene(key: jax.Array, task: Task, direction: str,
   length = task.responses.shape[1]
   vocab_size = round(len(task.rewards)**(1 / length))
   size = length, vocab_size, vocab_size
-  theta_old = jax.random.normal(policy_key, size).at[..., 0].add(_HEAD_START)
+  theta_old = _SCALE * jax.random.normal(policy_key, size)
+  theta_old = theta_old.at[..., 0].add(_HEAD_START)
   if direction == 'random':
     way = jax.random.normal(direction_key, size)
   else:
@@ -293,7 +304,7 @@ def scene(key: jax.Array, task: Task, direction: str,
 
 
 def measure(
-    scene_: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
+    scene: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
     loss: Callable[..., Loss],
     advantages: Sequence[Mapping[str, str]]) -> tuple[Moments, jax.Array]:
   """Moments of a loss's gradients where the policy of a scene has moved.
@@ -301,7 +312,7 @@ def measure(
   All settings see the same responses: differences between them are paired.
 
   Args:
-    scene_: with M groups of G responses.
+    scene: with M groups of G responses.
     task: that of the scene.
     sigmas: [Q] spreads, nats, see `moved`; positive.
     orders: [P] handed to the loss one by one.
@@ -311,8 +322,8 @@ def measure(
   Returns:
     Moments of arrays [Q, A, P] and the lengths [Q] of the true gradients.
   """
-  rewards = task.rewards[scene_.drawn]
-  responses = task.responses[scene_.drawn]
+  rewards = task.rewards[scene.drawn]
+  responses = task.responses[scene.drawn]
   of_groups = jnp.stack([
       advantages_lib.group_advantages(rewards, **options)[0]
       for options in advantages
@@ -321,14 +332,14 @@ def measure(
       jnp.arange(len(advantages)), orders, indexing='ij')
 
   def of_sigma(sigma):
-    theta = moved(scene_.theta_old, scene_.direction, sigma, task)
+    theta = moved(scene.theta_old, scene.direction, sigma, task)
     truth = policy_gradient(theta, task)
 
     def of_setting(setting):
       number, p = setting
-      return moments(
+      return moments_of(
           group_gradients(
-              loss(p), theta, scene_.theta_old, responses, of_groups[number]),
+              loss(p), theta, scene.theta_old, responses, of_groups[number]),
           truth)
 
     found = jax.lax.map(of_setting, (numbers.ravel(), orders.ravel()))

@@ -54,9 +54,11 @@ class ExperimentTest(absltest.TestCase):
       self.assertLen(means, 3 * len(products))
       self.assertEqual({row['p'] for row in products}, {''})
       self.assertIn('| share | random | 2 |', result.stdout)
-      self.assertIn('| sequence 0.05 | -1.0 | mean, std |', result.stdout)
-      self.assertEqual((folder / 'phase.png').exists(),
-                       bool(importlib.util.find_spec('matplotlib')))
+      self.assertIn('| sequence 0.05 | -1.0 | mean, std | 0.', result.stdout)
+      pictures = sorted(file.name for file in folder.glob('*.png'))
+      has_plot = importlib.util.find_spec('matplotlib')
+      self.assertEqual(
+          pictures, ['phase_exact.png', 'phase_share.png'] if has_plot else [])
 
   def test_refuses_a_task_that_is_too_large(self):
     result = _main('--length=40')

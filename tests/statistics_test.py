@@ -167,6 +167,7 @@ class SignFlipTest(parameterized.TestCase):
     sample = np.random.default_rng(0).normal(.5, 1, 20)
     exact = statistics.sign_flip(sample)
     self.assertBetween(exact, .01, .2)
+    self.assertEqual(exact * 2**19 % 1, 0)
     # Two zeros change nothing, but 22 seeds are not enumerated.
     drawn = statistics.sign_flip(np.append(sample, [0, 0]))
     self.assertNotEqual(drawn, exact)

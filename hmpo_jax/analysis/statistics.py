@@ -72,13 +72,13 @@ def paired_interval(differences: npt.ArrayLike, alpha: float = .05) -> Interval:
   Hartigan, JASA 64 (1969). It is exact for all differences with a symmetric
   distribution, which two equal arms have whatever the noise of one arm.
 
-  Measured share of intervals that hold 0, alpha .05, two equal arms without
-  collapses / with a fifth of the seeds of each collapsed:
+  Share of intervals that hold 0, of 2,000 or more, alpha .05, two equal arms
+  without collapses / with a fifth of the seeds of each collapsed:
 
     n     this          Student's t    studentised bootstrap
     8     .953 / .956   .950 / .973    .944 / .959
     10    .947 / .950   .950 / .963    .940 / .903
-    20    .950 / .950   .951 / .949    .950 / .918
+    20    .944 / .953   .951 / .949    .950 / .918
 
   Two arms that collapse at different rates are not symmetric: at n = 10, rates
   .1 and .3, the mean is held in 94 %; at 0 and .2, 88 %, since in 11 % of the
@@ -169,8 +169,7 @@ def binary_difference(first: npt.ArrayLike,
     alpha: error rate, in (0, 1).
 
   Returns:
-    The interval, within -1 and 1; no point even if the arms always agree. The
-    mean is NaN for n = 0.
+    The interval, no point even if the arms always agree; NaN, -1, 1 for n = 0.
   """
   first_only, second_only, n = _discordant(first, second)
   quantile = float(stats.norm.isf(_rate(alpha) / 2))
@@ -184,7 +183,7 @@ def proportion_interval(successes: int, n: int, alpha: float = .05) -> Interval:
   """A proportion with the exact interval of Clopper and Pearson (1934).
 
   Args:
-    successes: in 0..n.
+    successes: 0 to n.
     n: number of trials; for 0 the interval is (0, 1) and the mean NaN.
     alpha: error rate, in (0, 1); what is missed is at most that.
   """
@@ -255,7 +254,7 @@ def verdict(interval_alpha: Interval, interval_2alpha: Interval,
 
 
 def within(interval: Interval, margin: float) -> bool:
-  """Whether the interval lies in [-margin, margin]; False if it is NaN."""
+  """Whether the interval lies in [-margin, margin]; false if it is NaN."""
   return -margin <= interval.low and interval.high <= margin
 
 
@@ -267,8 +266,9 @@ def smallest_detectable(sd: float,
   """Mean difference that a paired t-test finds with the given power.
 
   By the noncentral t distribution, at the first step of Holm's procedure, so at
-  level alpha / num_contrasts. `sign_flip` comes close to it where `can_answer`,
-  and finds nothing where not.
+  level alpha / num_contrasts. `sign_flip` finds it in 80 % for 10 seeds and one
+  contrast, 77 % for 10 and four, 60 % for 8 and four (its p-values are coarse),
+  and never where not `can_answer`.
 
   Args:
     sd: standard deviation of the differences over seeds.

@@ -37,10 +37,9 @@ def interval(first_only: int, second_only: int, n: int,
 def _lower(b, c, n, quantile):
   """Smallest difference that the pairs agree with."""
   excess = lambda difference: _score(difference, b, c, n) - quantile
-  estimate = (b - c) / n
-  if estimate == -1 or excess(-_INSIDE) <= 0:
+  if excess(-_INSIDE) <= 0:  # all pairs are of the second kind
     return -1.
-  return float(optimize.brentq(excess, -_INSIDE, estimate))
+  return float(optimize.brentq(excess, -_INSIDE, (b - c) / n))
 
 
 def _score(difference, b, c, n):
