@@ -33,8 +33,8 @@ def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
   """One metric of every variant: seeds thin, mean thick, band around it.
 
   The mean and its band are over the runs that have come as far, where these are
-  at least half; an interval needs five. Beyond four variants each has a panel, with the reference
-  dashed in gray.
+  at least half; an interval needs five. Beyond four variants each has a panel,
+  with the reference dashed in gray.
 
   Args:
     plan: what `records.read` returns.
