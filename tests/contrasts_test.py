@@ -91,6 +91,11 @@ class ContrastsTest(plan_case.PlanTestCase):
         first[1], (areas['sort', 'hmpo', 1] + areas['add', 'hmpo', 1]) / 2)
     self.assertLen(second, 3)
     self.assertIn('| gspo | add | 3 finished |', self.page())
+    (self.folder / 'runs/add/hmpo/1/summary.json').unlink()
+    plan = records.read(self.folder)
+    first, _ = contrasts.pairs(plan, outcomes.per_seed(plan), 'hmpo', 'gspo',
+                               'area')
+    self.assertLen(first, 2)
 
 
 if __name__ == '__main__':

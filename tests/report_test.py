@@ -62,6 +62,7 @@ class ReportTest(plan_case.PlanTestCase):
     self.assertEqual(row['verdict'], "open: 1 seed can't tell")
     page = self.page(draw=True)
     self.assertIn('One seed: no interval', page)
+    self.assertIn('exact test of 1 seed finds nothing', page)
     self.assertIn('(no interval, n = 1)', page)
     self.assertNotRegex(page, r'\b(nan|inf|NaN)\b|[|(] ?None')
 

@@ -133,18 +133,21 @@ def _area(first, second, about, family):
   found = _interval(statistics.paired_interval(difference, alpha), narrow)
   if len(difference) > 1:
     found |= {
-        'p':
-            statistics.sign_flip(difference),
-        'smallest':
-            statistics.smallest_detectable(
-                float(np.std(difference, ddof=1)), len(difference), alpha,
-                family),
-        'gain':
-            statistics.pairing_gain(first, second),
-        'correlation':
-            statistics.correlation(first, second),
+        'p': statistics.sign_flip(difference),
+        'smallest': _smallest(difference, alpha, family),
+        'gain': statistics.pairing_gain(first, second),
+        'correlation': statistics.correlation(first, second),
     }
   return found
+
+
+def _smallest(difference, alpha, family):
+  """Smallest area that is found; NaN where the exact test finds nothing."""
+  n = len(difference)
+  if not statistics.can_answer(n, family, alpha):
+    return np.nan
+  return statistics.smallest_detectable(
+      float(np.std(difference, ddof=1)), n, alpha, family)
 
 
 def _collapse(first, second, about, family):

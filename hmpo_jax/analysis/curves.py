@@ -50,7 +50,10 @@ def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
       steps, values = _values(rows, ghost, curve)
       axes.plot(steps, _mean(values), '--', color=styles.GRAY, linewidth=1)
     for variant in group:
-      _draw(axes, plan, rows, variant, curve, look[variant], variant)
+      style = look[variant]
+      if len(group) == 1:
+        style = style._replace(line='-')
+      _draw(axes, plan, rows, variant, curve, style, variant)
   finish(picture, [axes for axes, *_ in parts], _STEPS, curve.label)
   parts[0][0].set_xlim(0, plan.about['horizon'])
   return picture
@@ -174,7 +177,8 @@ def _shown(plan, frame, task, curves):
   runs = records.shown(plan.runs)
   keys = records.RUN + ['step', *(curve.key for curve in curves)]
   rows = runs.loc[runs['task'] == task, records.RUN].merge(
-      frame[keys], on=records.RUN)
+      frame[keys].dropna(subset=keys[len(records.RUN) + 1:], how='all'),
+      on=records.RUN)
   horizon = plan.about['horizon']
   width = max(1, round(horizon / BLOCKS))
   if not (rows['step'] == 0).any():  # not evaluations, which are few

@@ -20,6 +20,7 @@ _SECTIONS = {
     measures.GRADIENTS: 'Gradients and updates',
     measures.MEANS: 'Arithmetic and harmonic means, order',
 }
+_SPREAD = 'reward/mean:tail'  # last of its section
 _SIZES = {'area': '.3f', 'collapse': '.0%'}
 
 
@@ -160,14 +161,19 @@ class Page:
         m for m in listed if m.key.startswith('skipped/') and quiet[m.column]
     ]
     shown = [m for m in listed if m not in hidden]
+    columns = [m.column for m in shown]
     body = []
     for name, runs in self._arms():
       found = [cells.get((*name, m.column)) for m in shown]
-      body.append([*self._named(name, runs), *map(_cell, shown, found)])
+      spread = cells.get((*name, _SPREAD))
+      body.append([*self._named(name, runs), *map(_cell, shown, found)] +
+                  [_deviation(spread)] * (_SPREAD in columns))
     note = ('\n\nNo update was skipped for: ' +
             text.listing(m.key.split('/')[1] for m in hidden) +
             '.') if hidden else ''
-    return text.table([*self._names(), *(m.label for m in shown)], body) + note
+    header = [*self._names(), *(m.label for m in shown)]
+    header += ['its deviation across seeds'] * (_SPREAD in columns)
+    return text.table(header, body) + note
 
   def _targets(self):
     table = self._found['targets']
@@ -301,6 +307,10 @@ class Page:
   def _prefix(self, name):
     task, variant = name
     return [variant, task] if len(self._about['tasks']) > 1 else [variant]
+
+
+def _deviation(row):
+  return text.NOTHING if row is None else text.number(row.deviation, '.3f')
 
 
 def _cell(measure, row):

@@ -16,7 +16,6 @@ from hmpo_jax.analysis import text
 
 _BAND = 'thin lines are seeds, the thick one is their mean, the band {}'
 _GRAY = '; dashed gray: {} for comparison'
-_AROUND, _ENDS = 'mean ± deviation over rows', 'largest, smallest'
 _WIDE = 5  # from the least value to the largest, for a scale of logarithms
 _ROLLING = 15  # horizons over the window of a rolling mean
 
@@ -120,9 +119,12 @@ def _training(plan, task):
         '; rows stopped at the low side (A < 0) and at the high side (A > 0)',
         _clipping(plan, task))
   if has('ratio/mean'):
-    yield ('ratios', 'Ratios of rows', 'Mean of the rows\' ratios M_p with its '
-           'standard deviation over the rows, and the largest and the smallest '
-           'of a step; means over the seeds', _ratios(plan, task))
+    yield ('ratios', 'Ratios of rows', 'Mean of the rows\' ratios M_p and its '
+           'standard deviation over the rows; ' + _interval(plan),
+           _ratios(plan, task))
+    yield ('extremes', 'Largest and smallest ratio',
+           'Of the ratios M_p of all rows of a step; ' + _interval(plan),
+           _extremes(plan, task))
   if has('agm/log_gap'):
     yield ('gap', 'Arithmetic-harmonic gap and variance',
            'log A - log H of the tokens\' ratios in a row, and the variance of '
@@ -140,26 +142,34 @@ def _training(plan, task):
 def _logits(plan, task):
   curve = curves.Curve('qk/max_logit', 'largest attention logit', reduce='max')
   picture = curves.of_variants(plan, plan.steps, task, curve)
-  values = plan.steps.loc[plan.steps['task'] == task, 'qk/max_logit']
+  _use_logarithms(plan, task, picture, ('qk/max_logit',))
   runs = plan.runs[plan.runs['task'] == task]
+  highest = plan.steps.loc[plan.steps['task'] == task, 'qk/max_logit'].max()
   for axes in picture.get_axes():
-    if values.max() > _WIDE * values.min() > 0:
-      axes.set_yscale('log')
-      _plain_ticks(axes)
     for column, line in (('tau', '--'), ('monitor_tau', ':')):
       for level in sorted(set(runs[column].dropna())):
-        if level < _WIDE * values.max():
+        if level < _WIDE * highest:
           axes.axhline(level, color='black', linewidth=.9, linestyle=line)
   return picture
 
 
-def _plain_ticks(axes):
-  """1, 2, 5, 10 in place of powers of ten."""
+def _use_logarithms(plan, task, picture, keys):
+  """A scale of logarithms, with plain numbers, where values differ enough."""
+  keys = [key for key in keys if key in plan.steps]
+  values = plan.steps.loc[plan.steps['task'] == task, keys]
+  low, high = values.min().min(), values.max().max()
+  if not high > _WIDE * low > 0:
+    return
+  for axes in picture.get_axes():
+    axes.set_yscale('log')
   low, high = axes.get_ylim()
-  ticks = [m * 10.**e for e in range(-9, 9) for m in (1, 2, 5)]
+  # 1, 2, 5, 10 or powers of ten, by how many fit.
+  parts = (1, 2, 5) if high < 1e3 * low else (1,)
+  ticks = [m * 10.**e for e in range(-9, 9) for m in parts]
   ticks = [t for t in ticks if low <= t <= high]
-  axes.set_yticks(ticks, [f'{t:g}' for t in ticks])
-  axes.minorticks_off()
+  for axes in picture.get_axes():
+    axes.set_yticks(ticks, [f'{t:g}' for t in ticks])
+    axes.minorticks_off()
 
 
 def _clipping(plan, task):
@@ -171,16 +181,22 @@ def _clipping(plan, task):
 
 def _ratios(plan, task):
   steps = plan.steps
-  curve = lambda key, label, line, reduce='mean': curves.Curve(
-      key, label, reduce=reduce, spread='none', line=line, seeds=False)
   bounds = steps.assign(
       above=steps['ratio/mean'] + steps['ratio/std'],
       below=steps['ratio/mean'] - steps['ratio/std'])
-  picture = curves.of_keys(
+  around = lambda key: curves.Curve(
+      key, 'mean ± deviation over rows', spread='none', line='--', seeds=False)
+  return curves.of_keys(
       plan._replace(steps=bounds), task, 'ratio M_p of a row',
-      (curve('ratio/mean', 'mean', '-'), curve('above', _AROUND, '--'),
-       curve('below', _AROUND, '--'), curve('ratio/max', _ENDS, ':', 'max'),
-       curve('ratio/min', _ENDS, ':', 'min')))
+      (curves.Curve('ratio/mean', 'mean'), around('above'), around('below')))
+
+
+def _extremes(plan, task):
+  picture = curves.of_keys(
+      plan, task, 'ratio M_p of a row',
+      (curves.Curve('ratio/max', 'largest', reduce='max'),
+       curves.Curve('ratio/min', 'smallest', reduce='min', line='--')))
+  _use_logarithms(plan, task, picture, ('ratio/min', 'ratio/max'))
   return picture
 
 
@@ -189,11 +205,8 @@ def _gap(plan, task):
       plan, task, 'nats and nats²',
       (curves.Curve('agm/log_gap', 'log A - log H, nats'),
        curves.Curve('log_ratio/row_variance', 'var(x), nats²', line='--')))
-  here = plan.steps[plan.steps['task'] == task]
-  if here['agm/log_gap'].min() > 0:
-    for axes in picture.get_axes():
-      axes.set_yscale('log')
-      _plain_ticks(axes)
+  _use_logarithms(plan, task, picture,
+                  ('agm/log_gap', 'log_ratio/row_variance'))
   return picture
 
 

@@ -236,17 +236,19 @@ class Words:
   def _power(self):
     """Contrasts that don't say different or equivalent."""
     for row in self._found['contrasts'].itertuples():
+      seeds = text.plural(row.n, 'seed')
       if row.verdict == 'undecided' and row.outcome == 'area':
-        yield (
-            f'Contrast {row.name} in area is undecided: {row.n} seeds show a '
-            f'difference of {text.number(row.smallest, ".3f")} four times '
-            f'in five, and the margin is {self._about["margin"]:g}.')
+        least = ('find none by the exact test' if math.isnan(row.smallest) else
+                 f'find one of {row.smallest:.3f} four times in five')
+        yield (f'Contrast {row.name} in area is undecided: if there is a '
+               f'difference, {seeds} {least}; the margin is '
+               f'{self._about["margin"]:g}.')
       elif row.verdict == 'undecided':
         least = ('finds nothing' if math.isnan(row.smallest) else
                  f'needs a difference of {row.smallest:.0%}')
         yield (
             f'Contrast {row.name} in collapses is undecided: at Holm\'s first '
-            f'step the exact test of {text.plural(row.n, "seed")} {least}.')
+            f'step the exact test of {seeds} {least}.')
 
 
 def contrast_sentence(row) -> str:
