@@ -38,7 +38,7 @@ _MAX_RESPONSES = 2**16
 # Of the logits, and added to that of token 0: as after a warm start about 0.7 of
 # the tokens are right, and of 8 tokens all in one response of 20.
 _SCALE, _HEAD_START = 0.5, 1.5
-_NUM_STEPS = 24  # each at least halves the error of log sigma, or nearly
+_NUM_STEPS = 24  # each about halves the error of log sigma
 
 
 class Task(NamedTuple):
