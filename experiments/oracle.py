@@ -5,10 +5,10 @@
 compares gradient estimates with the exact gradient of the expected reward, for
 policies that have moved from the one that sampled by a given spread sigma of
 the log-ratios: in a random direction, or along the true gradient. Writes
-phase.csv (orders p without a clip, over sigma and the length T) and variants.csv
+phase.csv (orders p without a clip, over sigma and length T) and variants.csv
 (clips, advantages and controls at few sigmas), a figure of the first for either
-reward (with the `plot` extra), and prints both in short. About 3 minutes on
-two cores.
+reward (with the `plot` extra), and prints both in short. About 3 minutes on two
+cores.
 """
 
 import csv
@@ -253,8 +253,8 @@ def _phase_table(rows):
       '|---' * (3 + len(sigmas)) + '|'
   ]
   key = lambda row: (row['reward'], row['direction'], row['length'])
-  for names, line in itertools.groupby(rows, key):
-    line = list(line)
+  for names, group in itertools.groupby(rows, key):
+    line = list(group)
     pairs = zip([row['p'] for row in line if row['best']],
                 [row['p'] for row in line if row['best_limit']])
     cells = [*names, *(f'{best:g} ({limit:g})' for best, limit in pairs)]
