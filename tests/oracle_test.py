@@ -368,9 +368,9 @@ class MeasureTest(absltest.TestCase):
     np.testing.assert_allclose(norms[1], np.linalg.norm(truth), rtol=1e-5)
     of_groups, _ = advantages.group_advantages(
         task.rewards[scene.drawn], scale='none')
-    alone = jax.jit(oracle.moments_of)(_group_of_order(
-        -1., theta, scene.theta_old, task.responses[scene.drawn], of_groups),
-                                       truth)
+    alone = jax.jit(oracle.moments_of)(_groups(
+        _power(-1.), theta, scene.theta_old, task.responses[scene.drawn],
+        of_groups), truth)
     for name, value in alone._asdict().items():
       np.testing.assert_allclose(
           getattr(found, name)[1, 1, 0], value, rtol=1e-4, err_msg=name)
