@@ -150,7 +150,7 @@ class ReportTest(plan_case.PlanTestCase):
         picture.name
         for picture in pictures.make(plan, seeds, contrasts.make(plan, seeds))
     ]
-    self.assertContainsSubset(['phase', 'tuning'], names)
+    self.assertContainsSubset(['phase-share', 'tuning'], names)
 
   def test_many_variants_have_a_panel_each(self):
     plan, seeds = self.plan({f'v{i}': .1 + .03 * i for i in range(6)}, 2)

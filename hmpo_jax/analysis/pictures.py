@@ -46,12 +46,8 @@ def make(plan: records.Plan, seeds: pandas.DataFrame,
         picture)
   for task in plan.about['tasks']:
     yield from _of_task(plan, seeds, task)
-  if plan.phase is not None and len(plan.phase):
-    yield Picture(
-        'phase', 'Which order estimates the gradient best',
-        'On a tiny task whose exact gradient is known: mean squared error of '
-        'the estimate over that of the best order, by sigma of the log-ratios '
-        'and length.', phase.draw(plan.phase.to_dict('records')))
+  if plan.phase is not None:
+    yield from _phases(plan.phase.to_dict('records'))
   if plan.tuning is not None and len(plan.tuning):
     yield Picture(
         'tuning', 'The tuned grid',
@@ -62,6 +58,17 @@ def make(plan: records.Plan, seeds: pandas.DataFrame,
 def window(plan: records.Plan) -> int:
   """Steps of the rolling means."""
   return max(1, round(plan.about['horizon'] / _ROLLING))
+
+
+def _phases(rows):
+  """The phase diagram of each reward of the tiny task."""
+  for reward in dict.fromkeys(row['reward'] for row in rows):
+    yield Picture(
+        f'phase-{text.slug(reward)}',
+        f'Which order estimates the gradient best, reward {reward}',
+        'On a tiny task whose exact gradient is known: mean squared error of '
+        'the estimate over that of the best order, by sigma of the log-ratios '
+        'and length.', phase.draw(rows, reward))
 
 
 def _of_task(plan, seeds, task):
