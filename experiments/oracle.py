@@ -5,10 +5,10 @@
 compares gradient estimates with the exact gradient of the expected reward, for
 policies that have moved from the one that sampled by a given spread sigma of
 the log-ratios: in a random direction, or along the true gradient. Writes
-phase.csv (orders p without a clip, over sigma and the length T) and variants.csv
+phase.csv (orders p without a clip, over sigma and length T) and variants.csv
 (clips, advantages and controls at few sigmas), a figure of the first for either
-reward (with the `plot` extra), and prints both in short. About 3 minutes on
-two cores.
+reward (with the `plot` extra), and prints both in short. About 3 minutes on two
+cores.
 """
 
 import csv
@@ -86,6 +86,8 @@ _VARIANTS = {
     'reinforce': (_without_order(losses.reinforce_loss), ()),
     'product': (_without_order(oracle.product_loss), ()),
 }
+_LOSSES = flags.DEFINE_multi_enum('loss', list(_VARIANTS), list(_VARIANTS),
+                                  'Losses in variants.csv.')
 # Baseline and scale. What differs by a common factor only would be one row
 # twice: the mean leaves (G - 1) / G of the advantage without the response.
 _ADVANTAGES = (('mean', 'std'), ('mean', 'none'), ('leave_one_out', 'none'),
@@ -144,8 +146,9 @@ def _phase_rows():
 def _variant_rows():
   """A row for each reward, direction, loss, order, advantage and sigma."""
   kinds = [kind for kind in _ADVANTAGES if _is_known(*kind)]
-  names = oracle.REWARDS, oracle.DIRECTIONS, _VARIANTS.items()
-  for reward, direction, (name, (loss, orders)) in itertools.product(*names):
+  names = oracle.REWARDS, oracle.DIRECTIONS, _LOSSES.value
+  for reward, direction, name in itertools.product(*names):
+    loss, orders = _VARIANTS[name]
     found = _measure(loss, orders or (0.,), kinds, _VARIANT_SIGMAS.value,
                      reward, direction, _VARIANT_LENGTH.value)
     cells = itertools.product(
@@ -253,8 +256,8 @@ def _phase_table(rows):
       '|---' * (3 + len(sigmas)) + '|'
   ]
   key = lambda row: (row['reward'], row['direction'], row['length'])
-  for names, line in itertools.groupby(rows, key):
-    line = list(line)
+  for names, group in itertools.groupby(rows, key):
+    line = list(group)
     pairs = zip([row['p'] for row in line if row['best']],
                 [row['p'] for row in line if row['best_limit']])
     cells = [*names, *(f'{best:g} ({limit:g})' for best, limit in pairs)]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -35,10 +35,10 @@ DIRECTIONS = ('random', 'learned')
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 _MAX_RESPONSES = 2**16
-# Of the logits, and added to that of token 0: as after a warm start about 0.7 of
+# Of the logits, and added to that of token 0: as after a warm start some 0.7 of
 # the tokens are right, and of 8 tokens all in one response of 20.
 _SCALE, _HEAD_START = 0.5, 1.5
-_NUM_STEPS = 24  # each at least halves the error of log sigma, or nearly
+_NUM_STEPS = 24  # each about halves the error of log sigma
 
 
 class Task(NamedTuple):
@@ -208,7 +208,7 @@ def product_loss(logprobs: jax.Array, old_logprobs: jax.Array,
   """The ratio of the whole response, prod_t r_t: importance sampling.
 
   With advantages R - b whose b does not depend on the response its gradient is
-  the policy gradient on average, wherever theta is: the reference of the others.
+  the policy gradient on average, wherever theta is: the others' reference.
   """
   log_ratio = jnp.where(mask, logprobs - old_logprobs, 0)
   return -jnp.mean(jnp.exp(jnp.sum(log_ratio, axis=1)) * advantages), {}
@@ -237,7 +237,7 @@ def moments_of(gradients: jax.Array, truth: jax.Array) -> Moments:
       variance=variance)
 
 
-def quality(moments: Moments, truth_norm: np.ndarray,
+def quality(moments: Moments, truth_norm: np.ndarray | float,
             num_prompts: int) -> Quality:
   """How good the mean of num_prompts groups is, after the best common factor.
 
@@ -258,7 +258,7 @@ def quality(moments: Moments, truth_norm: np.ndarray,
     Arrays of the moments' shape. Of few samples a bias may be below 0; all that
     gradients of 0 say is an mse of 1.
   """
-  along, along_square, mean_square, variance = moments
+  along, along_square, mean_square, variance = map(np.asarray, moments)
   variance = variance / num_prompts
   forward = np.where(along > 0, along_square, 0)
   mse = 1 - _ratio(forward, mean_square + variance)
@@ -306,7 +306,7 @@ def draw_scene(key: jax.Array, task: Task, direction: str,
 def measure(
     scene: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
     loss: Callable[..., Loss],
-    advantages: Sequence[Mapping[str, str]]) -> tuple[Moments, jax.Array]:
+    advantages: Sequence[Mapping[str, Any]]) -> tuple[Moments, jax.Array]:
   """Moments of a loss's gradients where the policy of a scene has moved.
 
   All settings see the same responses: differences between them are paired.

@@ -34,7 +34,8 @@ class ExperimentTest(absltest.TestCase):
       folder = pathlib.Path(name)
       result = _main(f'--workdir={folder}', '--policies=3', '--samples=64',
                      '--length=2', '--sigma=0.1', '--sigma=0.4', '--p=-1',
-                     '--p=1', '--variant_length=2', '--variant_sigma=0.2')
+                     '--p=1', '--variant_length=2', '--variant_sigma=0.2',
+                     '--loss=no clip', '--loss=product')
       self.assertEqual(result.returncode, 0, result.stderr)
       rows = _read(folder / 'phase.csv')
       # 2 rewards, 2 directions, 2 sigmas, 2 orders.
@@ -54,7 +55,7 @@ class ExperimentTest(absltest.TestCase):
       self.assertLen(means, 3 * len(products))
       self.assertEqual({row['p'] for row in products}, {''})
       self.assertIn('| share | random | 2 |', result.stdout)
-      self.assertIn('| sequence 0.05 | -1.0 | mean, std | 0.', result.stdout)
+      self.assertIn('| no clip | -1.0 | mean, std | 0.', result.stdout)
       pictures = sorted(file.name for file in folder.glob('*.png'))
       has_plot = importlib.util.find_spec('matplotlib')
       self.assertEqual(

@@ -42,7 +42,7 @@ class DrawTest(absltest.TestCase):
   def test_shows_each_cell_and_its_marks(self):
     for as_text in (False, True):
       picture = phase.draw(_rows(as_text)[::-1])
-      panels = [axes for axes in picture.axes if axes.images]
+      panels = [axes for axes in picture.get_axes() if axes.images]
       self.assertLen(panels, 4)
       for axes in panels:
         np.testing.assert_allclose(axes.images[0].get_array(),
@@ -67,7 +67,7 @@ class DrawTest(absltest.TestCase):
   def test_lengths_are_in_order(self):
     titles = [
         axes.get_title()
-        for axes in phase.draw(_rows(False)[::-1]).axes
+        for axes in phase.draw(_rows(False)[::-1]).get_axes()
         if axes.images
     ]
     self.assertEqual(titles, ['2 tokens', '4 tokens'] * 2)

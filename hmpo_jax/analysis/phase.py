@@ -11,7 +11,7 @@ _WORST = 2.
 _TITLES = {'random': 'moved at random', 'learned': 'moved along the gradient'}
 
 
-def draw(rows: Sequence[Mapping[str, Any]], reward: str = 'share'):
+def draw(rows: Sequence[Mapping[str, Any]], reward: str = 'share') -> Any:
   """A panel for each direction and length: sigma to the right, p upwards.
 
   The colour is the mean squared error of the gradient estimate over that of
@@ -31,8 +31,10 @@ def draw(rows: Sequence[Mapping[str, Any]], reward: str = 'share'):
     ValueError: no row has that reward, or a panel lacks a cell.
   """
   # An extra, so maybe not there.
-  from matplotlib import colors  # pylint: disable=import-outside-toplevel,import-error
-  from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
+  # pylint: disable=import-outside-toplevel,import-error
+  from matplotlib import colors
+  from matplotlib import figure
+  # pylint: enable=import-outside-toplevel,import-error
   rows = [row for row in rows if row['reward'] == reward]
   if not rows:
     raise ValueError(f'{reward=}: no such row')
@@ -69,7 +71,11 @@ def _draw_panel(axes, scale, rows):
   sigmas = sorted(set(_values(rows, 'sigma_nats', float)))
   orders = sorted(set(_values(rows, 'p', float)))
   values = np.full((len(orders), len(sigmas)), np.nan)
-  marks = {'best': [], 'tied': [], 'best_limit': []}
+  marks: dict[str, list[tuple[int, int]]] = {
+      'best': [],
+      'tied': [],
+      'best_limit': []
+  }
   for row in rows:
     x = sigmas.index(float(row['sigma_nats']))
     y = orders.index(float(row['p']))

@@ -1,0 +1,148 @@
+"""What a report lists: one line for each value of a run.
+
+A new metric needs the kernel that computes it, and a line here where it is to
+be reported.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hmpo_jax import update
+
+
+class Measure(NamedTuple):
+  """One number of a run, and how it is shown."""
+  section: str  # of the report
+  key: str  # of the records, or a column that outcomes.py makes
+  reduce: str  # of REDUCTIONS over the steps of a run; '' for outcomes
+  label: str
+  form: str  # format of the number; % multiplies by 100
+
+  @property
+  def column(self) -> str:
+    """Name in the tables of runs."""
+    return f'{self.key}:{self.reduce}' if self.reduce else self.key
+
+
+TAIL = 0.1  # last share of training whose mean is `tail`
+
+
+def _third(number):
+  return lambda steps, values, horizon: _mean(values[
+      (steps > (number - 1) * horizon / 3)
+      & (steps <= number * horizon / 3)])
+
+
+def _mean(values):
+  return float(np.mean(values)) if len(values) else np.nan
+
+
+# From steps [m], values [m] and the horizon in steps to a number, NaN where the
+# run hasn't come as far; m is at least 1.
+REDUCTIONS = {
+    'mean':
+        lambda steps, values, horizon: _mean(values),
+    'max':
+        lambda steps, values, horizon: float(np.max(values)),
+    'min':
+        lambda steps, values, horizon: float(np.min(values)),
+    'sum':
+        lambda steps, values, horizon: float(np.sum(values)),
+    'first':
+        lambda steps, values, horizon: float(values[0]),
+    'last':
+        lambda steps, values, horizon: float(values[-1]),
+    'tail':
+        lambda steps, values, horizon: _mean(values[steps > steps[-1] - TAIL *
+                                                    horizon]),
+    'third_1':
+        _third(1),
+    'third_2':
+        _third(2),
+    'third_3':
+        _third(3),
+}
+
+LEARNING, ADVANTAGES, RATIOS = 'learning', 'advantages', 'ratios'
+STABILITY, GRADIENTS, MEANS = 'stability', 'gradients', 'means'
+
+MEASURES = (
+    Measure(LEARNING, 'heldout_first', '', 'held-out reward, step 0', '.3f'),
+    Measure(LEARNING, 'heldout_last', '', 'held-out reward, end', '.3f'),
+    Measure(LEARNING, 'exact_last', '', 'held-out exact match, end', '.1%'),
+    Measure(LEARNING, 'area', '', 'area under held-out reward', '.3f'),
+    Measure(LEARNING, 'reward/mean', 'mean', 'episode reward', '.3f'),
+    Measure(LEARNING, 'reward/mean', 'tail', 'episode reward, last tenth',
+            '.3f'),
+    Measure(ADVANTAGES, 'advantage/reward_variance', 'mean',
+            'variance in a group before scaling', '.4f'),
+    Measure(ADVANTAGES, 'advantage/effective_variance', 'mean',
+            'variance of A M_p', '.3f'),
+    Measure(ADVANTAGES, 'advantage/effective_group_sum', 'mean',
+            'group sum of A M_p', '.3f'),
+    Measure(ADVANTAGES, 'advantage/zero_variance_frac', 'mean',
+            'groups of equal rewards', '.1%'),
+    Measure(RATIOS, 'ratio/mean', 'mean', 'mean ratio', '.4f'),
+    Measure(RATIOS, 'ratio/std', 'mean', 'its deviation', '.4f'),
+    Measure(RATIOS, 'clip/low_frac', 'third_1', 'clipped low, 1st third',
+            '.1%'),
+    Measure(RATIOS, 'clip/low_frac', 'third_2', 'low, 2nd', '.1%'),
+    Measure(RATIOS, 'clip/low_frac', 'third_3', 'low, 3rd', '.1%'),
+    Measure(RATIOS, 'clip/high_frac', 'third_1', 'clipped high, 1st third',
+            '.1%'),
+    Measure(RATIOS, 'clip/high_frac', 'third_2', 'high, 2nd', '.1%'),
+    Measure(RATIOS, 'clip/high_frac', 'third_3', 'high, 3rd', '.1%'),
+    Measure(RATIOS, 'loss/live_frac', 'mean', 'rows with a gradient', '.1%'),
+    Measure(STABILITY, 'qk/max_logit', 'max', 'largest attention logit', '.1f'),
+    Measure(STABILITY, 'qk/over_monitor_tau_frac', 'mean',
+            'updates with a logit above monitor_tau', '.1%'),
+    Measure(STABILITY, 'qk/exploded', 'max', 'runs that exploded', '.0%'),
+    Measure(STABILITY, 'qk/clipped_frac', 'mean',
+            'updates that QK-clip changed', '.1%'),
+    Measure(STABILITY, 'qk/clip_drift_k3', 'mean',
+            'KL that the clip caused, nats per token', '.2g'),
+    Measure(STABILITY, 'nonfinite_values', 'sum', 'values not finite', '.1f'),
+    *(Measure(STABILITY, f'skipped/{cause}', 'sum', f'skipped: {cause}', '.1f')
+      for cause in update.SKIP_CAUSES),
+    Measure(GRADIENTS, 'log_ratio/last_update_sigma', 'mean',
+            'sigma, last update, nats', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine_unclipped', 'mean',
+            'cosine, p = 0 and -1, no clip', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine_unclipped_p1_p0', 'mean',
+            'p = 1 and 0, no clip', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine_unclipped_p1_pm1', 'mean',
+            'p = 1 and -1, no clip', '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine', 'mean', 'p = 0 and -1, clipped',
+            '.3f'),
+    Measure(GRADIENTS, 'mechanism/cosine_current_p0', 'mean',
+            'its own loss and p = 0, clipped', '.3f'),
+    Measure(GRADIENTS, 'mechanism/norm_ratio', 'mean',
+            'length, p = -1 over p = 0', '.3f'),
+    Measure(GRADIENTS, 'mechanism/mask_disagreement_p0_pm1', 'mean',
+            'clip differs, p = 0 and -1', '.1%'),
+    Measure(GRADIENTS, 'mechanism/mask_disagreement_p1_p0', 'mean',
+            'clip differs, p = 1 and 0', '.1%'),
+    Measure(GRADIENTS, 'update/norm', 'mean', 'length of the update', '.4f'),
+    Measure(GRADIENTS, 'update/cosine', 'mean', 'cosine, update and -gradient',
+            '.3f'),
+    Measure(MEANS, 'agm/arithmetic', 'mean', 'A', '.4f'),
+    Measure(MEANS, 'agm/harmonic', 'mean', 'H', '.4f'),
+    Measure(MEANS, 'agm/gap', 'mean', 'gap A - H', '.4f'),
+    Measure(MEANS, 'agm/log_gap', 'mean', 'log A - log H, nats', '.4f'),
+    Measure(MEANS, 'log_ratio/row_variance', 'mean', 'var(x), nats²', '.4f'),
+    Measure(MEANS, 'agm/convergence_rate', 'mean', 'A-H convergence rate',
+            '.4f'),
+    Measure(MEANS, 'mean/p', 'first', 'p, first step', '.2f'),
+    Measure(MEANS, 'mean/p', 'last', 'p, last step', '.2f'),
+)
+
+
+def of_section(section: str) -> tuple[Measure, ...]:
+  """The measures of one section, in their order."""
+  return tuple(m for m in MEASURES if m.section == section)
+
+
+def find(column: str) -> Measure:
+  """The measure of a column; KeyError if none has it."""
+  return {m.column: m for m in MEASURES}[column]

@@ -1,0 +1,324 @@
+"""report.md: the answers first, then what they stand on."""
+
+from collections.abc import Iterator
+
+import pandas
+
+from hmpo_jax.analysis import measures
+from hmpo_jax.analysis import pairing
+from hmpo_jax.analysis import pictures
+from hmpo_jax.analysis import records
+from hmpo_jax.analysis import sentences
+from hmpo_jax.analysis import tables
+from hmpo_jax.analysis import text
+
+_SECTIONS = {
+    measures.LEARNING: 'Reward',
+    measures.ADVANTAGES: 'Advantages',
+    measures.RATIOS: 'Ratios and clipping',
+    measures.STABILITY: 'Stability',
+    measures.GRADIENTS: 'Gradients and updates',
+    measures.MEANS: 'Arithmetic and harmonic means, order',
+}
+_SPREAD = 'reward/mean:tail'  # last of its section
+_SIZES = {'area': '.3f', 'collapse': '.0%'}
+
+
+class Page:
+  """The Markdown of a plan; equal folders give equal bytes."""
+
+  def __init__(self, plan: records.Plan, seeds: pandas.DataFrame,
+               found: dict[str, pandas.DataFrame]):
+    """Takes what the report has computed.
+
+    Args:
+      plan: what `records.read` returns.
+      seeds: what `outcomes.per_seed` returns.
+      found: variants, risk, targets and contrasts, the tables of those names.
+    """
+    self._plan, self._about = plan, plan.about
+    self._seeds, self._found = seeds, found
+    self._words = sentences.Words(plan, seeds, found)
+
+  def render(self, figures: list[pictures.Picture], files: list[str]) -> str:
+    """The whole page.
+
+    Args:
+      figures: in their order; their files lie in figures/.
+      files: names of the tables, which lie in tables/.
+    """
+    parts = [
+        *self._head(), *self._answers(), *self._contrasts(), *self._variants(),
+        *self._figures(figures), *self._failures(), *self._settings(),
+        *self._method(files)
+    ]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+  def _head(self):
+    about, runs = self._about, self._plan.runs
+    yield f'# {about["name"]}: {about["question"]}'
+    if about['exploratory']:
+      yield ('> **Exploratory.** This plan tests nothing: it has no verdicts, '
+             'and its differences only suggest what to test.')
+    if not self._plan.is_whole:
+      yield (f'> **Not finished**: {tables.counted(runs)}. All numbers will '
+             'change.')
+    yield (f'{text.plural(len(runs), "run")} ({tables.counted(runs)}): '
+           f'{text.plural(len(about["variants"]), "variant")}, '
+           f'{text.plural(len(about["seeds"]), "seed")}, '
+           f'{text.listing(about["tasks"])}, {about["horizon"]} steps each'
+           f'{self._episodes()}. {self._origin()}')
+
+  def _episodes(self):
+    steps = self._plan.steps
+    if 'total/episodes' not in steps:
+      return ''
+    each = (steps['total/episodes'] / steps['step']).round()
+    return f' of {text.bounds(each.min(), each.max(), ",.0f")} episodes'
+
+  def _origin(self):
+    about = self._about
+    versions = about.get('versions', {})
+    told = ', '.join(f'{name} {version}' for name, version in versions.items())
+    return (f'Commit {about.get("commit", "unknown")}, device '
+            f'{about.get("device", "unknown")}{", " if told else ""}{told}.')
+
+  def _answers(self):
+    words = self._words
+    yield '## What the runs say'
+    yield (f'Ranges in brackets are {1 - self._about["alpha"]:.0%} intervals, '
+           'n is the number of seeds.')
+    for title, lines in (('1. Stability', words.stability()),
+                         ('2. Reward, advantages and clipping', words.reward()),
+                         ('3. Learning dynamics', words.learning()),
+                         ('4. Arithmetic and harmonic means', words.means()),
+                         ('What the data cannot tell', words.limits())):
+      yield f'### {title}'
+      yield '\n'.join(f'- {line[0].upper()}{line[1:]}' for line in lines)
+
+  def _contrasts(self):
+    table, about = self._found['contrasts'], self._about
+    if table.empty:
+      return
+    yield '## Contrasts'
+    yield text.table([
+        'contrast', 'outcome', 'difference', f'{1 - about["alpha"]:.0%} '
+        'interval', 'seeds', 'p', 'p, Holm', 'verdict', 'smallest shown'
+    ], [self._contrast(row) for row in table.itertuples()])
+    yield from self._pairing(table)
+
+  def _contrast(self, row):
+    form = _SIZES[row.outcome]
+    return (row.name, row.outcome, text.signed(row.mean, form),
+            text.bounds(row.low, row.high, form, text.signed)
+            if row.n else text.NOTHING, f'{row.n} of {row.planned}',
+            text.p_value(row.p), text.p_value(row.adjusted), row.verdict,
+            text.number(row.smallest, form))
+
+  def _pairing(self, table):
+    first = pairing.first_rollouts(self._plan)
+    if len(first):
+      equal = int(first['equal'].sum())
+      yield ('Do all arms sample the same first rollout? '
+             f'{"Yes" if equal == len(first) else "**No**"}: on {equal} of '
+             f'{len(first)} pairs of a task and a seed.')
+    else:
+      yield ('Do all arms sample the same first rollout? The folder doesn\'t '
+             'tell.')
+    rows = table[table['outcome'] == 'area']
+    if len(rows):
+      yield text.table([
+          'pairing', 'tokens part at step (median)', 'correlation of areas',
+          'seeds saved by pairing, factor'
+      ], [(row.name, text.number(row.diverge, '.0f'),
+           text.number(row.correlation, '.2f'), text.number(row.gain, '.1f'))
+          for row in rows.itertuples()])
+
+  def _variants(self) -> Iterator[str]:
+    yield '## Variants'
+    yield (f'Means over seeds ± half of their {1 - self._about["alpha"]:.0%} '
+           'interval, of the runs that ended (of all where none has).')
+    for section, title in _SECTIONS.items():
+      body = self._section(measures.of_section(section))
+      if body:
+        yield f'### {title}\n\n{body}'
+      if section == measures.LEARNING:
+        yield from self._targets()
+        yield from self._risk()
+
+  def _section(self, listed):
+    """One row for each task and variant; no column that nobody has."""
+    rows = self._found['variants']
+    cells = {
+        (row.task, row.variant, row.column): row for row in rows.itertuples()
+    }
+    listed = [m for m in listed if m.column in set(rows['column'])]
+    if not listed:
+      return ''
+    # Of causes, only those that occurred.
+    quiet = rows.groupby('column')['most'].max() == 0
+    hidden = [
+        m for m in listed if m.key.startswith('skipped/') and quiet[m.column]
+    ]
+    shown = [m for m in listed if m not in hidden]
+    columns = [m.column for m in shown]
+    body = []
+    for name, runs in self._arms():
+      found = [cells.get((*name, m.column)) for m in shown]
+      spread = cells.get((*name, _SPREAD))
+      body.append([*self._named(name, runs), *map(_cell, shown, found)] +
+                  [_deviation(spread)] * (_SPREAD in columns))
+    note = ('\n\nNo update was skipped for: ' +
+            text.listing(m.key.split('/')[1] for m in hidden) +
+            '.') if hidden else ''
+    header = [*self._names(), *(m.label for m in shown)]
+    header += ['its deviation across seeds'] * (_SPREAD in columns)
+    return text.table(header, body) + note
+
+  def _targets(self):
+    table = self._found['targets']
+    if table.empty:
+      return
+    yield (f'### To a held-out reward of {self._about["target"]:g}\n\n'
+           'In two successive evaluations. Means restricted to the horizon, at '
+           'which runs that have not reached it are cut off; failed runs never '
+           'reach it.')
+    rows = []
+    for name, runs in table.groupby(tables.ARM, sort=False):
+      by_unit = {row.unit: row for row in runs.itertuples()}
+      reached = by_unit['steps']
+      cells = [
+          text.mean_and_half(row.mean, row.low, row.high, ',.0f') +
+          f' of {row.horizon:,.0f}' if row else text.NOTHING
+          for row in map(by_unit.get, ('steps', 'episodes', 'tokens'))
+      ]
+      rows.append(
+          [*self._prefix(name), f'{reached.reached} of {reached.n}', *cells])
+    yield text.table(
+        [*self._names()[:-1], 'reached', 'steps', 'episodes', 'tokens'], rows)
+
+  def _risk(self):
+    table = self._found['risk']
+    if table.empty:
+      return
+    yield (f'### Risk\n\nCollapsed: failed, or the last held-out reward more '
+           f'than {self._about["collapse_margin"]:g} below the one at step 0. '
+           f'Exact {1 - self._about["alpha"]:.0%} intervals.')
+    yield text.table([
+        *self._names()[:-1], 'runs', 'failed', 'collapsed', 'interval',
+        'logits exploded', 'interval', 'area, worst quarter of seeds',
+        'largest drawdown'
+    ], [[
+        *self._prefix((row.task, row.variant)), row.n, row.failed,
+        text.number(row.collapsed, '.0f'),
+        text.bounds(row.collapsed_low, row.collapsed_high, '.0%'),
+        text.number(row.exploded, '.0f'),
+        text.bounds(row.exploded_low, row.exploded_high, '.0%'),
+        text.number(row.worst_quartile, '.3f'),
+        text.number(row.drawdown, '.3f')
+    ] for row in table.itertuples()])
+
+  def _figures(self, figures):
+    if figures:
+      yield '## Figures'
+    for picture in figures:
+      yield (f'### {picture.title}\n\n![{picture.title}]'
+             f'(figures/{picture.name}.png)\n\n{picture.caption}')
+
+  def _failures(self):
+    runs = self._plan.runs
+    runs = runs[runs['state'].isin([records.FAILED, records.DAMAGED])]
+    if len(runs):
+      yield '## Failed runs'
+      yield text.table(
+          ['task', 'variant', 'seed', 'state', 'step', 'reason'],
+          [(run.task, run.variant, run.seed, run.state, run.end, run.reason)
+           for run in runs.itertuples()])
+
+  def _settings(self):
+    about = self._about
+    yield '## Settings'
+    yield text.table(
+        ['variant', 'what differs', 'settings of', 'exploratory', 'note'],
+        [(name, _overrides(variant.get('overrides',
+                                       {})), variant.get('settings', 'base'),
+          'yes' if variant.get('exploratory') or about['exploratory'] else 'no',
+          variant.get('note', ''))
+         for name, variant in about['variants'].items()])
+    chosen = [(task, variant, _overrides(values))
+              for task, variants in about.get('settings', {}).items()
+              for variant, values in variants.items()
+              if values]
+    if chosen:
+      yield text.table(['task', 'variant', 'chosen by tuning'], chosen)
+    if self._plan.tuning is not None and len(self._plan.tuning):
+      yield from self._tuning(self._plan.tuning)
+
+  def _tuning(self, grid):
+    yield '### The tuned grid\n\nMeans over the tuning seeds.'
+    keys = ['task', 'variant', 'learning_rate', 'eps']
+    rows = grid.assign(chosen=grid['chosen'].astype(bool)).groupby(
+        keys, sort=False).agg(
+            n=('seed', 'count'),
+            area=('area', 'mean'),
+            failed=('failed', 'sum'),
+            clip=('clip_frac', 'mean'),
+            chosen=('chosen', 'any')).reset_index()
+    yield text.table([
+        'task', 'variant', 'learning rate', 'eps', 'area', 'clipped', 'failed',
+        'seeds', 'chosen'
+    ], [(row.task, row.variant, f'{row.learning_rate:g}', f'{row.eps:g}',
+         text.number(row.area, '.3f'), text.number(row.clip, '.1%'),
+         int(row.failed), row.n, '**yes**' if row.chosen else '')
+        for row in rows.itertuples()])
+
+  def _method(self, files):
+    about = self._about
+    yield '## How it was computed'
+    yield '\n'.join([
+        f'- Area: mean height of the held-out greedy reward from step 0 to '
+        f'{about["horizon"]}, straight lines between evaluations.',
+        '- Contrasts pair runs of equal seed; a seed\'s area is the mean over '
+        'the tasks, and it has collapsed if it has on any. Areas: sign-flip '
+        'test and the interval that it keeps (Student\'s t below 6 seeds). '
+        'Collapses: exact McNemar test, Tango\'s interval.',
+        f'- Verdicts: different if Holm\'s p is at most {about["alpha"]:g}; '
+        f'equivalent if the {1 - 2 * about["alpha"]:.0%} interval lies within '
+        f'±{about["margin"]:g}; else undecided. None in an exploratory plan, '
+        'of an exploratory variant, or before all seeds have ended.',
+        '- Smallest shown: the difference in area that these seeds find four '
+        'times in five at Holm\'s first step; of collapses, the least that the '
+        'exact test can find there.',
+        '- Thirds are of training; values of a run are means over its steps, '
+        'logits its largest.',
+    ])
+    yield 'Tables: ' + ', '.join(f'[{f}](tables/{f})' for f in files) + '.'
+
+  def _arms(self):
+    return self._seeds.groupby(tables.ARM, sort=False)
+
+  def _names(self):
+    task = ['task'] if len(self._about['tasks']) > 1 else []
+    return ['variant', *task, 'runs']
+
+  def _named(self, name, runs):
+    return [*self._prefix(name), tables.counted(runs)]
+
+  def _prefix(self, name):
+    task, variant = name
+    return [variant, task] if len(self._about['tasks']) > 1 else [variant]
+
+
+def _deviation(row):
+  return text.NOTHING if row is None else text.number(row.deviation, '.3f')
+
+
+def _cell(measure, row):
+  if row is None:
+    return text.NOTHING
+  return text.mean_and_half(row.mean, row.low, row.high, measure.form)
+
+
+def _overrides(values):
+  return ', '.join(
+      f'{key} = {value}' for key, value in values.items()) or (text.NOTHING)

@@ -1,0 +1,212 @@
+"""Reads the folder of a plan, finished or still running, into tables."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import pandas
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import metrics
+
+FINISHED, FAILED, RUNNING = 'finished', 'failed', 'running'
+MISSING, DAMAGED = 'not started', 'damaged'
+STATES = (FINISHED, FAILED, RUNNING, MISSING, DAMAGED)
+RUN = ['task', 'variant', 'seed']  # columns that name a run
+
+_PLAN = 'plan.json'
+_NEEDED = ('name', 'question', 'exploratory', 'tasks', 'variants', 'seeds',
+           'contrasts', 'margin', 'alpha', 'target', 'failure_reward',
+           'collapse_margin', 'horizon', 'runs')
+
+
+class Plan(NamedTuple):
+  """A plan and what its runs have left so far."""
+  about: dict  # what plan.json holds
+  # One row a run: RUN, state, end (step of the failure of a failed run, else
+  # number of recorded steps), reason, tau of the QK-clip (NaN where it is off)
+  # and monitor_tau.
+  runs: pandas.DataFrame
+  # One row a record: RUN, step and every metric that is one number.
+  steps: pandas.DataFrame
+  # One row an evaluation: RUN, step, reward, exact, and measured, which is
+  # false where a failed run is scored.
+  heldout: pandas.DataFrame
+  tuning: pandas.DataFrame | None  # tuning/tuning.csv
+  phase: pandas.DataFrame | None  # oracle/phase.csv
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether every run has finished or failed."""
+    return bool(has_ended(self.runs).all())
+
+
+def read(workdir: str | pathlib.Path) -> Plan:
+  """The tables of a plan folder.
+
+  A run that has failed is scored: from the step of the failure on its held-out
+  reward is the plan's `failure_reward`, and none of its answers is right.
+
+  Raises:
+    ConfigError: no plan, or one that isn't whole. A run that can't be read is
+      no error but `damaged`.
+  """
+  workdir = pathlib.Path(workdir)
+  about = _about(workdir / _PLAN)
+  rows, steps, heldout = [], [], []
+  for run in about['runs']:
+    name = {key: run[key] for key in RUN}
+    row, frame, evaluations = _run(workdir / run['folder'])
+    rows.append(name | row
+                | _thresholds(_json(workdir / run['folder'] / 'config.json')))
+    steps.append(frame.assign(**name))
+    heldout.append(evaluations.assign(**name))
+  runs = _ordered(about, pandas.DataFrame(rows))
+  return Plan(about, runs, _stack(steps, ['step']),
+              _scored(about, runs, _stack(heldout, _HELDOUT)),
+              _table(workdir / 'tuning' / 'tuning.csv'),
+              _table(workdir / 'oracle' / 'phase.csv'))
+
+
+def has_ended(runs: pandas.DataFrame) -> pandas.Series:
+  """Which runs have finished or failed, so that their outcome is known."""
+  return runs['state'].isin([FINISHED, FAILED])
+
+
+def shown(runs: pandas.DataFrame) -> pandas.DataFrame:
+  """Of each task and variant the runs that ended, or all where none has."""
+  ended = has_ended(runs)
+  any_ended = ended.groupby([runs['task'], runs['variant']]).transform('any')
+  return runs[ended | ~any_ended]
+
+
+_HELDOUT = ['step', 'reward', 'exact']
+
+
+def _about(file):
+  try:
+    about = json.loads(file.read_text(encoding='utf-8'))
+    missing = [key for key in _NEEDED if key not in about]
+  except (OSError, ValueError, TypeError) as error:
+    raise config_lib.ConfigError(
+        f'{file} is not a plan ({error!r}): --workdir names the folder that '
+        'experiments/compare.py wrote') from error
+  if missing or not about['runs']:
+    raise config_lib.ConfigError(
+        f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing')
+  return about
+
+
+def _run(folder):
+  """State of a run, its records and its evaluations."""
+  try:
+    records = metrics.read(folder)
+    summary, failure, start = (
+        _json(folder / f'{name}.json')
+        for name in ('summary', 'failed', 'start'))
+    heldout = _evaluations(records, summary, start)
+    state = _state(records, summary, failure)
+  except (config_lib.ConfigError, KeyError, TypeError) as error:
+    records, heldout, summary = [], {}, None
+    state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}
+  frame = pandas.DataFrame([{
+      key: value
+      for key, value in record.items()
+      if not isinstance(value, list)
+  }
+                            for record in records])
+  evaluations = pandas.DataFrame(
+      [(step, *pair) for step, pair in sorted(heldout.items())],
+      columns=_HELDOUT)
+  return state, frame, evaluations
+
+
+def _thresholds(description):
+  """tau and monitor_tau of a run's config.json; NaN without one."""
+  try:
+    optim = description['config']['optim']
+    tau = float(optim['tau']) if optim['qk_clip'] != 'off' else float('nan')
+    return {'tau': tau, 'monitor_tau': float(optim['monitor_tau'])}
+  except (KeyError, TypeError, ValueError):
+    return {'tau': float('nan'), 'monitor_tau': float('nan')}
+
+
+def _ordered(about, runs):
+  """Runs by task, variant and seed in the order of the plan."""
+  places = [
+      runs[key].map({
+          name: i for i, name in enumerate(about[f'{key}s'])
+      }) for key in RUN
+  ]
+  order = pandas.concat(places, axis=1).sort_values(RUN).index
+  return runs.loc[order].reset_index(drop=True)
+
+
+def _state(records, summary, failure):
+  if summary is not None:
+    return {'state': FINISHED, 'end': len(records), 'reason': ''}
+  if failure is not None:
+    return {
+        'state': FAILED,
+        'end': int(failure['step']),
+        'reason': ' '.join(str(failure['reason']).split())
+    }
+  state = RUNNING if records else MISSING
+  return {'state': state, 'end': len(records), 'reason': ''}
+
+
+def _evaluations(records, summary, start):
+  """Held-out reward and exact match by step, with those of step 0."""
+  found = {}
+  if summary is not None:
+    found[0] = (summary['heldout_reward_first'], summary['heldout_exact_first'])
+  if start is not None:
+    found[0] = (start['eval/reward'], start['eval/exact'])
+  return found | {
+      record['eval/step']: (record['eval/reward'], record['eval/exact'])
+      for record in records
+  }
+
+
+def _json(file):
+  """What a JSON file holds; None without one, or with one that is cut."""
+  try:
+    return json.loads(file.read_text(encoding='utf-8'))
+  except (FileNotFoundError, ValueError):
+    return None
+
+
+def _table(file):
+  return pandas.read_csv(file) if file.exists() else None
+
+
+def _stack(frames, columns):
+  """Frames one below the other, with their columns even if all are empty."""
+  filled = [frame for frame in frames if len(frame)]
+  if not filled:
+    return pandas.DataFrame(columns=RUN + columns)
+  return pandas.concat(filled, ignore_index=True)
+
+
+def _scored(about, runs, heldout):
+  """Evaluations, with what failed runs count as from their failure on."""
+  parts = [heldout.assign(measured=True)]
+  for run in runs[runs['state'] == FAILED].itertuples():
+    task = heldout[heldout['task'] == run.task]
+    steps = {*task['step'], about['horizon']}
+    rest = sorted(s for s in steps if s >= max(run.end, 1))
+    parts.append(
+        pandas.DataFrame({
+            'task': run.task,
+            'variant': run.variant,
+            'seed': run.seed,
+            'step': rest,
+            'reward': float(about['failure_reward']),
+            'exact': 0.,
+            'measured': False
+        }))
+  both = _stack(parts, _HELDOUT + ['measured'])
+  # What is measured at the step of the failure counts no more.
+  return both.drop_duplicates(
+      RUN + ['step'], keep='last').sort_values(
+          RUN + ['step'], ignore_index=True)

@@ -1,0 +1,89 @@
+"""Writes the report of a plan: report.md, its figures and its tables."""
+
+import pathlib
+import shutil
+
+import pandas
+
+from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import outcomes
+from hmpo_jax.analysis import pages
+from hmpo_jax.analysis import pictures
+from hmpo_jax.analysis import records
+from hmpo_jax.analysis import styles
+from hmpo_jax.analysis import tables
+
+_DIGITS = '%.6g'
+
+
+def write(workdir: str | pathlib.Path,
+          out: str | pathlib.Path | None = None,
+          *,
+          draw: bool = True) -> pathlib.Path:
+  """Reports what a plan folder holds so far.
+
+  Args:
+    workdir: folder of the plan.
+    out: folder of the report; None: report/ in the plan's. Its figures/ and
+      tables/ are made anew.
+    draw: whether to make the figures, which take most of the time.
+
+  Returns:
+    The path of report.md.
+
+  Raises:
+    ConfigError: the folder holds no plan.
+  """
+  plan = records.read(workdir)
+  out = pathlib.Path(out or pathlib.Path(workdir) / 'report')
+  seeds = outcomes.per_seed(plan)
+  found = _tables(plan, seeds)
+  written = _write_tables(plan, seeds, found, _empty(out / 'tables'))
+  folder = _empty(out / 'figures')
+  figures = []
+  with styles.settings():
+    for picture in pictures.make(plan, seeds,
+                                 found['contrasts']) if draw else ():
+      styles.save(picture.figure, folder / picture.name)
+      figures.append(picture)
+  page = pages.Page(plan, seeds, found).render(figures, written)
+  file = out / 'report.md'
+  file.write_text(page, encoding='utf-8')
+  return file
+
+
+def _tables(plan, seeds):
+  alpha, horizon = plan.about['alpha'], plan.about['horizon']
+  return {
+      'contrasts': contrasts.make(plan, seeds),
+      'variants': tables.per_variant(seeds, alpha),
+      'targets': tables.targets(seeds, horizon, alpha),
+      'risk': tables.risk(seeds, alpha),
+  }
+
+
+def _write_tables(plan, seeds, found, folder):
+  """CSV files; returns their names."""
+  smooth = tables.smoothed(plan, 'reward/mean', pictures.window(plan))
+  everything = {
+      'seeds': seeds
+  } | found | {
+      'heldout': plan.heldout,
+      'reward': tables.across_seeds(smooth, 'reward/mean'),
+      'tuning': plan.tuning
+  }
+  for name, frame in everything.items():
+    if frame is not None:
+      _save(frame, folder / f'{name}.csv')
+  return [f'{name}.csv' for name, f in everything.items() if f is not None]
+
+
+def _save(frame: pandas.DataFrame, file: pathlib.Path) -> None:
+  frame.to_csv(file, index=False, float_format=_DIGITS, lineterminator='\n')
+
+
+def _empty(folder):
+  """A folder without what an earlier report left."""
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir(parents=True)
+  return folder

@@ -1,0 +1,274 @@
+"""Answers to the plan's questions, in sentences made from the numbers."""
+
+from collections.abc import Iterator
+import math
+
+import numpy as np
+import pandas
+
+from hmpo_jax import update
+from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import records
+from hmpo_jax.analysis import text
+
+_NAMED = 4  # variants that sentences name where no contrast does
+
+
+class Words:
+  """Sentences about the tables of one plan."""
+
+  def __init__(self, plan: records.Plan, seeds: pandas.DataFrame,
+               found: dict[str, pandas.DataFrame]):
+    """Takes what the report has computed.
+
+    Args:
+      plan: what `records.read` returns.
+      seeds: what `outcomes.per_seed` returns.
+      found: variants, risk, targets and contrasts, the tables of those names.
+    """
+    self._plan, self._about = plan, plan.about
+    self._seeds, self._found = seeds, found
+    named = {
+        c[arm]: None for c in self._about['contrasts']
+        for arm in ('variant', 'baseline')
+    }
+    self._named = list(named) or list(self._about['variants'])[:_NAMED]
+
+  def stability(self) -> Iterator[str]:
+    """How often logits explode and numbers stop being finite."""
+    yield from self._contrast_sentences('collapse')
+    for task in self._about['tasks']:
+      logits = self._row('qk/max_logit:max', '.1f', task)
+      if logits:
+        yield (f'{self._on(task)}the largest attention logit of a run was '
+               f'{logits}.')
+      clipped = self._row('qk/clipped_frac:mean', '.1%', task)
+      if clipped:
+        yield f'QK-clip changed this share of the updates: {clipped}.'
+      yield from self._exploded(task)
+    yield self._skips()
+
+  def reward(self) -> Iterator[str]:
+    """Reward, advantages and clipped ratios."""
+    yield from self._contrast_sentences('area')
+    for task in self._about['tasks']:
+      for column, form, what in (
+          ('heldout_last', '.3f', 'the held-out reward ended at'),
+          ('exact_last', '.1%',
+           'of the held-out answers were right at the end:'),
+          ('advantage/effective_variance:mean', '.3f',
+           'the variance of the effective advantage A M_p was'),
+          ('ratio/mean:mean', '.4f', 'the mean ratio was')):
+        row = self._row(column, form, task)
+        if row:
+          yield f'{self._on(task)}{what} {row}.'
+      sides = self._sides(task)
+      if sides:
+        yield (f'{self._on(task)}of the rows were clipped in the last third of '
+               f'training, low and high: {sides}.')
+
+  def learning(self) -> Iterator[str]:
+    """Steps, episodes and tokens to the target."""
+    targets, about = self._found['targets'], self._about
+    for task in about['tasks']:
+      rows = targets[(targets['task'] == task) & (targets['unit'] == 'steps')]
+      parts = [self._target(row) for row in self._of_named(rows)]
+      if parts:
+        yield (f'{self._on(task)}steps to a held-out reward of '
+               f'{about["target"]:g}, restricted mean to {about["horizon"]} '
+               f'steps: {"; ".join(parts)}.')
+    if targets.empty:
+      yield 'No run has ended, so no time to the target is known.'
+
+  def means(self) -> Iterator[str]:
+    """Arithmetic and harmonic means, and the order in use."""
+    for task in self._about['tasks']:
+      for column, form, what in (
+          ('agm/gap:mean', '.4f', 'the gap A - H was'),
+          ('agm/convergence_rate:mean', '.4f',
+           'the convergence rate of the A-H iteration was'),
+          ('mechanism/cosine_unclipped:mean', '.3f',
+           'gradients for p = 0 and p = -1 on the same batch had the cosine')):
+        row = self._row(column, form, task)
+        if row:
+          yield f'{self._on(task)}{what} {row}.'
+      yield from self._gap_and_variance(task)
+      yield from self._orders(task)
+
+  def limits(self) -> Iterator[str]:
+    """What the data cannot tell."""
+    about, runs = self._about, self._plan.runs
+    if about['exploratory']:
+      yield ('This plan is exploratory: its numbers suggest what to test, and '
+             'no difference here is a finding.')
+    yield from self._unfinished(runs)
+    yield from self._failures(runs)
+    yield from self._seeds_needed()
+    yield from self._power()
+    marked = [n for n, v in about['variants'].items() if v.get('exploratory')]
+    if marked and not about['exploratory']:
+      yield (f'Exploratory by the plan, without a verdict: '
+             f'{text.listing(marked)}.')
+    if len(about['tasks']) < 4:
+      yield (f'{text.plural(len(about["tasks"]), "task")} of one small policy: '
+             'nothing here speaks of other tasks or of larger models.')
+
+  def _on(self, task):
+    return f'On {task}, ' if len(self._about['tasks']) > 1 else ''
+
+  def _of_named(self, rows):
+    """Rows of the named variants, in their order."""
+    by_name = {row.variant: row for row in rows.itertuples()}
+    return [by_name[name] for name in self._named if name in by_name]
+
+  def _row(self, column, form, task):
+    """Mean of each named variant with its interval and seeds."""
+    rows = self._found['variants']
+    rows = rows[(rows['task'] == task) & (rows['column'] == column)]
+    return '; '.join(f'{row.variant} {text.number(row.mean, form)} '
+                     f'({text.bounds(row.low, row.high, form)}, n = {row.n})'
+                     for row in self._of_named(rows))
+
+  def _sides(self, task):
+    rows = self._found['variants']
+    rows = rows[rows['task'] == task]
+    low, high = ({
+        row.variant: row for row in rows[
+            rows['column'] == f'clip/{side}_frac:third_3'].itertuples()
+    } for side in ('low', 'high'))
+    parts = []
+    for name in self._named:
+      if name in low and name in high:
+        sides = ' and '.join(f'{text.number(row.mean, ".1%")} '
+                             f'({text.bounds(row.low, row.high, ".1%")})'
+                             for row in (low[name], high[name]))
+        parts.append(f'{name} {sides}, n = {low[name].n}')
+    return '; '.join(parts)
+
+  def _contrast_sentences(self, outcome):
+    rows = self._found['contrasts']
+    for row in rows[rows['outcome'] == outcome].itertuples():
+      if row.Index < len(self._about['contrasts']):
+        yield contrast_sentence(row)
+
+  def _exploded(self, task):
+    risk = self._found['risk']
+    if risk.empty:
+      return
+    rows = self._of_named(risk[risk['task'] == task])
+    parts = [
+        f'{row.variant} {row.exploded:.0f} of {row.n} '
+        f'({text.bounds(row.exploded_low, row.exploded_high, ".0%")})'
+        for row in rows
+        if not math.isnan(row.exploded)
+    ]
+    if parts:
+      yield (f'{self._on(task)}runs with ten updates in a row above '
+             f'monitor_tau: {"; ".join(parts)}.')
+
+  def _skips(self):
+    columns = {c: f'skipped/{c}:sum' for c in update.NUMERICAL_CAUSES}
+    counts = {c: int(self._seeds[k].sum()) for c, k in columns.items()}
+    told = text.listing(
+        [f'{count} for {cause}' for cause, count in counts.items() if count] or
+        ['none'])
+    runs = (self._plan.runs['end'] > 0).sum()
+    return (f'Updates skipped for a numerical error in the {runs} runs that '
+            f'began: {told}.')
+
+  def _target(self, row):
+    return (f'{row.variant} {text.number(row.mean, ".0f")} '
+            f'({text.bounds(row.low, row.high, ".0f")}), reached by '
+            f'{row.reached} of {row.n}')
+
+  def _gap_and_variance(self, task):
+    rows = self._seeds[self._seeds['task'] == task]
+    ratio = rows['agm/log_gap:mean'] / rows['log_ratio/row_variance:mean']
+    ratio = ratio[np.isfinite(ratio)]
+    if len(ratio):
+      yield (f'{self._on(task)}log A - log H was '
+             f'{ratio.min():.2f} to {ratio.max():.2f} times the variance of '
+             f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
+             'where these are small and symmetric.')
+
+  def _orders(self, task):
+    rows = records.shown(self._seeds)
+    rows = rows[rows['task'] == task]
+    for variant, runs in rows.groupby('variant', sort=False):
+      first, last = runs['mean/p:first'], runs['mean/p:last']
+      if (first - last).abs().max() > 1e-6:
+        yield (f'{self._on(task)}the order p of {variant} went from '
+               f'{text.number(first.mean(), ".2f")} to '
+               f'{text.number(last.mean(), ".2f")} (seeds '
+               f'{text.bounds(last.min(), last.max(), ".2f")}, '
+               f'n = {last.count()}).')
+
+  def _unfinished(self, runs):
+    for state, what in ((records.RUNNING, 'still going'), (records.MISSING,
+                                                           'not begun'),
+                        (records.DAMAGED, 'damaged and left out')):
+      count = int((runs['state'] == state).sum())
+      if count:
+        arms = runs.loc[runs['state'] == state, 'variant'].unique()
+        yield (f'{count} of {text.plural(len(runs), "run")} '
+               f'{"is" if count == 1 else "are"} {what} '
+               f'({text.listing(arms)}).')
+    if not records.has_ended(runs).all():
+      yield 'Contrasts get no verdict before all their seeds have ended.'
+
+  def _failures(self, runs):
+    failed = runs[runs['state'] == records.FAILED]
+    if len(failed):
+      yield (f'{text.plural(len(failed), "run")} failed and '
+             f'{"counts" if len(failed) == 1 else "count"}: held-out reward '
+             f'{self._about["failure_reward"]:g} from the failure on, '
+             'collapsed, target never reached. What else is reported of them '
+             'ends at the failure.')
+
+  def _seeds_needed(self):
+    seeds = len(self._about['seeds'])
+    if seeds == 1:
+      yield 'One seed: no interval, and no difference can be told from chance.'
+    elif seeds < 6:
+      yield (f'{seeds} seeds: the exact test can\'t go below p = '
+             f'{2.**(1 - seeds):g}, so no difference can reach 0.05.')
+
+  def _power(self):
+    """Contrasts that don't say different or equivalent."""
+    for row in self._found['contrasts'].itertuples():
+      seeds = text.plural(row.n, 'seed')
+      if row.verdict == 'undecided' and row.outcome == 'area':
+        least = ('find none by the exact test' if math.isnan(row.smallest) else
+                 f'find one of {row.smallest:.3f} four times in five')
+        yield (f'Contrast {row.name} in area is undecided: if there is a '
+               f'difference, {seeds} {least}; the margin is '
+               f'{self._about["margin"]:g}.')
+      elif row.verdict == 'undecided':
+        least = ('finds nothing' if math.isnan(row.smallest) else
+                 f'needs a difference of {row.smallest:.0%}')
+        yield (
+            f'Contrast {row.name} in collapses is undecided: at Holm\'s first '
+            f'step the exact test of {seeds} {least}.')
+
+
+def contrast_sentence(row) -> str:
+  """One contrast: difference, interval, seeds, p and verdict."""
+  form = {'area': '.3f', 'collapse': '.0%'}[row.outcome]
+  what = {
+      'area': 'area under the held-out reward',
+      'collapse': 'share of seeds that collapsed'
+  }[row.outcome]
+  if not row.n:
+    return f'Contrast {row.name}, {what}: no seed has ended in both arms.'
+  verdict = f'**{row.verdict}**'
+  if row.verdict != contrasts.EXPLORATORY and not math.isnan(row.adjusted):
+    verdict += (f' (p {_equals(row.p)}, {text.p_value(row.adjusted)} after '
+                'Holm)')
+  return (f'Contrast {row.name}, {what}: {text.signed(row.mean, form)} '
+          f'({text.bounds(row.low, row.high, form, text.signed)}, '
+          f'n = {row.n}): {verdict}.')
+
+
+def _equals(p):
+  told = text.p_value(p)
+  return told if told.startswith('below') else f'= {told}'
