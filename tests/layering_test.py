@@ -62,9 +62,9 @@ class LayeringTest(absltest.TestCase):
         'checkpoint.py', 'command_line.py', 'compile_cache.py',
         'config_file.py', 'design.py', 'folder.py', 'group.py',
         'interruption.py', 'launch.py', 'metrics.py', 'open_run.py',
-        'own_peer.py', 'probe.py', 'profile.py', 'prompt_file.py', 'report.py',
-        'rerun.py', 'reward.py', 'run_folder.py', 'summary.py', 'trainer.py',
-        'trajectory.py', 'tuning.py', 'worker.py'
+        'own_peer.py', 'probe.py', 'profile.py', 'prompt_file.py', 'records.py',
+        'report.py', 'rerun.py', 'reward.py', 'run_folder.py', 'summary.py',
+        'trainer.py', 'trajectory.py', 'tuning.py', 'worker.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:
