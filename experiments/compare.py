@@ -62,6 +62,7 @@ class _Comparison:
     self._launcher = launch.Launcher(workdir, lock, 1, _MAX_RUNS.value)
     self._names = _ONLY.value or list(plan.variants)
     self._settings: dict = {}
+    self._device = ''
 
   def run(self):
     """Checks, tunes, trains; returns failures, reason by name of the run."""
@@ -69,7 +70,7 @@ class _Comparison:
       return {}
     self._tune()
     planned = design.runs(self._plan, self._settings, self._workdir)
-    folder.write_plan(self._workdir, self._name,
+    folder.write_plan(self._workdir, self._name, self._device,
                       design.describe(self._plan, planned, self._settings))
     self._launcher.train(self._wanted(planned))
     return self._launcher.failures
@@ -91,6 +92,7 @@ class _Comparison:
     found = self._launcher.probe([(run, False) for run in first.values()] +
                                  timed)
     self._launcher.num_workers = _num_workers(found[0].platform)
+    self._device = found[0].device
     starts = dict(zip(first, found))
     objections += doctor.start_objections(self._plan, starts)
     rows = doctor.power_rows(self._plan) + doctor.start_rows(starts)

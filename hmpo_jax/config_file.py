@@ -45,7 +45,7 @@ def load(path: str, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
   if not isinstance(config, ml_collections.ConfigDict):
     raise config_lib.ConfigError(
         f'--config={path}: get_config() must return a ConfigDict, returned '
-        f'{type(config).__name__}')
+        f'{type(config).__name__} (experiments/compare.py runs a Plan)')
   for key, text in overrides.items():
     _override(config, key, text)
   config_lib.validate(config)

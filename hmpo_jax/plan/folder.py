@@ -72,12 +72,15 @@ def read(file: pathlib.Path) -> dict | None:
     return None
 
 
-def write_plan(workdir: pathlib.Path, name: str, content: dict) -> None:
-  """Writes plan.json."""
-  run_folder.write_json(workdir / PLAN, {'name': name} | content | {
+def write_plan(workdir: pathlib.Path, name: str, device: str,
+               content: dict) -> None:
+  """Writes plan.json: what `design.describe` says, and what runs it."""
+  made_by = {
+      'device': device,
       'commit': run_folder.commit(),
       'versions': run_folder.versions()
-  })
+  }
+  run_folder.write_json(workdir / PLAN, {'name': name} | content | made_by)
 
 
 def write_tuning(workdir: pathlib.Path,

@@ -18,7 +18,7 @@ class Found(NamedTuple):
   """What was found of a run, whose index it has."""
   run: int
   platform: str
-  devices: int
+  device: str  # as JAX calls its kind
   start_reward: float  # held-out, greedy
   start_exact: float
   majority_reward: float  # of the commonest answer; 0 if there is none
@@ -55,7 +55,7 @@ def probe(index: int, config, folder: str) -> Found:
   return Found(
       run=index,
       platform=jax.default_backend(),
-      devices=len(jax.devices()),
+      device=jax.devices()[0].device_kind,
       start_reward=float(evaluation['eval/reward']),
       start_exact=float(evaluation['eval/exact']),
       majority_reward=baselines.get('majority_reward', 0.),
