@@ -9,6 +9,7 @@ import pandas
 from hmpo_jax import update
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
 _NAMED = 4  # variants that sentences name where no contrast does
@@ -226,12 +227,14 @@ class Words:
              'ends at the failure.')
 
   def _seeds_needed(self):
-    seeds = len(self._about['seeds'])
+    seeds, alpha = len(self._about['seeds']), self._about['alpha']
+    family = max(contrasts.family_size(self._about), 1)
     if seeds == 1:
       yield 'One seed: no interval, and no difference can be told from chance.'
-    elif seeds < 6:
+    elif not statistics.can_answer(seeds, family, alpha):
       yield (f'{seeds} seeds: the exact test can\'t go below p = '
-             f'{2.**(1 - seeds):g}, so no difference can reach 0.05.')
+             f'{statistics.least_p(seeds):g}, and to find one of '
+             f'{text.plural(family, "difference")} takes {alpha / family:g}.')
 
   def _power(self):
     """Contrasts that don't say different or equivalent."""
