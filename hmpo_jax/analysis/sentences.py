@@ -45,7 +45,8 @@ class Words:
                f'{logits}.')
       clipped = self._row('qk/clipped_frac:mean', '.1%', task)
       if clipped:
-        yield f'QK-clip changed this share of the updates: {clipped}.'
+        yield (f'{self._on(task)}the share of updates that QK-clip changed was '
+               f'{clipped}.')
       yield from self._exploded(task)
     yield self._skips()
 
@@ -187,10 +188,11 @@ class Words:
     ratio = rows['agm/log_gap:mean'] / rows['log_ratio/row_variance:mean']
     ratio = ratio[np.isfinite(ratio)]
     if len(ratio):
-      yield (f'{self._on(task)}log A - log H was '
-             f'{ratio.min():.2f} to {ratio.max():.2f} times the variance of '
-             f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
-             'where these are small and symmetric.')
+      yield (
+          f'{self._on(task)}log A - log H was '
+          f'{text.bounds(ratio.min(), ratio.max(), ".2f")} times the variance of '
+          f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
+          'where these are small and symmetric.')
 
   def _orders(self, task):
     rows = records.shown(self._seeds)
