@@ -188,11 +188,10 @@ class Words:
     ratio = rows['agm/log_gap:mean'] / rows['log_ratio/row_variance:mean']
     ratio = ratio[np.isfinite(ratio)]
     if len(ratio):
-      yield (
-          f'{self._on(task)}log A - log H was '
-          f'{text.bounds(ratio.min(), ratio.max(), ".2f")} times the variance of '
-          f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
-          'where these are small and symmetric.')
+      span = text.bounds(ratio.min(), ratio.max(), '.2f')
+      yield (f'{self._on(task)}log A - log H was {span} times the variance of '
+             f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
+             'where these are small and symmetric.')
 
   def _orders(self, task):
     rows = records.shown(self._seeds)
