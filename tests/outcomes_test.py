@@ -100,9 +100,8 @@ class OutcomesTest(plan_case.PlanTestCase):
     self.assertEqual(table['task'].to_list(), ['sort'] * 6 + ['add'] * 6)
     for measure in measures.MEASURES:
       self.assertIn(measure.column, table)
-      if measure.key not in _NOT_SIMULATED:
-        values = table.loc[table['state'] == 'finished', measure.column]
-        self.assertFalse(values.isna().any(), measure)
+      values = table.loc[table['state'] == 'finished', measure.column]
+      self.assertFalse(values.isna().any(), measure)
     rewards = [line['reward/mean'] for line in self.records('sort/hmpo/0')]
     self.assertAlmostEqual(
         table['reward/mean:mean'][0], np.mean(rewards), places=5)
@@ -124,10 +123,6 @@ class OutcomesTest(plan_case.PlanTestCase):
     with self.assertRaisesRegex(config_lib.ConfigError, 'plan.json is not a'):
       records.read(self.folder)
 
-
-_NOT_SIMULATED = ('mechanism/cosine_current_p0',
-                  'mechanism/mask_disagreement_p0_pm1',
-                  'mechanism/mask_disagreement_p1_p0')
 
 if __name__ == '__main__':
   absltest.main()

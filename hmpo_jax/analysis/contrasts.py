@@ -51,6 +51,12 @@ def reference(about: dict) -> str:
   return next(iter(about['variants']))
 
 
+def family_size(about: dict) -> int:
+  """Number of contrasts that get a verdict, for which Holm corrects."""
+  return sum(not _is_exploratory(about, (c['variant'], c['baseline']))
+             for c in about['contrasts'])
+
+
 def pairs(plan: records.Plan, seeds: pandas.DataFrame, variant: str,
           baseline: str, outcome: str) -> tuple[np.ndarray, np.ndarray]:
   """[n] outcomes of two variants, of the seeds that both have ended with."""
@@ -109,7 +115,7 @@ def _row(plan, seeds, contrast, is_listed):
     row['verdict'] = EXPLORATORY
   if len(first):
     measured = _area if contrast['outcome'] == 'area' else _collapse
-    row |= measured(first, second, about, max(_family(about), 1))
+    row |= measured(first, second, about, max(family_size(about), 1))
   if not is_listed:
     row['p'] = np.nan  # its interval is enough to look at
   return row
@@ -119,12 +125,6 @@ def _is_exploratory(about, arms):
   """Whether a contrast is one that the plan makes no claim about."""
   return about['exploratory'] or any(
       about['variants'][arm].get('exploratory') for arm in arms)
-
-
-def _family(about):
-  """Number of contrasts that get a verdict."""
-  return sum(not _is_exploratory(about, (c['variant'], c['baseline']))
-             for c in about['contrasts'])
 
 
 def _area(first, second, about, family):

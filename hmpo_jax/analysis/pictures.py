@@ -167,14 +167,15 @@ def _use_logarithms(plan, task, picture, keys):
   low, high = values.min().min(), values.max().max()
   if not high > _WIDE * low > 0:
     return
-  for axes in picture.get_axes():
+  grid = picture.get_axes()  # share their limits
+  for axes in grid:
     axes.set_yscale('log')
-  low, high = axes.get_ylim()
+  low, high = grid[0].get_ylim()
   # 1, 2, 5, 10 or powers of ten, by how many fit.
   parts = (1, 2, 5) if high < 1e3 * low else (1,)
   ticks = [m * 10.**e for e in range(-9, 9) for m in parts]
   ticks = [t for t in ticks if low <= t <= high]
-  for axes in picture.get_axes():
+  for axes in grid:
     axes.set_yticks(ticks, [f'{t:g}' for t in ticks])
     axes.minorticks_off()
 

@@ -9,6 +9,7 @@ import pandas
 from hmpo_jax import update
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
 _NAMED = 4  # variants that sentences name where no contrast does
@@ -44,7 +45,8 @@ class Words:
                f'{logits}.')
       clipped = self._row('qk/clipped_frac:mean', '.1%', task)
       if clipped:
-        yield f'QK-clip changed this share of the updates: {clipped}.'
+        yield (f'{self._on(task)}the share of updates that QK-clip changed was '
+               f'{clipped}.')
       yield from self._exploded(task)
     yield self._skips()
 
@@ -186,8 +188,8 @@ class Words:
     ratio = rows['agm/log_gap:mean'] / rows['log_ratio/row_variance:mean']
     ratio = ratio[np.isfinite(ratio)]
     if len(ratio):
-      yield (f'{self._on(task)}log A - log H was '
-             f'{ratio.min():.2f} to {ratio.max():.2f} times the variance of '
+      span = text.bounds(ratio.min(), ratio.max(), '.2f')
+      yield (f'{self._on(task)}log A - log H was {span} times the variance of '
              f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
              'where these are small and symmetric.')
 
@@ -226,12 +228,14 @@ class Words:
              'ends at the failure.')
 
   def _seeds_needed(self):
-    seeds = len(self._about['seeds'])
+    seeds, alpha = len(self._about['seeds']), self._about['alpha']
+    family = max(contrasts.family_size(self._about), 1)
     if seeds == 1:
       yield 'One seed: no interval, and no difference can be told from chance.'
-    elif seeds < 6:
+    elif not statistics.can_answer(seeds, family, alpha):
       yield (f'{seeds} seeds: the exact test can\'t go below p = '
-             f'{2.**(1 - seeds):g}, so no difference can reach 0.05.')
+             f'{statistics.least_p(seeds):g}, and to find one of '
+             f'{text.plural(family, "difference")} takes {alpha / family:g}.')
 
   def _power(self):
     """Contrasts that don't say different or equivalent."""
