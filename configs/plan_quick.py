@@ -22,10 +22,11 @@ def get_config():
       seeds=range(3),
       tasks={'sort': {}},
       base={
-          'num_steps': 60,
-          'optim.learning_rate': 1e-3,
-          'optim.tau': 12.,
-          'optim.monitor_tau': 12.,
+          'num_steps': 120,
+          # So high that logits pass tau in these steps, at the cost of learning.
+          'optim.learning_rate': 3e-3,
+          'optim.tau': 8.,
+          'optim.monitor_tau': 8.,
           'eval.every': 10,
           'mechanism.every': 20,
           'checkpoint.every': 30,
