@@ -13,7 +13,7 @@ _ORDER = 'exponent/p'
 # Mean over rows and updates of the orders that were used: rounded.
 _MEAN = 'mean/p'
 _ROUNDING = 1e-5  # relative to 1 or |p|
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_MAX = 3.4e38
 
 
 def load(config) -> np.ndarray | None:

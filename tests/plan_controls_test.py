@@ -18,6 +18,7 @@ import pytest
 
 from hmpo_jax import learner
 from hmpo_jax import policy
+from hmpo_jax import runs
 from hmpo_jax import update
 from hmpo_jax.tasks import task as task_lib
 from tests import small
@@ -38,7 +39,7 @@ def _run(num, **overrides):
   for _ in range(num):
     state, metrics = _step(static, state, hparams, jnp.asarray(False))
     records.append(metrics)
-  return state.params, jax.tree.map(lambda *x: np.stack(x), *records)
+  return state.params, jax.device_get(runs.stack(records))
 
 
 def _updates(num, noise=0., **overrides):
@@ -54,7 +55,7 @@ def _updates(num, noise=0., **overrides):
   for _ in range(num):
     learned, reports = _update(static, learned, hparams, batch)
     records.append(reports.metrics)
-  return learned.params, jax.tree.map(lambda *x: np.stack(x), *records)
+  return learned.params, jax.device_get(runs.stack(records))
 
 
 class OneUpdateTest(parameterized.TestCase):

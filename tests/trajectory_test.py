@@ -109,7 +109,7 @@ class LoadTest(_Folder):
       ('too_long', json.dumps(_record(1, 10**400)), 'OverflowError'),
       ('second_step', json.dumps(_record(2)), 'line 1 is of step 2'),
       ('blank', '\n' + json.dumps(_record(1)), 'line 1 is no record'),
-      ('nan', json.dumps(_record(1, float('nan'))), 'order nan: must be finite'),
+      ('nan', json.dumps(_record(1, float('nan'))), 'nan: must be finite'),
       ('beyond', json.dumps(_record(1, -1e39)), 'must be finite in float32'),
       ('moving', json.dumps(_record(1, **{'mean/p': 0.501})),
        'line 1: the updates of a step must share one order'),
