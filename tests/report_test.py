@@ -35,6 +35,21 @@ class ReportTest(plan_case.PlanTestCase):
     self.rewrite('sort/hmpo/1', [first | {'rollout/digest': 5}, *rest])
     self.assertIn('first rollout? **No**: on 2 of 3', self.page())
 
+  def test_arms_that_are_the_same_runs_are_told(self):
+    self.plan(_APART, seeds=3)
+    self.assertNotIn('never acted', self.page())
+    for seed in range(3):
+      self.rewrite(f'sort/hmpo/{seed}', self.records(f'sort/gspo/{seed}'))
+      for name in ('summary', 'start'):
+        source, target = (
+            self.folder / f'sort/{arm}/{seed}/{name}.json'
+            for arm in ('gspo', 'hmpo'))
+        if source.exists():
+          shutil.copy(source, target)
+    page = self.page()
+    self.assertIn('Arms hmpo and gspo sampled the same tokens in every', page)
+    self.assertRegex(page, r'hmpo - gspo \| +never \|')
+
   def test_a_plan_that_goes_on_is_rendered_without_verdicts(self):
     plan, seeds = self.plan(
         _APART | {'later': .3},

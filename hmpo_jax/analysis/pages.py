@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas
 
 from hmpo_jax.analysis import measures
@@ -130,8 +131,9 @@ class Page:
       yield text.table([
           'pairing', 'tokens part at step (median)', 'correlation of areas',
           'seeds saved by pairing, factor'
-      ], [(row.name, text.number(row.diverge, '.0f'),
-           text.number(row.correlation, '.2f'), text.number(row.gain, '.1f'))
+      ], [(row.name, 'never' if np.isinf(row.diverge) else text.number(
+          row.diverge, '.0f'), text.number(row.correlation,
+                                           '.2f'), text.number(row.gain, '.1f'))
           for row in rows.itertuples()])
 
   def _variants(self) -> Iterator[str]:

@@ -34,8 +34,8 @@ def first_rollouts(plan: records.Plan) -> pandas.DataFrame:
 def divergence(plan: records.Plan, variant: str, baseline: str) -> float:
   """Median step, over tasks and seeds, at which the tokens of two arms part.
 
-  Pairs that never part in the steps that both have count as the step after.
-  NaN without digests or pairs.
+  inf where they never part in the steps that both have. NaN without digests or
+  pairs.
   """
   if _DIGEST not in plan.steps:
     return np.nan
@@ -52,5 +52,4 @@ def divergence(plan: records.Plan, variant: str, baseline: str) -> float:
 
 def _first_difference(rows):
   differ = rows[f'{_DIGEST}_x'] != rows[f'{_DIGEST}_y']
-  return rows.loc[differ,
-                  'step'].min() if differ.any() else (rows['step'].max() + 1)
+  return rows.loc[differ, 'step'].min() if differ.any() else np.inf

@@ -105,6 +105,7 @@ class Words:
              'no difference here is a finding.')
     yield from self._unfinished(runs)
     yield from self._failures(runs)
+    yield from self._identical()
     yield from self._seeds_needed()
     yield from self._power()
     marked = [n for n, v in about['variants'].items() if v.get('exploratory')]
@@ -114,6 +115,16 @@ class Words:
     if len(about['tasks']) < 4:
       yield (f'{text.plural(len(about["tasks"]), "task")} of one small policy: '
              'nothing here speaks of other tasks or of larger models.')
+
+  def _identical(self):
+    """Contrasts of runs that are the same to the last token."""
+    rows = self._found['contrasts']
+    same = np.isinf(rows['diverge'].astype(float)) & (rows['mean'] == 0)
+    for row in rows[same & (rows['outcome'] == 'area')].itertuples():
+      yield (
+          f'{row.variant} and {row.baseline} sampled the same tokens in every '
+          'step: what they differ in never acted, and their contrast says '
+          'nothing.')
 
   def _on(self, task):
     return f'On {task}, ' if len(self._about['tasks']) > 1 else ''

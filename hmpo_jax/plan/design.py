@@ -48,7 +48,7 @@ class Contrast:
   @property
   def name(self) -> str:
     """As the report calls it."""
-    return f'{self.variant} - {self.baseline}: {self.outcome}'
+    return f'{self.variant} - {self.baseline}'
 
 
 @dataclasses.dataclass(frozen=True)
