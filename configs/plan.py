@@ -43,7 +43,7 @@ def get_config():
       },
       base={
           'optim.tau': _TAU,
-          'optim.monitor_tau': _TAU
+          'optim.monitor_tau': 1.5 * _TAU
       },
       tuning=design.Tuning(
           learning_rates=(1e-4, 3e-4, 1e-3),

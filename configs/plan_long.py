@@ -42,7 +42,7 @@ def get_config():
           'warm_start.batch_size': 16,
           'train.num_microbatches': 2,
           'optim.tau': _TAU,
-          'optim.monitor_tau': _TAU,
+          'optim.monitor_tau': 1.5 * _TAU,
           'eval.every': 4,
           'eval.num_prompts': 64,
           'mechanism.every': 4,

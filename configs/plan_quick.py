@@ -26,12 +26,12 @@ def get_config():
           # So high that logits pass tau in these steps, at the cost of learning.
           'optim.learning_rate': 3e-3,
           'optim.tau': 8.,
-          'optim.monitor_tau': 8.,
+          'optim.monitor_tau': 12.,
           'eval.every': 10,
           'mechanism.every': 20,
           'checkpoint.every': 30,
       },
-      target=0.75,
+      target=0.6,
       variants={
           'gspo': variant({'loss.p': 0.}),
           'hmpo': variant({'loss.p': -1.}),

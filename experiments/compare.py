@@ -86,8 +86,9 @@ class _Comparison:
     made = doctor.programs(self._plan, planned + grid)
     if not made:
       raise config_lib.ConfigError(f'no run can start: {objections[0]}')
-    timed = [(p.runs[0], True) for p in made] if _DRY_RUN.value else []
-    first = {run.task: run for p in made for run in p.runs[::-1]}
+    samples = [design.unreplayed(program.runs[0]) for program in made]
+    timed = [(run, True) for run in samples] if _DRY_RUN.value else []
+    first = {run.task: run for run in samples[::-1]}
     print('probing the start of each task', file=sys.stderr, flush=True)
     found = self._launcher.probe([(run, False) for run in first.values()] +
                                  timed)

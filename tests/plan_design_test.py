@@ -81,6 +81,14 @@ class RunsTest(parameterized.TestCase):
     sources = lambda runs: {run.folder: run.source for run in runs}
     self.assertLessEqual(sources(few).items(), sources(many).items())
 
+  def test_what_stands_for_a_replay_needs_no_file(self):
+    for run in _runs(_plan()):
+      other = design.unreplayed(run)
+      self.assertNotIn('exponent.path', other.overrides)
+      self.assertIsNone(other.source)
+      if not run.source:
+        self.assertEqual(other, run)
+
   def test_some_variants_and_the_first_seeds(self):
     plan = _plan()
     some = design.chosen(plan, _runs(plan), ['hmpo', 'gspo'], 2)

@@ -201,6 +201,18 @@ def _run(plan, settings, workdir, task, name, index):
   return Run(task, name, seed, folder_of(task, name, seed), overrides, source)
 
 
+def unreplayed(run: Run) -> Run:
+  """A run of the same program and cost that needs no other run's order."""
+  if not run.source:
+    return run
+  kept = {
+      key: value
+      for key, value in run.overrides.items()
+      if key not in ('exponent.kind', 'exponent.path')
+  }
+  return run._replace(overrides=kept, source=None)
+
+
 def folder_of(task: str, variant: str, seed: int) -> pathlib.PurePath:
   """The folder of a run in that of its plan."""
   return pathlib.PurePath(task, variant, f'seed-{seed}')
