@@ -23,7 +23,7 @@ def get_config():
       tasks={'sort': {}},
       base={
           'num_steps': 120,
-          # So high that logits pass tau in these steps, at the cost of learning.
+          # Logits must pass tau in these steps; learning suffers from it.
           'optim.learning_rate': 3e-3,
           'optim.tau': 8.,
           'optim.monitor_tau': 12.,

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class _Group:
     self._hparams = self._place({
         i: run.programs.hparams for i, run in opened.items()
     })
-    self._states = None
+    self._states: Any = None
     self._finished = 0
 
   def train(self, is_asked):

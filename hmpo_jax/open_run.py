@@ -110,6 +110,7 @@ class OpenRun(contextlib.AbstractContextManager):
     self._note = note
     self._extra: dict = {}  # what a checkpoint holds beside the state
     self._still = 0  # steps in a row in which no ratio left 1
+    self._writer: metrics_lib.Writer  # once it is known where to go on
     self._stack = contextlib.ExitStack()
     self._saver = self._stack.enter_context(
         checkpoint.Checkpointer(workdir / CHECKPOINTS, config.checkpoint.keep,

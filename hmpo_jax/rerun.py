@@ -156,7 +156,7 @@ class Recorded:
   def _at(self, step, saver):
     """State after a step of which there is a checkpoint, or after none."""
     params = open_run.warm_params(self.config, self.programs, self._workdir,
-                                 self._note)
+                                  self._note)
     state = checkpoint.place(self.programs.first_state(params))
     return saver.restore(state, step).state if step else state
 

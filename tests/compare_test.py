@@ -86,7 +86,7 @@ class CompareTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()
+    scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
 

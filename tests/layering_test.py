@@ -59,7 +59,7 @@ class LayeringTest(absltest.TestCase):
 
   def test_only_the_shell_touches_the_disk(self):
     shell = {
-        'checkpoint.py', 'command_line.py', 'compile_cache.py',
+        'checkpoint.py', 'command_line.py', 'comparison.py', 'compile_cache.py',
         'config_file.py', 'design.py', 'folder.py', 'group.py',
         'interruption.py', 'launch.py', 'metrics.py', 'open_run.py',
         'own_peer.py', 'probe.py', 'profile.py', 'prompt_file.py', 'records.py',

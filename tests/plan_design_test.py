@@ -226,7 +226,7 @@ class DoctorTest(absltest.TestCase):
         },
         contrasts=())
     # The tasks differ in their number of steps.
-    self.assertLen(doctor.programs(plan, _runs(plan)), 4)
+    self.assertLen(doctor.programs(_runs(plan)), 4)
 
 
 def _some_runs(plan):

@@ -37,7 +37,7 @@ class LaunchTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()
+    scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
     self.enterContext(

@@ -36,7 +36,7 @@ def _results(areas, clip_frac=lambda eps: 0.):
 
 
 def _areas(best):
-  return {(p.learning_rate, p.eps): float(p == best) for p in tuning.grid(_GRID)}
+  return {tuple(point): float(point == best) for point in tuning.grid(_GRID)}
 
 
 class TuningTest(parameterized.TestCase):

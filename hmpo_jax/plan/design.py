@@ -77,7 +77,7 @@ class Plan:
   failure_reward: float = 0.  # held-out reward of a run after its failure
   collapse_margin: float = 0.05  # fall below the start that is a collapse
   # Exact match at the start outside which a task shows nothing: so high that
-  # little is left to learn, so low that no response is rewarded for being right.
+  # little is left to learn, so low that no response is paid for being right.
   start_exact: tuple[float, float] = (0.02, 0.9)
   expected_sd: float = 0.02  # of a paired difference of areas, before the data
 
@@ -111,8 +111,8 @@ def check(plan: Plan) -> None:
     if variant.replays and (variant.replays not in plan.variants or
                             len(plan.seeds) < 2):
       raise config_lib.ConfigError(
-          f'variants[{name!r}].replays = {variant.replays!r}: must be a variant '
-          'of a plan with two seeds or more')
+          f'variants[{name!r}].replays = {variant.replays!r}: must be a '
+          'variant of a plan with two seeds or more')
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
   if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):

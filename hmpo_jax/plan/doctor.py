@@ -1,4 +1,4 @@
-"""Can a plan answer its question, and what does it cost? Asked before it runs."""
+"""Can a plan answer its question, and what does it cost?"""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -25,7 +25,7 @@ class Program(NamedTuple):
   num_evaluations: int
 
 
-def programs(plan: design.Plan, planned: Sequence[design.Run]) -> list[Program]:
+def programs(planned: Sequence[design.Run]) -> list[Program]:
   """Runs by their programs; those with bad overrides are in none."""
   groups: dict = {}
   for run in planned:
@@ -64,8 +64,8 @@ def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
   n, k = len(plan.seeds), len(plan.contrasts)
   if k and not plan.exploratory and not statistics.can_answer(n, k, plan.alpha):
     found.append(
-        f'{n} seeds can\'t decide {k} contrasts: the smallest p-value of a sign '
-        f'flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}')
+        f'{n} seeds can\'t decide {k} contrasts: the smallest p-value of a '
+        f'sign flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}')
   return found
 
 

@@ -1,0 +1,146 @@
+"""A plan in its folder, from its check to its last run."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+import sys
+
+from hmpo_jax import config as config_lib
+from hmpo_jax.plan import design
+from hmpo_jax.plan import doctor
+from hmpo_jax.plan import folder
+from hmpo_jax.plan import launch
+from hmpo_jax.plan import tuning
+
+_MAX_WORKERS = 8
+
+
+class Comparison:
+  """First `check`, then `run`."""
+
+  def __init__(self,
+               plan: design.Plan,
+               name: str,
+               workdir: pathlib.Path,
+               lock: int,
+               *,
+               only: Sequence[str] = (),
+               num_seeds: int = 0,
+               num_workers: int = 0,
+               max_runs: int = 64):
+    """Starts nothing yet.
+
+    Args:
+      plan: checked.
+      name: of the plan, for its report.
+      workdir: its folder.
+      lock: descriptor from `folder.claimed`.
+      only: variants to run; none for all.
+      num_seeds: the first so many of the seeds; 0 for all.
+      num_workers: processes at once; 0 for one per core, at most 8, where all
+        devices are CPUs, else 1.
+      max_runs: in one program.
+    """
+    self._plan, self._name, self._workdir = plan, name, workdir
+    self._only, self._num_seeds = only, num_seeds
+    self._names = list(only) or list(plan.variants)
+    self._num_workers = num_workers
+    self._device = ''
+    # The probe, which tells the platform, takes one worker.
+    self._launcher = launch.Launcher(workdir, lock, 1, max_runs)
+
+  def check(self, with_costs: bool) -> tuple[list[tuple[str, str]], list[str]]:
+    """What the plan comes to, and why it can't answer its question.
+
+    Args:
+      with_costs: compiles each program and times some steps of it.
+
+    Returns:
+      Rows of a table, label and value, and objections, none if it can.
+
+    Raises:
+      ConfigError: an unknown variant, or no run can start.
+    """
+    planned = self._wanted(design.runs(self._plan, {}, self._workdir))
+    objections = doctor.objections(self._plan, planned)
+    grid = doctor.grid_runs(self._plan, self._names)
+    made = doctor.programs(planned + grid)
+    if not made:
+      raise config_lib.ConfigError(f'no run can start: {objections[0]}')
+    samples = [design.unreplayed(program.runs[0]) for program in made]
+    first = {run.task: run for run in samples[::-1]}
+    asked = [(run, False) for run in first.values()]
+    if with_costs:
+      asked += [(run, True) for run in samples]
+    print('probing the start of each task', file=sys.stderr, flush=True)
+    found = self._launcher.probe(asked)
+    self._device = found[0].device
+    self._launcher.num_workers = self._num_workers or _num_workers(
+        found[0].platform)
+    starts = dict(zip(first, found))
+    rows = doctor.power_rows(self._plan) + doctor.start_rows(starts)
+    if with_costs:
+      costs = list(zip(made, found[len(starts):]))
+      rows = doctor.cost_rows(costs, self._launcher.num_workers) + rows
+    return rows, objections + doctor.start_objections(self._plan, starts)
+
+  def run(self) -> dict[str, str]:
+    """Tunes, then trains; continues what was interrupted.
+
+    Returns:
+      Why runs have failed, by their names.
+
+    Raises:
+      ConfigError: a folder holds a run of another configuration.
+      Interrupted: a signal came; the same call goes on.
+    """
+    settings = self._tune()
+    planned = design.runs(self._plan, settings, self._workdir)
+    folder.write_plan(self._workdir, self._name, self._device,
+                      design.describe(self._plan, planned, settings))
+    self._launcher.train(self._wanted(planned))
+    return self._launcher.failures
+
+  def _wanted(self, planned):
+    return design.chosen(self._plan, planned, self._only, self._num_seeds)
+
+  def _tune(self):
+    """Settings of (task, variant), from the grids of those that are needed."""
+    names = tuning.needed(self._plan, self._names)
+    if not names:
+      return {}
+    assert self._plan.tuning
+    grids = {
+        (task, name): tuning.grid(self._plan.tuning)
+        for task in self._plan.tasks for name in names
+    }
+    results: dict = {key: [] for key in grids}
+    pending = dict(grids)
+    for _ in range(1 + self._plan.tuning.max_extensions):
+      self._make(pending, results)
+      pending = {
+          key: tuning.extension(points, tuning.best(results[key]))
+          for key, points in grids.items()
+      }
+      grids = {key: points + pending[key] for key, points in grids.items()}
+      if not any(pending.values()):
+        break
+    # A best point that is still on an edge stays; the report shows the grid.
+    folder.write_tuning(self._workdir, [
+        result for found in results.values()
+        for result in tuning.marked(found, tuning.best(found))
+    ])
+    return tuning.settings(self._plan, results)
+
+  def _make(self, grids, results):
+    """Runs points of grids and adds what they came to to the results."""
+    made = [((task, name), point, run)
+            for (task, name), points in grids.items()
+            for point, run in tuning.runs(self._plan, task, name, points)]
+    self._launcher.train([run for *_, run in made])
+    for key, point, run in made:
+      results[key].append(folder.result(self._plan, self._workdir, run, point))
+
+
+def _num_workers(platform):
+  return min(os.cpu_count() or 1, _MAX_WORKERS) if platform == 'cpu' else 1
