@@ -110,10 +110,8 @@ class Comparison:
     if not names:
       return {}
     assert self._plan.tuning
-    grids = {
-        (task, name): tuning.grid(self._plan.tuning)
-        for task in self._plan.tasks for name in names
-    }
+    start = tuning.grid(self._plan.tuning)
+    grids = {(task, name): start for task in self._plan.tasks for name in names}
     results: dict = {key: [] for key in grids}
     pending = dict(grids)
     for _ in range(1 + self._plan.tuning.max_extensions):
