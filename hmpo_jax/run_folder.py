@@ -22,6 +22,9 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 _FILES = ('task.prompts', 'exponent.path')
 # Parts of the description that make a run another one.
 _IDENTITY = ('config', 'inputs', 'settings', 'versions')
+# Where a cache lies, and a file whose digest stands among the inputs: they may
+# move.
+_PLACES = ('config.warm_start.folder', 'config.exponent.path')
 CONFIG, _LOCK = 'config.json', '.lock'
 # What a run leaves beside its config.json.
 _CONTENT = ('checkpoints', 'metrics.jsonl', 'summary.json')
@@ -159,7 +162,7 @@ def _differences(theirs, ours):
   """Keys with their values there and here, where these differ."""
   for key in sorted(theirs | ours):
     there, here = (side.get(key, 'absent') for side in (theirs, ours))
-    if there != here:
+    if there != here and key not in _PLACES:
       yield key, there, here
 
 

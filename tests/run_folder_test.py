@@ -80,6 +80,24 @@ class RunFolderTest(parameterized.TestCase):
     text = (self.folder / 'config.json').read_text(encoding='utf-8')
     self.assertEqual(json.loads(text), _OURS)
 
+  def test_files_that_moved_make_no_other_run(self):
+    place = lambda name: {
+        'config':
+            _OURS['config'] | {
+                'warm_start': {
+                    'folder': f'{name}/warm_start'
+                },
+                'exponent': {
+                    'path': f'{name}/metrics.jsonl'
+                }
+            }
+    }
+    self._claim(_with(inputs={'exponent.path': 'abc'}, **place('here')))
+    self._claim(_with(inputs={'exponent.path': 'abc'}, **place('there')))
+    self._assert_refused(
+        _with(inputs={'exponent.path': 'abd'}, **place('there')),
+        'inputs.exponent.path: abc there, abd here')
+
   @parameterized.parameters('checkpoints', 'metrics.jsonl', 'summary.json')
   def test_content_without_its_description_is_refused(self, name):
     self.folder.mkdir(parents=True)

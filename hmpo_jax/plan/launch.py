@@ -149,7 +149,8 @@ class Launcher:
       num_workers: at once.
       max_runs: of one program.
     """
-    self._workdir = workdir.absolute()
+    # Configurations name places as the user did, on whatever machine.
+    self._given, self._workdir = workdir, workdir.absolute()
     self._lock_file = lock
     self.num_workers = num_workers
     self._max_runs = max_runs
@@ -267,7 +268,7 @@ class Launcher:
         print(text, file=sys.stderr, flush=True)
 
   def _request(self, task, runs, folders):
-    warm = {_CONFIG_KEY: str(self._workdir / folder_lib.WARM_STARTS)}
+    warm = {_CONFIG_KEY: str(self._given / folder_lib.WARM_STARTS)}
     return {
         'task':
             task,
