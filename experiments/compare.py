@@ -53,22 +53,10 @@ _FAILED = 3  # exit code
 def main(arguments) -> None:
   """Runs the plan and says what has failed."""
   plan, name, workdir = arguments
-  with command_line.reported(), folder.claimed(workdir) as lock:
-    compared = comparison.Comparison(
-        plan,
-        name,
-        workdir,
-        lock,
-        only=_ONLY.value,
-        num_seeds=_SEEDS.value,
-        num_workers=_JOBS.value,
-        max_runs=_MAX_RUNS.value)
+  with command_line.reported():
     try:
-      rows, objections = compared.check(_DRY_RUN.value)
-      progress.summary_table(rows)
-      _object(objections, plan.exploratory)
-      failures = {} if _DRY_RUN.value else compared.run()
-    except launch.Interrupted:
+      failures = _compare(plan, name, workdir)
+    except (launch.Interrupted, KeyboardInterrupt):
       print('interrupted: the same command goes on', file=sys.stderr)
       sys.exit(interruption.EXIT_CODE)
   if failures:
@@ -78,6 +66,26 @@ def main(arguments) -> None:
     sys.exit(_FAILED)
   if not _DRY_RUN.value:
     print(f'done: python experiments/report.py --workdir={workdir}')
+
+
+def _compare(plan, name, workdir):
+  """Why runs have failed, by their names."""
+  with folder.claimed(workdir) as lock:
+    compared = comparison.Comparison(
+        plan,
+        name,
+        workdir,
+        lock,
+        only=_ONLY.value,
+        num_seeds=_SEEDS.value,
+        num_workers=_JOBS.value,
+        max_runs=_MAX_RUNS.value)
+    check = compared.check(_DRY_RUN.value)
+    for text in check.faults:
+      print(f'can\'t start: {text}', file=sys.stderr)
+    progress.summary_table(check.rows)
+    _object(check.objections, plan.exploratory)
+    return {} if _DRY_RUN.value else compared.run()
 
 
 def _object(objections, is_exploratory):

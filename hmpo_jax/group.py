@@ -31,9 +31,9 @@ _SHARED = ('num_steps', 'eval', 'checkpoint', 'mechanism')
 
 class Report(NamedTuple):
   """What a group tells of itself while it trains."""
-  kind: str  # step, note, failed, done
+  kind: str  # step, note, failed, refused, done
   run: int = -1  # index of the run; a step is all runs'
-  text: str = ''  # of a note, or why a run failed
+  text: str = ''  # of a note, or why a run failed or was refused
   step: int = 0  # finished
 
 
@@ -57,8 +57,8 @@ def key(config):
 def train(members: Sequence[tuple], tell: Tell) -> None:
   """Trains runs to their ends, or resumes them where all of them have been.
 
-  A run that can't start or ends for a numerical cause is told as 'failed', and
-  the others go on.
+  A run that can't start or ends for a numerical cause is told as 'failed', one
+  whose folder can't be opened as 'refused'; the others go on.
 
   Args:
     members: (configuration, run folder) of each run, of one `key`; finished
@@ -74,9 +74,16 @@ def train(members: Sequence[tuple], tell: Tell) -> None:
     opened = {}
     for index, (config, folder) in enumerate(members):
       try:
-        opened[index] = _open(stack, config, folder, _noting(tell, index))
+        programs = programs_lib.Programs(config)
       except config_lib.ConfigError as error:
         tell(Report('failed', index, str(error)))
+        continue
+      try:
+        opened[index] = _open(stack, config, programs, folder,
+                              _noting(tell, index))
+      except config_lib.ConfigError as error:
+        # Another process or environment has the folder: no fault of the run.
+        tell(Report('refused', index, str(error)))
     if opened:
       _Group(opened, tell).train(interruption.is_asked)
 
@@ -192,9 +199,8 @@ def _placed(indices, trees, *, devices):
   return runs_lib.place(runs_lib.stack(ordered), devices)
 
 
-def _open(stack, config, folder, note):
+def _open(stack, config, programs, folder, note):
   folder = pathlib.Path(folder).absolute()
-  programs = programs_lib.Programs(config)
   description = run_folder.describe(config)
   run_folder.refuse_other_run(folder, description)
   with contextlib.ExitStack() as own:

@@ -23,7 +23,7 @@ def _plan(**changes):
       tasks={
           'short': {},
           'long': {
-              'num_steps': 9
+              'task.num_digits': 9
           }
       },
       base={
@@ -31,8 +31,8 @@ def _plan(**changes):
           'optim.tau': 8.
       },
       variants={
-          'gspo': design.Variant({'loss.p': 0.}, 'own'),
-          'hmpo': design.Variant({'loss.p': -1.}, 'gspo'),
+          'gspo': design.Variant({'loss.p': 0.}, 'own', exploratory=False),
+          'hmpo': design.Variant({'loss.p': -1.}, 'gspo', exploratory=False),
           'moving': design.Variant({'exponent.kind': 'adaptive'}),
           'yoked': design.Variant(replays='moving'),
       },
@@ -59,7 +59,8 @@ class RunsTest(parameterized.TestCase):
         run for run in _runs(_plan(), settings.items())
         if run[:3] == ('long', 'hmpo', 4))
     config = design.configuration(run, '/warm')
-    self.assertEqual(config.num_steps, 9)  # the task's, not the base's
+    self.assertEqual(config.task.num_digits, 9)
+    self.assertEqual(config.num_steps, 5)
     self.assertEqual(config.loss.p, -1.)  # the variant's, not the tuned one
     self.assertEqual(config.optim.learning_rate, 0.5)
     self.assertEqual(config.optim.tau, 8.)
@@ -101,8 +102,10 @@ class RunsTest(parameterized.TestCase):
       design.chosen(plan, _runs(plan), ['hnpo'], 0)
 
   def test_keys_of_all_runs_win_over_those_of_tasks(self):
-    plan = design.with_base(_plan(), {'num_steps': 2})
+    plan = design.with_base(_plan(), {'num_steps': 2, 'task.num_digits': 3})
     self.assertEqual({run.overrides['num_steps'] for run in _runs(plan)}, {2})
+    self.assertEqual({run.overrides['task.num_digits'] for run in _runs(plan)},
+                     {3})
     self.assertEqual(design.horizon(plan), 2)
 
   def test_an_override_that_is_no_key(self):
@@ -122,7 +125,7 @@ class RunsTest(parameterized.TestCase):
     content = json.loads(text)
     self.assertEqual(content['variants']['open']['overrides'],
                      {'optim.tau': 'inf'})
-    self.assertEqual(content['horizon'], 9)
+    self.assertEqual(content['horizon'], 5)
     self.assertLen(content['runs'], 6)
 
 
@@ -179,6 +182,79 @@ class CheckTest(parameterized.TestCase):
       ({
           'seeds': (1,)
       }, 'two seeds'),
+      ({
+          'seeds': 3
+      }, 'this is no plan .TypeError'),
+      ({
+          'seeds': (1., 2.)
+      }, 'different integers'),
+      ({
+          'variants': {}
+      }, 'one or more'),
+      ({
+          'variants': {
+              'gspo': {
+                  'loss.p': 0.
+              }
+          }
+      }, 'this is no plan .AttributeError'),
+      ({
+          'variants': {
+              '../x': design.Variant()
+          }
+      }, 'is no name'),
+      ({
+          'variants': {
+              'a,b': design.Variant()
+          }
+      }, 'is no name'),
+      ({
+          'tasks': {
+              'report': {}
+          }
+      }, "'report' is no name"),
+      ({
+          'tasks': {
+              'a': {},
+              'b': {
+                  'num_steps': 3
+              }
+          }
+      }, 'same on all'),
+      ({
+          'variants': {
+              'a': design.Variant({'num_steps': 3})
+          }
+      }, 'same for all variants'),
+      ({
+          'variants': {
+              'a': design.Variant(replays='b'),
+              'b': design.Variant(replays='a')
+          }
+      }, 'replays none'),
+      ({
+          'variants': {
+              'a': design.Variant({'loss.p': {1}})
+          }
+      }, 'not JSON'),
+      ({
+          'alpha': 0.6
+      }, 'alpha = 0.6'),
+      ({
+          'margin': -1.
+      }, 'margin = -1.0'),
+      ({
+          'failure_reward': float('nan')
+      }, 'failure_reward = nan'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'hmpo', 'area')]
+      }, 'is no contrast'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'gspo', 'area')] * 2
+      }, 'twice'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'moving', 'area')]
+      }, 'exploratory=False'),
   )
   def test_what_makes_no_plan(self, changes, words):
     defaults = {} if 'contrasts' in changes else {'contrasts': ()}
@@ -201,7 +277,11 @@ class DoctorTest(absltest.TestCase):
     self.assertEmpty(doctor.objections(stale, _some_runs(stale)))
 
   def test_too_few_seeds_for_the_contrasts(self):
-    contrasts = [design.Contrast('hmpo', 'gspo', 'area')] * 4
+    contrasts = [
+        design.Contrast(*arms, outcome)
+        for arms in (('hmpo', 'gspo'), ('gspo', 'hmpo'))
+        for outcome in design.OUTCOMES
+    ]
     few = _plan(seeds=range(7), contrasts=contrasts)
     self.assertIn("7 seeds can't decide 4",
                   doctor.objections(few, _some_runs(few))[0])
@@ -213,9 +293,10 @@ class DoctorTest(absltest.TestCase):
   def test_a_run_that_can_not_start_is_named(self):
     plan = _plan(
         variants={'bad': design.Variant({'loss.clip': 'none'})}, contrasts=())
-    found = doctor.objections(plan, _runs(plan))
+    found = doctor.faults(_runs(plan))
     self.assertLen(found, 6)
     self.assertIn('short/bad/seed-3: config.loss.clip', found[0])
+    self.assertEmpty(doctor.objections(plan, _runs(plan)))
 
   def test_programs_are_told_apart_by_what_is_static(self):
     plan = _plan(
@@ -225,7 +306,7 @@ class DoctorTest(absltest.TestCase):
             'c': design.Variant({'loss.clip_center': 'geometric'}),
         },
         contrasts=())
-    # The tasks differ in their number of steps.
+    # Tasks are static too.
     self.assertLen(doctor.programs(_runs(plan)), 4)
 
 

@@ -132,6 +132,23 @@ class LaunchTest(absltest.TestCase):
       self._train([run])
     self.assertEqual(self._made(run), 0)
 
+  def test_records_that_are_lost_make_a_run_unfinished(self):
+    run = _runs([1])[0]
+    self._describe([run])
+    self.assertEmpty(self._train([run]))
+    self.assertTrue(launch.is_finished(self.folder / run.folder))
+    (self.folder / run.folder / 'metrics.jsonl').write_text('{}\n')
+    self.assertFalse(launch.is_finished(self.folder / run.folder))
+
+  def test_folder_that_can_not_be_opened_is_no_failure(self):
+    runs = _runs([5, 1])
+    launcher = self._launcher()
+    with self.assertRaisesRegex(config_lib.ConfigError, 'p5/seed-0: another'):
+      launcher.train(runs)
+    self.assertEmpty(launcher.failures)
+    self.assertFalse((self.folder / runs[0].folder / 'failed.json').exists())
+    self.assertEqual(self._made(runs[1]), 1)
+
   def test_interruption_asks_the_workers_and_is_told(self):
     launcher = self._launcher()
     self._signal_when_running(launcher)
@@ -151,8 +168,12 @@ class LaunchTest(absltest.TestCase):
     thread.start()
     self.addCleanup(thread.join)
 
+  def test_killed_probe_is_told(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'killed by SIGKILL'):
+      self._launcher().probe([(_runs([8])[0], False)])
+
   def test_groups_have_one_program_and_no_idle_worker(self):
-    runs = _runs([0, 1, 2, 3]) + _runs([5], **{'loss.clip': 'token'})
+    runs = _runs([0, 1, 2, 3]) + _runs([4], **{'loss.clip': 'token'})
     pending, failures = launch.ready(runs, self.folder)
     self.assertEmpty(failures)
     jobs = launch.jobs_of(pending, self.folder, 1, 64)

@@ -35,11 +35,14 @@ class ProgramTest(plan_case.PlanTestCase):
   def test_writes_the_report_where_it_is_asked_to(self):
     self.plan({'hmpo': .3, 'gspo': .3}, seeds=2)
     out = self.folder / 'elsewhere'
+    (out / 'tables').mkdir(parents=True)
+    (out / 'tables' / 'mine.csv').touch()
     result = _main(_PROGRAM, f'--workdir={self.folder}', f'--out={out}',
                    '--nofigures')
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertEqual(result.stdout, f'{out / "report.md"}\n')
     self.assertTrue((out / 'tables' / 'seeds.csv').exists())
+    self.assertTrue((out / 'tables' / 'mine.csv').exists())
     self.assertFalse((self.folder / 'report').exists())
 
   def test_a_folder_without_a_plan_ends_in_one_line(self):

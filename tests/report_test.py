@@ -88,6 +88,13 @@ class ReportTest(plan_case.PlanTestCase):
     self.assertEqual(plan.runs['state'].value_counts()['damaged'], 1)
     self.assertIn('line 2: damaged', self.page())
 
+  def test_a_finished_run_that_lost_records_is_damaged(self):
+    self.plan(_ALIKE, seeds=3)
+    kept = self.records('sort/gspo/1')[:-1]
+    self.rewrite('sort/gspo/1', kept)
+    plan = records.read(self.folder)
+    self.assertEqual(plan.runs['state'].value_counts()['damaged'], 1)
+
   def test_arms_and_metrics_that_are_missing_leave_gaps(self):
     self.plan(_ALIKE, seeds=3)
     shutil.rmtree(self.folder / 'runs/sort/hmpo')

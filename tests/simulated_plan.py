@@ -143,6 +143,7 @@ def write(workdir, rises, seeds=10, *, failed=(), stop=None, about=None):
     elif arm not in stop:
       _dump(
           folder / 'summary.json', {
+              'steps': until,
               'heldout_reward_first': curve[0]['eval/reward'],
               'heldout_exact_first': curve[0]['eval/exact']
           })

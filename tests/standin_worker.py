@@ -1,7 +1,8 @@
 """Stands in for a plan's worker: makes run folders without training.
 
 What a run does hangs on its order p: 9 fails for a numerical cause, 8 kills the
-process, 7 ends it with a code, 6 waits to be asked to stop; others finish.
+process, 7 ends it with a code, 6 waits to be asked to stop, 5 is refused;
+others finish.
 """
 
 import json
@@ -20,13 +21,15 @@ def main() -> int:
   for index, (overrides, folder) in enumerate(request['runs']):
     order, path = overrides['loss.p'], pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    for step in range(1, _STEPS + 1):
+    for step in range(1, _STEPS + 1) if order != 8 else ():
       _tell('step', step=step)
     if order == 9:
       _tell('failed', index, text='not a number', step=1)
     elif order == 8:
       print('some words', file=sys.stderr, flush=True)
       os.kill(os.getpid(), signal.SIGKILL)
+    elif order == 5:
+      _tell('refused', index, text='another process is writing it')
     elif order == 7:
       print('out of order', file=sys.stderr, flush=True)
       return 5
@@ -62,6 +65,7 @@ def _finish(path):
        'clip_low_frac', 'clip_high_frac', 'sigma', 'cosine', 'cosine_unclipped',
        'max_logit', 'updates_over_monitor_tau_frac', 'exploded',
        'updates_qk_clipped_frac'), 0)
+  (path / 'metrics.jsonl').touch()
   (path / 'summary.json').write_text(
       json.dumps(zero | {'skipped': {}}), encoding='utf-8')
 

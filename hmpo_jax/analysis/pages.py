@@ -57,7 +57,8 @@ class Page:
 
   def _head(self):
     about, runs = self._about, self._plan.runs
-    yield f'# {about["name"]}: {about["question"]}'
+    question = ' '.join(about['question'].split())
+    yield f'# {about["name"]}: {question}'
     if about['exploratory']:
       yield ('> **Exploratory.** This plan tests nothing: it has no verdicts, '
              'and its differences only suggest what to test.')

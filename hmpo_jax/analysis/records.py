@@ -144,6 +144,8 @@ def _ordered(about, runs):
 
 def _state(records, summary, failure):
   if summary is not None:
+    if summary['steps'] != len(records):
+      raise KeyError(f'{len(records)} records of {summary["steps"]} are left')
     return {'state': FINISHED, 'end': len(records), 'reason': ''}
   if failure is not None:
     return {
@@ -177,7 +179,13 @@ def _json(file):
 
 
 def _table(file):
-  return pandas.read_csv(file) if file.exists() else None
+  if not file.exists():
+    return None
+  # A variant may be called null.
+  names = {'task': str, 'variant': str}
+  numbers = {'area': [''], 'clip_frac': ['']}
+  return pandas.read_csv(
+      file, keep_default_na=False, na_values=numbers, dtype=names)
 
 
 def _stack(frames, columns):

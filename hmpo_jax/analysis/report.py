@@ -1,7 +1,6 @@
 """Writes the report of a plan: report.md, its figures and its tables."""
 
 import pathlib
-import shutil
 
 import pandas
 
@@ -13,6 +12,8 @@ from hmpo_jax.analysis import records
 from hmpo_jax.analysis import styles
 from hmpo_jax.analysis import tables
 
+_PAGE = 'report.md'
+_MADE = ('.png', '.svg', '.csv')
 _DIGITS = '%.6g'
 
 
@@ -47,7 +48,7 @@ def write(workdir: str | pathlib.Path,
       styles.save(picture.figure, folder / picture.name)
       figures.append(picture)
   page = pages.Page(plan, seeds, found).render(figures, written)
-  file = out / 'report.md'
+  file = out / _PAGE
   file.write_text(page, encoding='utf-8')
   return file
 
@@ -83,7 +84,10 @@ def _save(frame: pandas.DataFrame, file: pathlib.Path) -> None:
 
 
 def _empty(folder):
-  """A folder without what an earlier report left."""
-  shutil.rmtree(folder, ignore_errors=True)
-  folder.mkdir(parents=True)
+  """A folder without what an earlier report left; what else is there stays."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if (folder.parent / _PAGE).exists():
+    for file in folder.iterdir():
+      if file.suffix in _MADE:
+        file.unlink()
   return folder

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 import os
 import pathlib
 import sys
+from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import metrics
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
 from hmpo_jax.plan import folder
@@ -13,6 +15,13 @@ from hmpo_jax.plan import launch
 from hmpo_jax.plan import tuning
 
 _MAX_WORKERS = 8
+
+
+class Check(NamedTuple):
+  """What is to be told before a plan runs."""
+  rows: list[tuple[str, str]]  # of a table, label and value
+  faults: list[str]  # runs that can't start, with the reason
+  objections: list[str]  # why the plan can't answer its question
 
 
 class Comparison:
@@ -49,24 +58,25 @@ class Comparison:
     # The probe, which tells the platform, takes one worker.
     self._launcher = launch.Launcher(workdir, lock, 1, max_runs)
 
-  def check(self, with_costs: bool) -> tuple[list[tuple[str, str]], list[str]]:
+  def check(self, with_costs: bool) -> Check:
     """What the plan comes to, and why it can't answer its question.
 
     Args:
       with_costs: compiles each program and times some steps of it.
 
     Returns:
-      Rows of a table, label and value, and objections, none if it can.
+      What is to be told before the plan runs.
 
     Raises:
       ConfigError: an unknown variant, or no run can start.
     """
     planned = self._wanted(design.runs(self._plan, {}, self._workdir))
-    objections = doctor.objections(self._plan, planned)
+    faults = doctor.faults(planned)
     grid = doctor.grid_runs(self._plan, self._names)
     made = doctor.programs(planned + grid)
     if not made:
-      raise config_lib.ConfigError(f'no run can start: {objections[0]}')
+      raise config_lib.ConfigError(
+          f'no run can start: {"; ".join(faults[:1]) or "none is wanted"}')
     samples = [design.unreplayed(program.runs[0]) for program in made]
     first = {run.task: run for run in samples[::-1]}
     asked = [(run, False) for run in first.values()]
@@ -82,7 +92,9 @@ class Comparison:
     if with_costs:
       costs = list(zip(made, found[len(starts):]))
       rows = doctor.cost_rows(costs, self._launcher.num_workers) + rows
-    return rows, objections + doctor.start_objections(self._plan, starts)
+    objections = doctor.objections(self._plan, planned)
+    return Check(rows, faults,
+                 objections + doctor.start_objections(self._plan, starts))
 
   def run(self) -> dict[str, str]:
     """Tunes, then trains; continues what was interrupted.
@@ -96,20 +108,32 @@ class Comparison:
     """
     settings = self._tune()
     planned = design.runs(self._plan, settings, self._workdir)
+    self._launcher.refuse_others(planned)
     folder.write_plan(self._workdir, self._name, self._device,
                       design.describe(self._plan, planned, settings))
     self._launcher.train(self._wanted(planned))
     return self._launcher.failures
 
   def _wanted(self, planned):
-    return design.chosen(self._plan, planned, self._only, self._num_seeds)
+    found = design.chosen(self._plan, planned, self._only, self._num_seeds)
+    folders = {run.folder for run in found}
+    # A replay whose source is neither wanted nor there waits for a wider call.
+    return [
+        run for run in found if run.source is None or run.source in folders or
+        (self._workdir / run.source / metrics.METRICS).exists()
+    ]
 
   def _tune(self):
     """Settings of (task, variant), from the grids of those that are needed."""
     names = tuning.needed(self._plan, self._names)
-    if not names:
-      return {}
-    assert self._plan.tuning
+    kept = {
+        (task, name): results
+        for (task, name), results in folder.read_tuning(self._workdir).items()
+        if task in self._plan.tasks and name not in names and
+        name in design.tuned(self._plan)
+    }
+    if not names or not self._plan.tuning:
+      return tuning.settings(self._plan, kept)
     start = tuning.grid(self._plan.tuning)
     grids = {(task, name): start for task in self._plan.tasks for name in names}
     results: dict = {key: [] for key in grids}
@@ -123,6 +147,7 @@ class Comparison:
       grids = {key: points + pending[key] for key, points in grids.items()}
       if not any(pending.values()):
         break
+    results = kept | results
     # A best point that is still on an edge stays; the report shows the grid.
     folder.write_tuning(self._workdir, [
         result for found in results.values()

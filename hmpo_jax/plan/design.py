@@ -7,8 +7,10 @@ sampling in every cell, so that cells are compared seed by seed.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import json
 import math
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -19,6 +21,9 @@ OUTCOMES = ('area', 'collapse')
 OWN, BASE = 'own', 'base'  # settings that are not another variant's
 TUNED = ('optim.learning_rate', 'loss.clip_eps_low', 'loss.clip_eps_high')
 _RESERVED = (OWN, BASE)
+# Folders and files of a plan beside those of its tasks.
+_TAKEN = ('tuning', 'warm_start', 'report', 'oracle')
+_NAME = re.compile(r'\w[\w.+=-]{0,99}')
 
 Overrides = Mapping[str, Any]  # by dotted key of a run's configuration
 
@@ -99,29 +104,80 @@ class Run(NamedTuple):
 
 def check(plan: Plan) -> None:
   """Raises ConfigError for what makes no plan; runs are checked one by one."""
+  try:
+    _check(plan)
+  except (AttributeError, IndexError, TypeError, ValueError) as error:
+    if isinstance(error, config_lib.ConfigError):
+      raise
+    raise config_lib.ConfigError(
+        f'this is no plan ({type(error).__name__}: {error}): see '
+        'hmpo_jax/plan/design.py for what its fields hold') from error
+
+
+def _check(plan):
+  if not plan.tasks or not plan.variants:
+    raise config_lib.ConfigError('tasks, variants: must hold one or more')
+  for task in plan.tasks:
+    _check_name('tasks', task, _TAKEN)
   for name, variant in plan.variants.items():
-    if name in _RESERVED or '/' in name or not name:
-      raise config_lib.ConfigError(
-          f'variants: {name!r} is no name for a variant')
-    if variant.settings not in (*_RESERVED, *plan.variants):
-      raise config_lib.ConfigError(
-          f'variants[{name!r}].settings = {variant.settings!r}: must be own, '
-          'base or a variant')
-    _check_settings(plan, name, variant)
-    if variant.replays and (variant.replays not in plan.variants or
-                            len(plan.seeds) < 2):
-      raise config_lib.ConfigError(
-          f'variants[{name!r}].replays = {variant.replays!r}: must be a '
-          'variant of a plan with two seeds or more')
+    _check_name('variants', name, _RESERVED)
+    _check_variant(plan, name, variant)
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
-  if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
-    raise config_lib.ConfigError(
-        f'seeds = {list(plan.seeds)}: must be different seeds, one or more')
-  if not plan.tasks:
-    raise config_lib.ConfigError('tasks: must hold one or more')
+  asked = [tuple(dataclasses.astuple(c)) for c in plan.contrasts]
+  if len(set(asked)) < len(asked):
+    raise config_lib.ConfigError('contrasts: one stands there twice')
+  _check_numbers(plan)
   if plan.tuning:
     _check_tuning(plan)
+
+
+def _check_name(where, name, taken):
+  if not _NAME.fullmatch(name) or name in taken:
+    raise config_lib.ConfigError(
+        f'{where}: {name!r} is no name: must be letters, digits and any of '
+        f'_.+=-, and not {", ".join(taken)}')
+
+
+def _check_numbers(plan):
+  seeds = list(plan.seeds)
+  if not seeds or len(set(seeds)) < len(seeds) or not all(
+      isinstance(seed, int) for seed in seeds):
+    raise config_lib.ConfigError(
+        f'seeds = {seeds}: must be different integers, one or more')
+  steps = {horizon_of(plan, task) for task in plan.tasks}
+  if len(steps) > 1:
+    raise config_lib.ConfigError(
+        f'tasks: num_steps are {sorted(steps)}: must be the same on all')
+  if not 0 < plan.alpha < 0.5:
+    raise config_lib.ConfigError(
+        f'alpha = {plan.alpha}: must be above 0 and below 0.5')
+  for name in ('margin', 'expected_sd', 'collapse_margin'):
+    if not 0 <= getattr(plan, name) < math.inf:
+      raise config_lib.ConfigError(
+          f'{name} = {getattr(plan, name)}: must be finite and at least 0')
+  for name in ('target', 'failure_reward'):
+    if not math.isfinite(getattr(plan, name)):
+      raise config_lib.ConfigError(
+          f'{name} = {getattr(plan, name)}: must be finite')
+
+
+def _check_variant(plan, name, variant):
+  if variant.settings not in (*_RESERVED, *plan.variants):
+    raise config_lib.ConfigError(
+        f'variants[{name!r}].settings = {variant.settings!r}: must be own, '
+        'base or a variant')
+  if 'num_steps' in variant.overrides:
+    raise config_lib.ConfigError(
+        f'variants[{name!r}]: num_steps must be the same for all variants: set '
+        'it in base')
+  json.dumps(_plain(variant.overrides))  # plan.json shall hold them
+  _check_settings(plan, name, variant)
+  if variant.replays and (variant.replays not in plan.variants or len(
+      plan.seeds) < 2 or plan.variants[variant.replays].replays):
+    raise config_lib.ConfigError(
+        f'variants[{name!r}].replays = {variant.replays!r}: must be a variant '
+        'that replays none, of a plan with two seeds or more')
 
 
 def _check_settings(plan, name, variant):
@@ -144,6 +200,12 @@ def _check_contrast(plan, contrast):
     if name not in plan.variants:
       raise config_lib.ConfigError(
           f'contrasts: {contrast.name}: {name!r} is not a variant')
+    if plan.variants[name].exploratory and not plan.exploratory:
+      raise config_lib.ConfigError(
+          f'contrasts: {contrast.name}: {name!r} is exploratory, so that there '
+          'can be no verdict: give the variant exploratory=False')
+  if contrast.variant == contrast.baseline:
+    raise config_lib.ConfigError(f'contrasts: {contrast.name}: is no contrast')
   if contrast.outcome not in OUTCOMES:
     raise config_lib.ConfigError(
         f'contrasts: {contrast.name}: the outcome must be one of '

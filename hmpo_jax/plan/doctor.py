@@ -50,12 +50,16 @@ def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
   ]
 
 
+def faults(planned: Sequence[design.Run]) -> list[str]:
+  """Runs that can't start, each with its reason; the others can."""
+  reasons = {run.name: _fault(run) for run in planned}
+  return [f'{name}: {reason}' for name, reason in reasons.items() if reason]
+
+
 def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
   """Why the design can't answer its question; none if it can."""
   found = []
-  reasons = {run.name: _fault(run) for run in planned if _fault(run)}
-  found += [f'{name}: {reason}' for name, reason in reasons.items()]
-  sound = [run for run in planned if run.name not in reasons]
+  sound = [run for run in planned if not _fault(run)]
   if sound and all(_is_on_policy(run) for run in sound):
     found.append(
         'every arm makes one update per rollout, with the policy that sampled: '

@@ -95,38 +95,63 @@ def write_tuning(workdir: pathlib.Path,
   temporary.replace(file)
 
 
+def read_tuning(
+    workdir: pathlib.Path) -> dict[tuple[str, str], list[tuning.Result]]:
+  """The results of tuning.csv by (task, variant); none without the file."""
+  file = workdir / tuning.FOLDER / 'tuning.csv'
+  found: dict[tuple[str, str], list[tuning.Result]] = {}
+  if not file.exists():
+    return found
+  with open(file, newline='', encoding='utf-8') as lines:
+    for row in csv.DictReader(lines):
+      key = row['task'], row['variant']
+      found.setdefault(key, []).append(
+          tuning.Result(*key, float(row['learning_rate']), float(row['eps']),
+                        int(row['seed']),
+                        float(row['area']), row['failed'] == 'True',
+                        float(row['clip_frac']), row['chosen'] == 'True'))
+  return found
+
+
 def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
            point: tuning.Point) -> tuning.Result:
   """What a run of a grid came to.
-
-  A failed one counts as the plan's failure_reward from its failure on; one that
-  never began has no clipped rows.
 
   Raises:
     ConfigError: the run has neither finished nor failed.
   """
   folder = workdir / run.folder
   records = metrics.read(folder)
-  start = read(folder / open_run.START) or {'eval/reward': plan.failure_reward}
-  curve = {
-      0: start['eval/reward']
-  } | {
-      record['eval/step']: record['eval/reward'] for record in records
-  }
   failure = read(folder / open_run.FAILED)
-  if failure:
-    curve = {s: v for s, v in curve.items() if s < failure['step']}
-    curve[failure['step']] = plan.failure_reward
-  elif not (folder / open_run.SUMMARY).exists():
+  if not failure and not (folder / open_run.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
-  clipped = [r['clip/low_frac'] + r['clip/high_frac'] for r in records]
-  steps = sorted(curve)
+  # A loss without a clip clips nothing.
+  clipped = [
+      r.get('clip/low_frac', 0.) + r.get('clip/high_frac', 0.) for r in records
+  ]
   return tuning.Result(
       run.task,
       run.variant,
       *point,
       run.seed,
-      area=statistics.area(steps, [curve[s] for s in steps],
-                           design.horizon_of(plan, run.task)),
+      area=_area(plan, read(folder / open_run.START), records, failure),
       failed=bool(failure),
       clip_frac=sum(clipped) / len(clipped) if clipped else 0.)
+
+
+def _area(plan, start, records, failure):
+  """Mean height of the held-out reward, scored as the report scores it.
+
+  The last value before a failure holds until it, failure_reward from then on.
+  """
+  horizon = design.horizon(plan)
+  end = min(failure['step'], horizon) if failure else horizon
+  curve = {0: start['eval/reward']} if start else {}
+  curve |= {record['eval/step']: record['eval/reward'] for record in records}
+  if failure:
+    curve = {step: value for step, value in curve.items() if step < end}
+  if not curve:
+    return plan.failure_reward
+  steps = sorted(curve)
+  height = statistics.area(steps, [curve[step] for step in steps], end)
+  return (height * end + plan.failure_reward * (horizon - end)) / horizon

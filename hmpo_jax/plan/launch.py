@@ -7,6 +7,7 @@ one has failed, and the others go on.
 
 from collections.abc import Sequence
 from concurrent import futures
+import contextlib
 import json
 import math
 import os
@@ -54,12 +55,19 @@ class Job(NamedTuple):
     ]
 
 
-def ready(planned: Sequence[design.Run], workdir: pathlib.Path):
+class _BadOverrides(Exception):
+  """What a run overrides makes no configuration."""
+
+
+def ready(planned: Sequence[design.Run],
+          workdir: pathlib.Path,
+          given: pathlib.Path | None = None):
   """Splits runs into those to make, with their configurations, and failures.
 
   Args:
     planned: runs.
     workdir: of the plan.
+    given: the same as the user named it, for the configurations.
 
   Returns:
     [(run, config)] of runs that are neither finished nor failed for good, and
@@ -72,12 +80,11 @@ def ready(planned: Sequence[design.Run], workdir: pathlib.Path):
   for run in planned:
     folder = workdir / run.folder
     try:
-      config = design.configuration(run, str(workdir / folder_lib.WARM_STARTS))
-    except config_lib.ConfigError as error:
+      config = _own_configuration(run, workdir, given or workdir)
+    except _BadOverrides as error:
       open_run.fail(folder, str(error), 0)
       failures[run.name] = str(error)
       continue
-    run_folder.refuse_other_run(folder, run_folder.described_config(config))
     failure = failure_of(folder)
     if failure and failure['final']:
       failures[run.name] = failure['reason']
@@ -86,9 +93,27 @@ def ready(planned: Sequence[design.Run], workdir: pathlib.Path):
   return pending, failures
 
 
+def _own_configuration(run, workdir, given):
+  """The configuration of a run whose folder is its own, or new."""
+  try:
+    config = design.configuration(run, str(given / folder_lib.WARM_STARTS))
+  except config_lib.ConfigError as error:
+    raise _BadOverrides(str(error)) from error
+  run_folder.refuse_other_run(workdir / run.folder,
+                              run_folder.described_config(config))
+  return config
+
+
 def is_finished(folder: pathlib.Path) -> bool:
-  """Whether a run folder holds a whole summary."""
-  return summary_lib.read(folder / open_run.SUMMARY) is not None
+  """Whether a run folder holds a whole summary, of as many steps as records.
+
+  One that has lost records is not: whoever opens it says so.
+  """
+  summary = summary_lib.read(folder / open_run.SUMMARY)
+  if summary is None:
+    return False
+  file = folder / metrics.METRICS
+  return file.exists() and file.read_bytes().count(b'\n') == summary['steps']
 
 
 def failure_of(folder: pathlib.Path) -> dict | None:
@@ -158,6 +183,7 @@ class Launcher:
     self._workers: set[subprocess.Popen] = set()
     self._stopping = False
     self.failures: dict[str, str] = {}  # reason by name of the run
+    self._refused: dict[str, str] = {}  # why folders could not be opened
 
   def train(self, planned: Sequence[design.Run]) -> None:
     """Trains runs, those that replay others last.
@@ -168,10 +194,16 @@ class Launcher:
     """
     for stage in ([run for run in planned if not run.source],
                   [run for run in planned if run.source]):
-      pending, failures = ready(stage, self._workdir)
+      pending, failures = ready(stage, self._workdir, self._given)
       self._fail(failures)
       if pending:
         self._train(pending)
+
+  def refuse_others(self, planned: Sequence[design.Run]) -> None:
+    """Raises ConfigError if a folder holds a run of another configuration."""
+    for run in planned:
+      with contextlib.suppress(_BadOverrides):
+        _own_configuration(run, self._workdir, self._given)
 
   def probe(self, pending) -> list[probe.Found]:
     """Probes runs in one worker.
@@ -190,7 +222,8 @@ class Launcher:
     code, error = self._work(request,
                              lambda line: found.append(probe.Found(**line)))
     if code:
-      raise config_lib.ConfigError(f'the probe of the plan failed: {error}')
+      raise config_lib.ConfigError(
+          f'the probe of the plan failed: {_reason(code, error)}')
     return found
 
   def _train(self, pending):
@@ -210,6 +243,9 @@ class Launcher:
             waiting |= {
                 pool.submit(self._job, job, board) for job in future.result()
             }
+    if self._refused:
+      raise config_lib.ConfigError('; '.join(
+          f'{name}: {reason}' for name, reason in self._refused.items()))
     if self._stopping:
       raise Interrupted
 
@@ -222,9 +258,8 @@ class Launcher:
         [str(self._workdir / run.folder) for run in job.runs])
     code, error = self._work(request, lambda line: self._take(job, line, board))
     left = [
-        run for run in job.runs
-        if run.name not in self.failures and not is_finished(self._workdir /
-                                                             run.folder)
+        run for run in job.runs if run.name not in self.failures
+        | self._refused and not is_finished(self._workdir / run.folder)
     ]
     if not left or self._stopping:
       return []
@@ -246,7 +281,9 @@ class Launcher:
     if report.kind == 'step':
       return board.step(job, report.step)
     run = job.runs[report.run]
-    if report.kind == 'failed':
+    if report.kind == 'refused':
+      self._refused[run.name] = report.text
+    elif report.kind == 'failed':
       folder = self._workdir / run.folder
       if failure_of(folder) is None:
         open_run.fail(folder, report.text, report.step)
@@ -287,7 +324,8 @@ class Launcher:
       # The pipe stays open: a worker that sees it end has lost its plan.
       print(json.dumps(request), file=process.stdin, flush=True)
       for line in process.stdout:
-        take(json.loads(line))
+        if line.startswith('{'):  # else a library's word
+          take(json.loads(line))
       code = process.wait()
       with self._lock:
         self._workers.discard(process)

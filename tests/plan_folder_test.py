@@ -1,0 +1,102 @@
+"""What a plan keeps of its tuning, and what a run of a grid came to."""
+
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+
+from hmpo_jax import config as config_lib
+from hmpo_jax.plan import design
+from hmpo_jax.plan import folder
+from hmpo_jax.plan import tuning
+
+_POINT = tuning.Point(1e-3, 0.1)
+
+
+def _plan():
+  return design.Plan(
+      question='Which?',
+      seeds=(0, 1),
+      tasks={'sort': {}},
+      base={'num_steps': 4},
+      variants={'gspo': design.Variant({}, 'own')},
+      failure_reward=0.1,
+      tuning=design.Tuning((1e-3,), (0.1,), (100,)))
+
+
+class FolderTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(scratch.cleanup)
+    self.folder = pathlib.Path(scratch.name)
+    self.run = tuning.runs(_plan(), 'sort', 'gspo', [_POINT])[0][1]
+    self.path = self.folder / self.run.folder
+    self.path.mkdir(parents=True)
+
+  def _write(self, name, content):
+    (self.path / name).write_text(json.dumps(content), encoding='utf-8')
+
+  def _record(self, rewards, **more):
+    """Evaluations at each step, and one before the first."""
+    self._write('start.json', {'eval/reward': rewards[0]})
+    lines = [
+        json.dumps({
+            'step': step,
+            'eval/step': step,
+            'eval/reward': reward
+        } | more) for step, reward in enumerate(rewards[1:], 1)
+    ]
+    (self.path / 'metrics.jsonl').write_text('\n'.join([*lines, '']))
+
+  def _result(self):
+    return folder.result(_plan(), self.folder, self.run, _POINT)
+
+  def test_area_and_clipped_rows_of_a_finished_run(self):
+    self._record([0, 0.2, 0.4, 0.6, 0.8], **{
+        'clip/low_frac': 0.25,
+        'clip/high_frac': 0.5
+    })
+    self._write('summary.json', {})
+    found = self._result()
+    self.assertEqual(found[:5], ('sort', 'gspo', 1e-3, 0.1, 100))
+    self.assertAlmostEqual(found.area, 0.4)
+    self.assertFalse(found.failed)
+    self.assertAlmostEqual(found.clip_frac, 0.75)
+
+  def test_a_failure_counts_from_its_step_on(self):
+    self._record([0.4, 0.6, 0.6])
+    self._write('failed.json', {'reason': 'NaN', 'step': 2, 'final': True})
+    found = self._result()
+    # .4 to .6 in the first step, .6 held in the second, then .1 for two.
+    self.assertAlmostEqual(found.area, (0.5 + 0.6 + 0.1 + 0.1) / 4)
+    self.assertTrue(found.failed)
+    self.assertEqual(found.clip_frac, 0)
+
+  def test_a_run_that_never_began(self):
+    self._write('failed.json', {'reason': 'bad', 'step': 0, 'final': False})
+    self.assertEqual(self._result().area, 0.1)
+
+  def test_a_run_that_goes_on_has_no_result(self):
+    self._record([0.4, 0.6])
+    with self.assertRaisesRegex(config_lib.ConfigError, 'has not finished'):
+      self._result()
+
+  def test_the_grid_survives_its_file(self):
+    self.assertEmpty(folder.read_tuning(self.folder))
+    results = [
+        tuning.Result('sort', name, 1e-4, 0.05, seed, 0.123456789, seed == 1,
+                      0.25, name == 'null')
+        for name in ('gspo', 'null')
+        for seed in (0, 1)
+    ]
+    folder.write_tuning(self.folder, results)
+    found = folder.read_tuning(self.folder)
+    self.assertEqual(list(found), [('sort', 'gspo'), ('sort', 'null')])
+    self.assertEqual(sum(found.values(), []), results)
+
+
+if __name__ == '__main__':
+  absltest.main()
