@@ -46,8 +46,8 @@ def get_config():
           'checkpoint.every': 2,
       }},
       variants={{
-          'gspo': variant({{'loss.p': 0.}}),
-          'hmpo': variant({{'loss.p': -1.}}),
+          'gspo': variant({{'loss.p': 0.}}, exploratory=False),
+          'hmpo': variant({{'loss.p': -1.}}, exploratory=False),
           {more}
       }},
       contrasts=[design.Contrast('hmpo', 'gspo', 'area')])
@@ -138,6 +138,7 @@ class CompareTest(parameterized.TestCase):
     self.assertIn('Does it run?', text)
     self.assertIn('wild', text)
 
+  @pytest.mark.long
   def test_killed_plan_goes_on_to_the_same_bytes(self):
     config = self._write(num_steps=12)
     whole = _program('compare', self.folder, config, '--workdir=whole',

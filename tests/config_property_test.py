@@ -101,7 +101,7 @@ class ConfigPropertyTest(absltest.TestCase):
       self.assertTrue(np.all(np.isfinite(leaf)))
     self.assertEqual(state.step, 2)
 
-  @hypothesis.settings(max_examples=25, **_QUIET)
+  @hypothesis.settings(max_examples=12, **_QUIET)
   @hypothesis.given(_TRACED)
   def test_traced_values_train(self, values):
     self._assert_trains(small.config(**values))
