@@ -13,7 +13,6 @@ have failed, 75 interrupted and resumable.
 """
 
 import pathlib
-import runpy
 import sys
 
 from absl import app
@@ -28,6 +27,7 @@ from hmpo_jax.plan import comparison
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
+from hmpo_jax.plan import rules
 
 _CONFIG = flags.DEFINE_string('config', None,
                               'Plan: a file of configs/ that returns one.')
@@ -112,7 +112,7 @@ def parse_flags(argv: list[str]):
         _load(file), {
             key: config_file.typed(key, text) for key, text in overrides.items()
         })
-    design.check(plan)
+    rules.check(plan)
   return plan, file.stem, pathlib.Path(_WORKDIR.value or f'runs/{file.stem}')
 
 
@@ -125,16 +125,7 @@ def _with_underscore(argument):
 
 
 def _load(file):
-  if not file.is_file():
-    raise config_lib.ConfigError(
-        f'--config={file}: there is no file {str(file)!r}')
-  try:
-    plan = runpy.run_path(str(file))['get_config']()
-  except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
-    text = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise config_lib.ConfigError(
-        f'--config={file}: must be a Python file with get_config(); reading it '
-        f'ended in {text}') from error
+  plan = config_file.read(str(file))
   if not isinstance(plan, design.Plan):
     raise config_lib.ConfigError(
         f'--config={file}: get_config() must return a '

@@ -51,14 +51,8 @@ def measure(static, learned: update.Learned, hparams: base.HParams,
         attention=transformer.attention_weights,
         mode=static.optim.qk_clip,
         alpha=hparams.qk_alpha)
-    return policy.forward_in_microbatches(
-        static,
-        params,
-        batch.tokens,
-        batch.valid,
-        batch.mask,
-        hparams.temperature,
-        min_parts=policy.BESIDE_AN_UPDATE).logprobs
+    return policy.logprobs_beside_an_update(static, params, batch,
+                                            hparams.temperature)
 
   # One program for both: where nothing was clipped they have the same bits.
   before, after = jax.lax.map(logprobs, jnp.array([True, False]))

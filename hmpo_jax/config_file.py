@@ -30,18 +30,7 @@ def load(path: str, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
     ConfigError: a file that can't be read, runs into an error or returns
       something else, an override that doesn't fit, or see `config.validate`.
   """
-  file, _, argument = path.partition(':')
-  if not pathlib.Path(file).is_file():
-    raise config_lib.ConfigError(f'--config={path}: there is no file {file!r}')
-  try:
-    config = _from_json(file) if file.endswith('.json') else _from_python(
-        file, argument)
-  except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
-    # A Python file can raise anything.
-    text = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise config_lib.ConfigError(
-        f'--config={path}: must be a Python file with get_config(), or the '
-        f'config.json of a run; reading it ended in {text}') from error
+  config = read(path)
   if not isinstance(config, ml_collections.ConfigDict):
     raise config_lib.ConfigError(
         f'--config={path}: get_config() must return a ConfigDict, returned '
@@ -50,6 +39,26 @@ def load(path: str, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
     _override(config, key, text)
   config_lib.validate(config)
   return config
+
+
+def read(path: str):
+  """What a configuration file returns, a plan's too, or a config.json holds.
+
+  Raises:
+    ConfigError: it can't be read, or runs into an error.
+  """
+  file, _, argument = path.partition(':')
+  if not pathlib.Path(file).is_file():
+    raise config_lib.ConfigError(f'--config={path}: there is no file {file!r}')
+  try:
+    return _from_json(file) if file.endswith('.json') else _from_python(
+        file, argument)
+  except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
+    # A Python file can raise anything.
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise config_lib.ConfigError(
+        f'--config={path}: must be a Python file with get_config(), or the '
+        f'config.json of a run; reading it ended in {text}') from error
 
 
 def _from_python(file, argument):

@@ -76,14 +76,8 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
   """
 
   def forward(params):
-    return policy.forward_in_microbatches(
-        static,
-        params,
-        batch.tokens,
-        batch.valid,
-        batch.mask,
-        hparams.temperature,
-        min_parts=policy.BESIDE_AN_UPDATE).logprobs
+    return policy.logprobs_beside_an_update(static, params, batch,
+                                            hparams.temperature)
 
   logprobs, pull_back = jax.vjp(forward, learned.params)
   old_logprobs = jnp.where(batch.is_on_policy, logprobs, batch.old_logprobs)

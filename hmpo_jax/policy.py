@@ -39,7 +39,7 @@ def make_model(static) -> transformer.Transformer:
 
 # Parts of a minibatch, at least, in a pass that stands beside an update in one
 # program, whose memory it shall not double.
-BESIDE_AN_UPDATE = 8
+_PARTS_BESIDE_AN_UPDATE = 8
 
 
 class Forward(NamedTuple):
@@ -106,6 +106,19 @@ def forward_in_microbatches(static,
   return Forward(
       found.logprobs.reshape(mask.shape), found.entropies.reshape(mask.shape),
       reductions.nan_max(found.max_logits, axis=0))
+
+
+def logprobs_beside_an_update(static, params: base.Params, batch: base.Batch,
+                              temperature: jax.Array | float) -> jax.Array:
+  """[B, T] log-probabilities of a batch, in less memory than an update takes."""
+  return forward_in_microbatches(
+      static,
+      params,
+      batch.tokens,
+      batch.valid,
+      batch.mask,
+      temperature,
+      min_parts=_PARTS_BESIDE_AN_UPDATE).logprobs
 
 
 def mean_entropy(entropies: jax.Array, mask: jax.Array) -> jax.Array:

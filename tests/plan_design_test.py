@@ -11,6 +11,7 @@ from absl.testing import parameterized
 from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
+from hmpo_jax.plan import rules
 
 _FOLDER = pathlib.PurePath('runs/plan')
 _CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -259,10 +260,10 @@ class CheckTest(parameterized.TestCase):
   def test_what_makes_no_plan(self, changes, words):
     defaults = {} if 'contrasts' in changes else {'contrasts': ()}
     with self.assertRaisesRegex(config_lib.ConfigError, words):
-      design.check(_plan(**defaults | changes))
+      rules.check(_plan(**defaults | changes))
 
   def test_a_plan_that_can_run(self):
-    design.check(_plan())
+    rules.check(_plan())
 
 
 class DoctorTest(absltest.TestCase):
@@ -321,7 +322,7 @@ class ConfigsTest(parameterized.TestCase):
                             ('plan_atlas', 31 * 5), ('plan_quick', 4 * 3))
   def test_plans_of_the_repository(self, name, num_runs):
     plan = runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config']()
-    design.check(plan)
+    rules.check(plan)
     runs = design.runs(plan, {}, _FOLDER)
     self.assertLen(runs, num_runs)
     self.assertEmpty(doctor.objections(plan, runs))

@@ -7,10 +7,8 @@ sampling in every cell, so that cells are compared seed by seed.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import json
 import math
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -20,10 +18,6 @@ from hmpo_jax import config as config_lib
 OUTCOMES = ('area', 'collapse')
 OWN, BASE = 'own', 'base'  # settings that are not another variant's
 TUNED = ('optim.learning_rate', 'loss.clip_eps_low', 'loss.clip_eps_high')
-_RESERVED = (OWN, BASE)
-# Folders and files of a plan beside those of its tasks.
-_TAKEN = ('tuning', 'warm_start', 'report', 'oracle')
-_NAME = re.compile(r'\w[\w.+=-]{0,99}')
 
 Overrides = Mapping[str, Any]  # by dotted key of a run's configuration
 
@@ -67,7 +61,7 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """An experiment plan; see `check` for what must hold."""
+  """An experiment plan; see rules.py for what must hold."""
   question: str
   variants: Mapping[str, Variant]
   tasks: Mapping[str, Overrides]  # the same for all variants
@@ -100,129 +94,6 @@ class Run(NamedTuple):
   def name(self) -> str:
     """Its folder, as progress and failures name it."""
     return str(self.folder)
-
-
-def check(plan: Plan) -> None:
-  """Raises ConfigError for what makes no plan; runs are checked one by one."""
-  try:
-    _check(plan)
-  except (AttributeError, IndexError, TypeError, ValueError) as error:
-    if isinstance(error, config_lib.ConfigError):
-      raise
-    raise config_lib.ConfigError(
-        f'this is no plan ({type(error).__name__}: {error}): see '
-        'hmpo_jax/plan/design.py for what its fields hold') from error
-
-
-def _check(plan):
-  if not plan.tasks or not plan.variants:
-    raise config_lib.ConfigError('tasks, variants: must hold one or more')
-  for task in plan.tasks:
-    _check_name('tasks', task, _TAKEN)
-  for name, variant in plan.variants.items():
-    _check_name('variants', name, _RESERVED)
-    _check_variant(plan, name, variant)
-  for contrast in plan.contrasts:
-    _check_contrast(plan, contrast)
-  asked = [tuple(dataclasses.astuple(c)) for c in plan.contrasts]
-  if len(set(asked)) < len(asked):
-    raise config_lib.ConfigError('contrasts: one stands there twice')
-  _check_numbers(plan)
-  if plan.tuning:
-    _check_tuning(plan)
-
-
-def _check_name(where, name, taken):
-  if not _NAME.fullmatch(name) or name in taken:
-    raise config_lib.ConfigError(
-        f'{where}: {name!r} is no name: must be letters, digits and any of '
-        f'_.+=-, and not {", ".join(taken)}')
-
-
-def _check_numbers(plan):
-  seeds = list(plan.seeds)
-  if not seeds or len(set(seeds)) < len(seeds) or not all(
-      isinstance(seed, int) for seed in seeds):
-    raise config_lib.ConfigError(
-        f'seeds = {seeds}: must be different integers, one or more')
-  steps = {horizon_of(plan, task) for task in plan.tasks}
-  if len(steps) > 1:
-    raise config_lib.ConfigError(
-        f'tasks: num_steps are {sorted(steps)}: must be the same on all')
-  if not 0 < plan.alpha < 0.5:
-    raise config_lib.ConfigError(
-        f'alpha = {plan.alpha}: must be above 0 and below 0.5')
-  for name in ('margin', 'expected_sd', 'collapse_margin'):
-    if not 0 <= getattr(plan, name) < math.inf:
-      raise config_lib.ConfigError(
-          f'{name} = {getattr(plan, name)}: must be finite and at least 0')
-  for name in ('target', 'failure_reward'):
-    if not math.isfinite(getattr(plan, name)):
-      raise config_lib.ConfigError(
-          f'{name} = {getattr(plan, name)}: must be finite')
-
-
-def _check_variant(plan, name, variant):
-  if variant.settings not in (*_RESERVED, *plan.variants):
-    raise config_lib.ConfigError(
-        f'variants[{name!r}].settings = {variant.settings!r}: must be own, '
-        'base or a variant')
-  if 'num_steps' in variant.overrides:
-    raise config_lib.ConfigError(
-        f'variants[{name!r}]: num_steps must be the same for all variants: set '
-        'it in base')
-  json.dumps(_plain(variant.overrides))  # plan.json shall hold them
-  _check_settings(plan, name, variant)
-  if variant.replays and (variant.replays not in plan.variants or len(
-      plan.seeds) < 2 or plan.variants[variant.replays].replays):
-    raise config_lib.ConfigError(
-        f'variants[{name!r}].replays = {variant.replays!r}: must be a variant '
-        'that replays none, of a plan with two seeds or more')
-
-
-def _check_settings(plan, name, variant):
-  own = variant.settings == OWN
-  if (own or variant.clip_frac) and not plan.tuning:
-    raise config_lib.ConfigError(
-        f'variants[{name!r}]: settings of its own and clip_frac need a tuning')
-  if variant.settings in plan.variants:
-    if plan.variants[variant.settings].settings != OWN:
-      raise config_lib.ConfigError(
-          f'variants[{name!r}].settings = {variant.settings!r}: that variant '
-          'must have settings of its own')
-  elif variant.clip_frac:
-    raise config_lib.ConfigError(
-        f'variants[{name!r}].clip_frac: settings must name a variant')
-
-
-def _check_contrast(plan, contrast):
-  for name in (contrast.variant, contrast.baseline):
-    if name not in plan.variants:
-      raise config_lib.ConfigError(
-          f'contrasts: {contrast.name}: {name!r} is not a variant')
-    if plan.variants[name].exploratory and not plan.exploratory:
-      raise config_lib.ConfigError(
-          f'contrasts: {contrast.name}: {name!r} is exploratory, so that there '
-          'can be no verdict: give the variant exploratory=False')
-  if contrast.variant == contrast.baseline:
-    raise config_lib.ConfigError(f'contrasts: {contrast.name}: is no contrast')
-  if contrast.outcome not in OUTCOMES:
-    raise config_lib.ConfigError(
-        f'contrasts: {contrast.name}: the outcome must be one of '
-        f'{", ".join(OUTCOMES)}')
-
-
-def _check_tuning(plan):
-  both = sorted(set(plan.tuning.seeds) & set(plan.seeds))
-  if both:
-    raise config_lib.ConfigError(
-        f'tuning.seeds: {both} are seeds of the plan too; what is tuned on a '
-        'seed must not be judged by it')
-  for name in ('learning_rates', 'eps'):
-    values = list(getattr(plan.tuning, name))
-    if values != sorted(set(values)) or not values or values[0] <= 0:
-      raise config_lib.ConfigError(
-          f'tuning.{name} = {values}: must ascend from above 0')
 
 
 def runs(plan: Plan, settings: Mapping[tuple[str, str], Overrides],
@@ -316,22 +187,22 @@ def describe(plan: Plan, planned: Sequence[Run],
   """The plan as JSON, for plan.json and whoever reads its results."""
   by_task: dict = {task: {} for task in plan.tasks}
   for (task, variant), values in settings.items():
-    by_task[task][variant] = _plain(values)
+    by_task[task][variant] = plain(values)
   return {
       'question':
           plan.question,
       'exploratory':
           plan.exploratory,
       'tasks': {
-          task: _plain(keys) for task, keys in plan.tasks.items()
+          task: plain(keys) for task, keys in plan.tasks.items()
       },
       'base':
-          _plain(plan.base),
+          plain(plan.base),
       'variants': {
           name:
               dataclasses.asdict(variant)
               | {
-                  'overrides': _plain(variant.overrides)
+                  'overrides': plain(variant.overrides)
               } for name, variant in plan.variants.items()
       },
       'seeds':
@@ -411,7 +282,7 @@ def with_base(plan: Plan, overrides: Overrides) -> Plan:
       })
 
 
-def _plain(keys):
+def plain(keys):
   """JSON knows no infinity: writes it as a string."""
   return {
       key:
