@@ -110,7 +110,7 @@ def forward_in_microbatches(static,
 
 def logprobs_beside_an_update(static, params: base.Params, batch: base.Batch,
                               temperature: jax.Array | float) -> jax.Array:
-  """[B, T] log-probabilities of a batch, in less memory than an update takes."""
+  """[B, T] log-probabilities of a batch, in less memory than an update."""
   return forward_in_microbatches(
       static,
       params,
