@@ -67,7 +67,7 @@ class FolderTest(absltest.TestCase):
     self.assertAlmostEqual(found.clip_frac, 0.75)
 
   def test_a_failure_counts_from_its_step_on(self):
-    self._record([0.4, 0.6, 0.6])
+    self._record([0.4, 0.6, 0.9])
     self._write('failed.json', {'reason': 'NaN', 'step': 2, 'final': True})
     found = self._result()
     # .4 to .6 in the first step, .6 held in the second, then .1 for two.
