@@ -1,0 +1,30 @@
+"""What mkdocstrings is taught: equations in docstrings keep their lines."""
+
+import griffe
+
+_SECTIONS = ('Args:', 'Returns:', 'Raises:', 'Yields:', 'Attributes:')
+
+
+class Equations(griffe.Extension):
+  """Makes code of what stands indented between blank lines.
+
+  The docstrings indent equations and lists by 2 spaces, which Markdown takes
+  for text that flows; by 4 it is code.
+  """
+
+  def on_object(self, *, obj, **_):
+    """Indents such lines in one docstring, before its sections."""
+    if obj.docstring:
+      obj.docstring.value = _as_code(obj.docstring.value)
+
+
+def _as_code(text):
+  lines, is_code, was_blank = text.split('\n'), False, False
+  for number, line in enumerate(lines):
+    if line in _SECTIONS:
+      break
+    if line.strip():
+      is_code = line.startswith('  ') and (is_code or was_blank)
+      lines[number] = f'  {line}' if is_code else line
+    was_blank = not line.strip()
+  return '\n'.join(lines)
