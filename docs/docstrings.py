@@ -19,12 +19,15 @@ class Equations(griffe.Extension):
 
 
 def _as_code(text):
-  lines, is_code, was_blank = text.split('\n'), False, False
+  lines, added, was_blank = text.split('\n'), '', False
   for number, line in enumerate(lines):
     if line in _SECTIONS:
       break
     if line.strip():
-      is_code = line.startswith('  ') and (is_code or was_blank)
-      lines[number] = f'  {line}' if is_code else line
+      if not line.startswith('  '):
+        added = ''
+      elif was_blank and not line.startswith('    '):
+        added = '  '
+      lines[number] = added + line
     was_blank = not line.strip()
   return '\n'.join(lines)
