@@ -4,8 +4,8 @@
 
 runs hmpo.py and gspo.py as they are, with learning rate 0, and with advantages
 permuted within their groups; writes learning.csv and the figure learning.png
-there (with the `plot` extra) and prints the table of docs/results.md. Repeated,
-it continues. About 15 minutes on two cores.
+there (with the `plot` extra) and prints the table of the README. Repeated, it
+continues. About 15 minutes on two cores.
 """
 
 import csv
