@@ -23,6 +23,7 @@ from hmpo_jax import controllers
 from hmpo_jax import metrics
 from hmpo_jax import run_folder
 from hmpo_jax.analysis import text
+from hmpo_jax.kernels import losses
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of a plan, finished.', required=True)
@@ -55,8 +56,10 @@ def _export(workdir, out, name):
     raise config_lib.ConfigError(
         f'--workdir={workdir}: {name} is not finished; run the plan first')
   target.mkdir(parents=True, exist_ok=True)
-  for file in (run_folder.CONFIG, metrics.METRICS):
-    shutil.copyfile(source / file, target / file)
+  shutil.copyfile(source / metrics.METRICS, target / metrics.METRICS)
+  description = json.loads((source / run_folder.CONFIG).read_text('utf-8'))
+  description['config']['warm_start']['folder'] = ''  # a cache, of that plan
+  run_folder.write_json(target / run_folder.CONFIG, description)
   records = metrics.read(source)
   config = config_file.load(str(source / run_folder.CONFIG), {})
   column = lambda key: [record[key] for record in records]
@@ -69,12 +72,19 @@ def _export(workdir, out, name):
       for key in records[0]
       if key.startswith('skipped/') and key != 'skipped/in_a_row')
   return (f'`{name}`', f'{first:.2f} to {last:.2f}{fallen}',
-          f'{max(column("agm/gap")):.3f}',
-          f'{records[0]["exponent/p"]:g} to {records[-1]["exponent/p"]:.3g}',
+          f'{max(column("agm/gap")):.3f}', _orders(config, records),
           f'{mean("clip/low_frac"):.0%}, {mean("clip/high_frac"):.0%}',
           f'{max(column("qk/max_logit")) / config.optim.tau:.2f}',
           str(sum(column('muon_clip_active'))), str(skipped),
           *(_end(config, records, name) for name in _DETECTORS))
+
+
+def _orders(config, records):
+  """First and last order of the mean, of a loss that has one."""
+  if 'p' not in losses.options(config.loss.name):
+    return text.NOTHING
+  first, last = (f'{r["exponent/p"]:.2g}' for r in (records[0], records[-1]))
+  return first if first == last else f'{first} to {last}'
 
 
 def _end(config, records, detector):
@@ -96,6 +106,8 @@ def _card(plan, rows, description):
       num_steps=config['num_steps'],
       episodes=config['rollout.num_prompts'] * config['rollout.group_size'],
       updates=config['train.num_epochs'] * config['train.num_minibatches'],
+      layers=config['model.num_layers'],
+      width=config['model.embed_dim'],
       name=plan['name'],
       commit=description['commit'],
       versions=versions,
@@ -136,7 +148,7 @@ ended the run, by `python experiments/replay_controller.py --workdir=FOLDER
 `ClipNormalisedConvergence` on the clip-normalised histories.
 
 What it is not: one seed a cell, so no comparison of the means; sorting digits with
-some 10,000 parameters, not a language model; `td_mean` is 0 but for rounding,
+{layers} layers of width {width}, not a language model; `td_mean` is 0 but for rounding,
 since advantages are centred in each group; `eval_reward` is measured every 8 steps
 and repeated between. MIT licence, as the code; the data holds nothing about
 persons.
