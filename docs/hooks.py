@@ -6,11 +6,14 @@ its place in the repository, ../results/..., from where it is copied.
 """
 
 import html
+import logging
 import pathlib
 import re
 
 from latex2mathml import converter
 from mkdocs.structure import files as files_lib
+
+_log = logging.getLogger('mkdocs.hooks')  # its warnings fail a strict build
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _LINK = re.compile(r'\]\(\.\./(results/[^)#\s]+)\)')
@@ -40,12 +43,19 @@ def on_page_markdown(markdown, page, **_):
   return _LINK.sub(lambda match: f']({up}{match[1]})', markdown)
 
 
-def on_page_content(content, **_):
-  """Turns equations into MathML."""
-  return _MATH.sub(_mathml, content)
+def on_page_content(content, page, **_):
+  """Turns equations into MathML, and warns of what is none."""
+  content = _MATH.sub(lambda match: _mathml(match, page), content)
+  if 'class="arithmatex"' in content:
+    _log.warning('%s: an equation was not found', page.file.src_uri)
+  return content
 
 
-def _mathml(match):
+def _mathml(match, page):
   display = 'block' if match[2] == '[' else 'inline'
-  result = converter.convert(html.unescape(match[3]), display=display)
+  source = html.unescape(match[3])
+  result = converter.convert(source, display=display)
+  # What the converter doesn't know stays as it is: a backslash, or & of a table.
+  if '\\' in result or '>&<' in result:
+    _log.warning('%s: no MathML for %r', page.file.src_uri, source)
   return _LOG.sub(r'\g<0><mspace width="0.17em"/>', result)
