@@ -55,7 +55,7 @@ def _mathml(match, page):
   display = 'block' if match[2] == '[' else 'inline'
   source = html.unescape(match[3])
   result = converter.convert(source, display=display)
-  # What the converter doesn't know stays as it is: a backslash, or & of a table.
+  # What the converter doesn't know stays: a backslash, or the & of a table.
   if '\\' in result or '>&<' in result:
     _log.warning('%s: no MathML for %r', page.file.src_uri, source)
   return _LOG.sub(r'\g<0><mspace width="0.17em"/>', result)
