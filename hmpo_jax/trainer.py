@@ -41,7 +41,7 @@ def train(config, workdir: str | pathlib.Path) -> dict:
 
   Args:
     config: ConfigDict with the keys of `config.default_config()`.
-    workdir: run folder, made if missing; the layout stands in the README.
+    workdir: run folder, made if missing; see docs/telemetry.md for the layout.
 
   Returns:
     The summary that summary.json holds.
