@@ -74,9 +74,18 @@ def histories(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
   """
   rows, log_a, log_h = _ends(log_ratio, mask)
   width = _half_width(eps_low, eps_high)
-  bounded = lambda x: jnp.clip(x / width, -_MAX_WIDTHS, _MAX_WIDTHS)
-  return _iterates('', log_a, log_h, rows) | _iterates('_clip', bounded(log_a),
-                                                       bounded(log_h), rows)
+  both = lambda x: jnp.stack(
+      [x, jnp.clip(x / width, -_MAX_WIDTHS, _MAX_WIDTHS)])
+  log_a, log_h = means.arithmetic_harmonic(
+      both(log_a), both(log_h), MAX_ITERATIONS)
+  rows_mean = jax.vmap(jax.vmap(lambda x: ratios.row_mean(jnp.exp(x), rows)))
+  (a, a_clip), (h, h_clip) = rows_mean(log_a).T, rows_mean(log_h).T
+  return {
+      'arithmetic_history': a,
+      'harmonic_history': h,
+      'arithmetic_history_clip': a_clip,
+      'harmonic_history_clip': h_clip,
+  }
 
 
 def _ends(log_ratio, mask):
@@ -95,12 +104,3 @@ def _half_width(eps_low, eps_high):
   closed = jnp.isfinite(sides)
   width = jnp.sum(jnp.where(closed, sides, 0)) / jnp.maximum(jnp.sum(closed), 1)
   return jnp.where(jnp.any(closed), width, 1)
-
-
-def _iterates(suffix, log_a, log_h, rows):
-  iterates = means.arithmetic_harmonic(log_a, log_h, MAX_ITERATIONS)
-  average = jax.vmap(lambda x: ratios.row_mean(jnp.exp(x), rows))
-  return {
-      f'{name}_history{suffix}': average(values)
-      for name, values in zip(('arithmetic', 'harmonic'), iterates)
-  }
