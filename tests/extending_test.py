@@ -53,8 +53,8 @@ step, _ = tx.update(grads, tx.init(params), params,
                     max_logits={'a': jnp.array([400.])})
 print(*(float((params[k] + step[k]).squeeze()) for k in params))
 """
-_CHOSEN = ('--config.loss.name=topr', '--config.loss.taper_max=0.5',
-           '--config.task.name=reverse', '--config.optim.name=lion')
+CHOSEN = ('--config.loss.name=topr', '--config.loss.taper_max=0.5',
+          '--config.task.name=reverse', '--config.optim.name=lion')
 
 
 def diffs(text: str) -> dict[str, str]:
@@ -134,7 +134,7 @@ class ExtendingTest(parameterized.TestCase):
                  'TOPR or reverse or sizes or every_loss or options_are')
     self._python('experiments/main.py', '--config=configs/smoke.py',
                  '--workdir=run', '--config.num_steps=2',
-                 '--config.warm_start.num_steps=1', *_CHOSEN)
+                 '--config.warm_start.num_steps=1', *CHOSEN)
     config = json.loads((self.copy / 'run/config.json').read_text('utf-8'))
     self.assertEqual(config['config']['loss']['taper_max'], 0.5)
     lines = (self.copy / 'run/metrics.jsonl').read_text('utf-8').splitlines()
