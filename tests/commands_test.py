@@ -102,7 +102,6 @@ _RULES: tuple[Run | Look, ...] = (
     Look(r'tensorboard --logdir=runs', 'is a server, which never ends'),
     Look(r'jupyter .*', 'is a server, which never ends'),
     Look(r'git clone .*', 'reads from the network'),
-    Run(r'git apply --check \S+'),
 )
 
 

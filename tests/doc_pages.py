@@ -7,8 +7,8 @@ from typing import Iterator, NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 
 _FENCE = re.compile(
-    r'^(?P<indent> *)(?P<ticks>`{3,})(?P<language>\w*)[^\n`]*\n'
-    r'(?P<body>.*?)^(?P=indent)(?P=ticks) *$', re.M | re.S)
+    r'^ *(?:[-*] +|\d+\. +)?(?P<ticks>`{3,})(?P<language>\w*)[^\n`]*\n'
+    r'(?P<body>.*?)^ *(?P=ticks) *$', re.M | re.S)
 _CODE = re.compile(r'(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)', re.S)
 _SHELL = ('sh', 'bash', 'shell', 'console')
 # What a command starts with, after settings of the environment.

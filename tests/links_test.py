@@ -66,11 +66,12 @@ def picture_fault(file: pathlib.Path) -> str:
   if file.suffix == '.svg':
     return _svg_fault(ElementTree.fromstring(file.read_bytes()))
   with Image.open(file) as image:
-    pixels = np.asarray(image.convert('RGBA')).reshape(-1, 4)
-  if np.any(pixels[:, 3] < 255):
+    found = image.convert('RGBA').getcolors(image.width * image.height)
+  counts = np.array([count for count, _ in found])
+  colors = np.array([color for _, color in found])
+  if np.any(colors[:, 3] < 255):
     return 'is transparent in places: the ground of the page shows'
-  colors, counts = np.unique(pixels[:, :3], axis=0, return_counts=True)
-  light = _luminance(colors)
+  light = _luminance(colors[:, :3])
   ground = light[np.argmax(counts)]
   high, low = np.maximum(light, ground), np.minimum(light, ground)
   share = counts[(high + .05) / (low + .05) >= _CONTRAST].sum() / counts.sum()
@@ -141,7 +142,7 @@ class LinksTest(parameterized.TestCase):
       for link in doc_pages.links(page.read_text(encoding='utf-8')):
         if link.is_image:
           with self.subTest(page=page.name, image=link.target):
-            self.assertGreater(len(link.text.split()), 1)
+            self.assertRegex(link.text, r'\w{3}')
             self.assertNotIn(pathlib.Path(link.target).name, link.text)
 
   @parameterized.parameters(
