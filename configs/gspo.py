@@ -3,7 +3,7 @@
 Command   python experiments/main.py --config=configs/gspo.py
 Device    a laptop's CPU is enough; GPU and TPU run the same command
 Time      about 1 minute on two cores
-Expected  held-out reward from about .54 to .90 (README, "Does it learn?")
+Expected  held-out reward from about .54 to .90 (docs/results.md)
 """
 
 from hmpo_jax import config as config_lib

@@ -4,7 +4,7 @@ Command   python experiments/main.py --config=configs/hmpo.py
 Device    a laptop's CPU is enough; GPU and TPU run the same command
 Time      about 1 minute on two cores
 Expected  held-out reward from about .54 to .90, with 10 % of the rows clipped
-          at the low side and 3 % at the high one (README, "Does it learn?")
+          at the low side and 3 % at the high one (docs/results.md)
 """
 
 from hmpo_jax import config as config_lib

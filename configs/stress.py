@@ -7,8 +7,7 @@ Time      half a minute on two cores; stress.py:long, responses of some 500
           tokens, about 10 minutes
 Expected  the largest attention logit rises from 6 to tau = 30 within 70 steps,
           stays below 40 with the clip, and reaches 80 to 95 without it; hardly
-          anything is learned at this learning rate (README, "Does QK-clip
-          hold?")
+          anything is learned at this learning rate (docs/muonclip.md)
 """
 
 from hmpo_jax import config as config_lib

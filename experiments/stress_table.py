@@ -4,7 +4,7 @@
 
 runs stress.py with and without the clip, five seeds each, and stress.py:long
 once each; writes stress.csv, overshoot.csv and, with the `plot` extra, the
-figure stress.png there and prints the tables of the README. Repeated, it
+figure stress.png there and prints the tables of docs/muonclip.md. Repeated, it
 continues.
 About 15 minutes on two cores.
 

@@ -202,6 +202,25 @@ def default_config() -> ml_collections.ConfigDict:
   # and after a QK-clip; the first and the last step always.
   config.mechanism.every = 20
 
+  # What a controller may decide while the run goes on, see control.py.
+  config.control = ml_collections.ConfigDict()
+  # module:function, module:Class or file.py:name, from the record of a step to
+  # a dict of decisions; '' is none.
+  config.control.function = ''
+  config.control.timeout = 60.  # seconds for one call
+  config.control.every = 1  # steps between decisions
+  config.control.may_stop = False  # whether it may end the run
+  config.control.agm_iterations = 5  # K of arithmetic_history, 1 to 10
+  # Bounds on what it may decide; what it asks beyond them is cut to them.
+  config.control.learning_rate_low = 1e-5
+  config.control.learning_rate_high = 5e-3
+  config.control.epsilon_low = 0.01  # of loss.clip_eps_high
+  config.control.epsilon_high = 0.5
+  config.control.p_low = -2.
+  config.control.p_high = 2.
+  config.control.agm_iterations_low = 1
+  config.control.agm_iterations_high = 10
+
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 50  # steps; the last step always
   config.checkpoint.keep = 2  # newest ones kept
@@ -261,6 +280,12 @@ def _check_unused(config):
   unused |= {
       f'optim.{key}': 'optim.name' for key in factory.KEYS if key not in used
   }
+  if not config.control.function:
+    unused |= {
+        f'control.{key}': 'control.function'
+        for key in default.control
+        if key not in ('function', 'agm_iterations')
+    }
   if config.optim.qk_clip == 'off':
     unused['optim.qk_alpha'] = 'optim.qk_clip'
   for key, choice in unused.items():

@@ -67,12 +67,16 @@ def _from_python(file, argument):
 
 
 def _from_json(file):
-  """The configuration that run_folder.describe wrote."""
+  """The configuration that run_folder.describe wrote.
+
+  A key that is younger than the file has its default, with which a run is what
+  it was before there was the key.
+  """
   content = json.loads(pathlib.Path(file).read_text(encoding='utf-8'))
-  config = ml_collections.ConfigDict(content['config'])
+  config = config_lib.default_config()
   for key, value in config_lib.flat(content['config']).items():
-    if isinstance(value, str):  # infinity too, which JSON doesn't know
-      _override(config, key, value)
+    # A text may be infinity, which JSON doesn't know.
+    _set(config, key, typed(key, value) if isinstance(value, str) else value)
   return config
 
 
@@ -96,7 +100,10 @@ def typed(key: str, text: str):
 
 def _override(config, key, text):
   """Sets one key to what a text says."""
-  value = typed(key, text)
+  _set(config, key, typed(key, text))
+
+
+def _set(config, key, value):
   section, _, name = key.rpartition('.')
   node = config_lib.lookup(config, section)
   with node.unlocked(), node.ignore_type():

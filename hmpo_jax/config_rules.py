@@ -3,6 +3,7 @@
 import math
 
 from hmpo_jax.kernels import advantages
+from hmpo_jax.kernels import agm
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
@@ -37,6 +38,8 @@ _FINITE_OR_INF = (lambda x: x > -math.inf, 'finite (inf = loss.p)')
 _UNIT = (lambda x: 0 <= x <= 1, 'from 0 to 1')
 _OPEN_UNIT = (lambda x: 0 < x < 1, 'above 0 and below 1')
 _MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
+_ITERATIONS = (lambda x: 1 <= x <= agm.MAX_ITERATIONS,
+               f'from 1 to {agm.MAX_ITERATIONS}')
 
 RULES = tuple((key, *rule) for key, rule in (
     ('seed', (lambda x: 0 <= x < 2**31, 'from 0 to 2**31 - 1')),
@@ -135,6 +138,17 @@ RULES = tuple((key, *rule) for key, rule in (
     ('eval.every', _at_least(1)),
     ('eval.num_prompts', _at_least(2)),
     ('mechanism.every', _at_least(1)),
+    ('control.timeout', _POSITIVE),
+    ('control.every', _at_least(1)),
+    ('control.agm_iterations', _ITERATIONS),
+    ('control.learning_rate_low', _finite_at_least(0)),
+    ('control.learning_rate_high', _finite_at_least(0)),
+    ('control.epsilon_low', _OPEN_UNIT),
+    ('control.epsilon_high', _OPEN_UNIT),
+    ('control.p_low', _FINITE),
+    ('control.p_high', _FINITE),
+    ('control.agm_iterations_low', _ITERATIONS),
+    ('control.agm_iterations_high', _ITERATIONS),
     ('checkpoint.every', _at_least(1)),
     ('checkpoint.keep', _at_least(1)),
 ))
@@ -203,6 +217,17 @@ def _is_tracked_within(c):
   return c.tracking.rate == 0 or all(low <= width <= high for width in widths)
 
 
+def _ascends(low, high):
+  """The rule that a lower bound does not exceed the upper one."""
+  is_allowed = lambda c: _value(c, low) <= _value(c, high)
+  return (low, high), is_allowed, 'the first must not exceed the second'
+
+
+def _value(c, key):
+  section, name = key.split('.')
+  return c[section][name]
+
+
 # Keys, what must hold of them, and that in words.
 JOINT_RULES = (
     (('task.name', *_FILE_KEYS), _is_file_alone,
@@ -230,18 +255,14 @@ JOINT_RULES = (
     (('exponent.path', 'exponent.kind'),
      lambda c: c.exponent.kind != 'replayed' or c.exponent.path,
      'the first must name the metrics.jsonl whose orders are replayed'),
-    (('exponent.gap_low',
-      'exponent.gap_high'), lambda c: c.exponent.gap_low <= c.exponent.gap_high,
-     'the first must not exceed the second'),
-    (('exponent.fast_window', 'exponent.slow_window'),
-     lambda c: c.exponent.fast_window <= c.exponent.slow_window,
-     'the first must not exceed the second'),
+    _ascends('exponent.gap_low', 'exponent.gap_high'),
+    _ascends('exponent.fast_window', 'exponent.slow_window'),
     (('tracking.eps_min', 'loss.clip_eps_low', 'loss.clip_eps_high',
       'tracking.eps_max', 'tracking.rate'), _is_tracked_within,
      'with a rate above 0 both widths must lie between the bounds'),
-    (('tracking.eps_min',
-      'tracking.eps_max'), lambda c: c.tracking.eps_min <= c.tracking.eps_max,
-     'the first must not exceed the second'),
+    _ascends('tracking.eps_min', 'tracking.eps_max'),
+    *(_ascends(f'control.{name}_low', f'control.{name}_high')
+      for name in ('learning_rate', 'epsilon', 'p', 'agm_iterations')),
     (('reward.kl_weight', 'reward.kl_estimator'),
      lambda c: c.reward.kl_estimator != 'none' or c.reward.kl_weight == 0,
      'the weight must be 0 while there is no estimator'),

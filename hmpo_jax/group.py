@@ -96,7 +96,7 @@ class _Group:
   """The runs of a group that are still going, and their stacked state."""
 
   def __init__(self, opened, tell):
-    self._runs = opened
+    self._opened, self._runs = opened, dict(opened)
     self._tell = tell
     first = next(iter(opened.values()))
     self._config, self._static = first.config, first.programs.static
@@ -112,9 +112,7 @@ class _Group:
         self._static, params, prompts)
     self._evaluate = jax.jit(over_runs(evaluate))
     self._prompts = first.programs.prompts
-    self._hparams = self._place({
-        i: run.programs.hparams for i, run in opened.items()
-    })
+    self._hparams: Any = None
     self._states: Any = None
     self._finished = 0
 
@@ -141,6 +139,7 @@ class _Group:
         for i, run in self._runs.items()
     }
     self._states = self._place(states)
+    self._take_settings()
     if not self._finished:
       for run, evaluation in self._each(self._evaluations()):
         run.begin(evaluation)
@@ -162,6 +161,8 @@ class _Group:
       timing['eval_s'] = (time.perf_counter() - start) / len(self._slots)
     self._finished = step
     self._write(keys, metrics, evaluations, timing)
+    if any(run.programs.controller for run in self._runs.values()):
+      self._take_settings()
     self._tell(Report('step', step=step))
 
   def _write(self, keys, metrics, evaluations, timing):
@@ -174,6 +175,12 @@ class _Group:
         # Its place in the program stays: another number is another program.
         del self._runs[index]
         self._tell(Report('failed', index, str(error), self._finished))
+
+  def _take_settings(self):
+    """The traced parts of all configurations, as their controllers left them."""
+    self._hparams = self._place({
+        i: run.hparams for i, run in self._opened.items()
+    })
 
   def _save(self):
     for index, run in self._runs.items():

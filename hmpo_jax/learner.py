@@ -156,11 +156,18 @@ def prepare(
 
 
 def at_first_update(hparams: base.HParams, state: TrainState) -> update.Learned:
-  """What the updates of a step start from; a scheduled order has moved on."""
+  """What the updates of a step start from.
+
+  A scheduled order has moved on; a range that nothing tracks is that of
+  `hparams`, which a controller may have changed since the step before.
+  """
   exponent = exponents.at_step(hparams.exponent, state.controls.exponent,
                                state.step)
+  tracked = hparams.tracking.rate > 0
+  widths = jax.tree.map(lambda moved, given: jnp.where(tracked, moved, given),
+                        state.controls.widths, update.start_widths(hparams))
   return update.Learned(state.params, state.opt_state,
-                        state.controls._replace(exponent=exponent))
+                        base.Controls(exponent, widths))
 
 
 def take(static, batch: base.Batch, rows: jax.Array,

@@ -22,7 +22,7 @@ from tensorboardX.proto import summary_pb2
 from hmpo_jax import config as config_lib
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
-FAULTS = 'faults.jsonl'
+FAULTS, CONTROL = 'faults.jsonl', 'control.jsonl'
 _APPENDED = (METRICS, TABLE, TIMING, FAULTS)
 # Counts the values of a record that were not finite.
 NONFINITE = 'nonfinite_values'
@@ -58,13 +58,15 @@ class Writer:
           'the checkpoint has: put it back, or choose another --workdir')
     _keep_until(workdir / TIMING, step)
     _keep_until(workdir / FAULTS, step)
+    if (workdir / CONTROL).exists():
+      _keep_until(workdir / CONTROL, step)
+    self._workdir = workdir
     self._last: dict[str, Value] = {}
     for record in records:
       self._last |= record
     _replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
-    append = lambda name: (workdir / name).open('a', encoding='utf-8')
-    self._files = {name: append(name) for name in _APPENDED}
+    self._files = {name: self._opened(name) for name in _APPENDED}
     self._board = _Board(workdir / 'tensorboard', step)
     if config_text:
       # Markdown: what is indented stays as it is.
@@ -77,8 +79,13 @@ class Writer:
   def __exit__(self, *_):
     self.close()
 
+  @property
+  def last(self) -> dict[str, Value]:
+    """The record of the last step; empty before the first."""
+    return self._last
+
   def write(self, step: int, values: Mapping, timing: Mapping) -> None:
-    """Appends the record of a step and its wall-clock values.
+    """Appends the record of a step, which `last` is then, and its times.
 
     Args:
       step: finished steps, this one included.
@@ -106,11 +113,20 @@ class Writer:
     """Appends what went wrong in a step to faults.jsonl, before its record."""
     self._append(FAULTS, _line({'step': step} | dict(fault)))
 
+  def write_control(self, step: int, answer: Mapping) -> None:
+    """Appends what a controller answered to the record of a step."""
+    if CONTROL not in self._files:
+      self._files[CONTROL] = self._opened(CONTROL)
+    self._append(CONTROL, _line({'step': step} | dict(answer)))
+
   def close(self) -> None:
     """Flushes and closes everything."""
     for file in self._files.values():
       file.close()
     self._board.close()
+
+  def _opened(self, name):
+    return (self._workdir / name).open('a', encoding='utf-8')
 
   def _append(self, name, text):
     self._files[name].write(text)
@@ -170,6 +186,11 @@ def read(workdir: pathlib.Path) -> list[dict]:
   return _whole_lines(workdir / METRICS)
 
 
+def read_control(workdir: pathlib.Path) -> list[dict]:
+  """What a controller answered, step by step; empty without one."""
+  return _whole_lines(workdir / CONTROL)
+
+
 def plain(value) -> Value:
   """Python number, boolean or flat list, with no more digits than measured."""
   array = np.asarray(value)
@@ -206,8 +227,11 @@ def _table(records):
 
 
 def _row(cells):
+  """A line of CSV, in which a boolean is 0 or 1: readers take 'False' as true."""
   text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerow(cells)
+  csv.writer(
+      text, lineterminator='\n').writerow(
+          int(cell) if isinstance(cell, bool) else cell for cell in cells)
   return text.getvalue()
 
 

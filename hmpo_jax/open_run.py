@@ -13,11 +13,13 @@ import jax
 
 from hmpo_jax import base
 from hmpo_jax import checkpoint
+from hmpo_jax import control
 from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
 from hmpo_jax import summary as summary_lib
+from hmpo_jax import telemetry
 from hmpo_jax import update
 
 CHECKPOINTS = 'checkpoints'  # folder in the run folder
@@ -108,7 +110,10 @@ class OpenRun(contextlib.AbstractContextManager):
     self.config, self.programs, self.workdir = config, programs, workdir
     self.step = 0  # finished
     self._note = note
-    self._extra: dict = {}  # what a checkpoint holds beside the state
+    # What a checkpoint holds beside the state.
+    self._extra: dict = {}
+    self._first = control.first_settings(config)
+    self._settings = self._first  # that hold in the next step
     self._still = 0  # steps in a row in which no ratio left 1
     self._writer: metrics_lib.Writer  # once it is known where to go on
     self._stack = contextlib.ExitStack()
@@ -118,6 +123,21 @@ class OpenRun(contextlib.AbstractContextManager):
 
   def __exit__(self, *error):
     return self._stack.__exit__(*error)
+
+  @property
+  def hparams(self) -> base.HParams:
+    """The traced part of the configuration for the next step."""
+    return control.applied(self.programs.hparams, self._first, self._settings)
+
+  @property
+  def early_stop(self) -> str:
+    """Why a controller has ended the run; '' if none has."""
+    return self._extra['early_stop']
+
+  @property
+  def is_over(self) -> bool:
+    """Whether no step is left."""
+    return self.step >= self.config.num_steps or bool(self.early_stop)
 
   def saved_steps(self) -> list[int]:
     """Steps of the whole checkpoints, oldest first."""
@@ -131,7 +151,13 @@ class OpenRun(contextlib.AbstractContextManager):
   def begin(self, evaluation: base.Metrics) -> None:
     """Starts from `first_state`, with its held-out metrics."""
     first = _plain(evaluation) | {'eval/step': 0}
-    self._extra = {'tokens': 0, 'eval': first, 'first_eval': first}
+    self._extra = {
+        'tokens': 0,
+        'eval': first,
+        'first_eval': first,
+        'settings': self._settings._asdict(),
+        'early_stop': ''
+    }
     run_folder.write_json(self.workdir / START, first)
     self._open_writer()
 
@@ -148,7 +174,9 @@ class OpenRun(contextlib.AbstractContextManager):
       return None
     restored = self._saver.restore(self.first_state(), step)
     self.step, self._extra = restored.step, restored.extra
+    self._settings = control.Settings(**self._extra['settings'])
     self._open_writer()
+    self._catch_up()
     return restored.state
 
   def write(self, key: jax.Array, metrics: base.Metrics,
@@ -180,6 +208,12 @@ class OpenRun(contextlib.AbstractContextManager):
         'total/tokens':
             extra['tokens'],
     }
+    record |= telemetry.fields(record, self._writer.last,
+                               self._settings.agm_iterations)
+    if self.programs.controller:
+      record |= {
+          f'control/{name}': x for name, x in self._settings._asdict().items()
+      }
     causes = numerical_skips(record)
     if causes:
       self._write_fault(causes, key)
@@ -193,6 +227,7 @@ class OpenRun(contextlib.AbstractContextManager):
                 'update changes nothing, so the checkpoints are sound')
       fail(self.workdir, reason, step, is_final=True)
       raise NumericalFault(reason)
+    self._ask()
     return {'step': step} | record | timing
 
   def save(self, state: learner.TrainState) -> None:
@@ -216,6 +251,39 @@ class OpenRun(contextlib.AbstractContextManager):
             self.workdir,
             self.step,
             config_text=self.config.to_json_best_effort(indent=2)))
+
+  def _ask(self):
+    """What the controller makes of the last record holds from now on."""
+    controller = self.programs.controller
+    if not controller or not controller.is_due(self.step):
+      return
+    answer = controller.ask(self._writer.last, self._settings)
+    may_stop = self.config.control.may_stop
+    self._writer.write_control(self.step, answer.line(may_stop))
+    self._settings = answer.settings
+    self._extra |= {
+        'settings': answer.settings._asdict(),
+        'early_stop': answer.stop if may_stop else ''
+    }
+    if answer.error:
+      self._note(f'warning: step {self.step}: config.control.function = '
+                 f'{self.config.control.function!r} {answer.error}; all stays '
+                 'as it is')
+
+  def _catch_up(self):
+    """Brings a new controller to where that of the last process was."""
+    if not self.programs.controller:
+      return
+    settings = self._first
+    for _, answer in self.programs.controller.replay(
+        metrics_lib.read(self.workdir)):
+      settings = answer.settings
+    if settings != self._settings:
+      self._note(
+          f'warning: config.control.function = '
+          f'{self.config.control.function!r} decides otherwise than it did '
+          f'up to step {self.step}, on the same records; what it decided then '
+          'holds')
 
   def _write_fault(self, causes, key):
     data = jax.random.key_data(key).tolist()

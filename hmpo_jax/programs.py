@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
+from hmpo_jax import control as control_lib
 from hmpo_jax import learner
 from hmpo_jax import partition
 from hmpo_jax import policy
@@ -49,6 +50,8 @@ class Programs:
     self.task = policy.make_task(self.static)
     self._has_host_reward = bool(config.reward.function)
     self.judge = _make_judge(config, self.task)
+    self.controller = (
+        control_lib.Controller(config) if config.control.function else None)
     self.prompts = _held_out_prompts(config, self.task)  # [M, P]
 
   def warm_params(self) -> base.Params:
@@ -66,22 +69,23 @@ class Programs:
     rollout = _collect(self.static, state, self.hparams)
     return rollout, self.judge(rollout)
 
-  def step(self, state: learner.TrainState,
-           measure: bool) -> tuple[learner.TrainState, base.Metrics]:
+  def step(self, state: learner.TrainState, measure: bool,
+           hparams: base.HParams) -> tuple[learner.TrainState, base.Metrics]:
     """One step; see `learner.train_step`.
 
     Args:
       state: may be donated, unless the reward function fails.
       measure: see `learner.train_step`.
+      hparams: that hold in this step, `hparams` or what a controller made of
+        them, which no rollout depends on.
 
     Raises:
       RewardError: the reward function failed.
     """
     flag = jnp.asarray(measure)
     if self._has_host_reward:
-      return _learn(self.static, state, self.hparams, *self.collect(state),
-                    flag)
-    return _train_step(self.static, state, self.hparams, flag)
+      return _learn(self.static, state, hparams, *self.collect(state), flag)
+    return _train_step(self.static, state, hparams, flag)
 
   def compiled_step(self, state: learner.TrainState):
     """The program of a step, for what it says of itself; None in two halves."""

@@ -12,11 +12,13 @@ from hmpo_jax import base
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
+from hmpo_jax import control
 from hmpo_jax import learner
 from hmpo_jax import metrics
 from hmpo_jax import open_run
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
+from hmpo_jax import telemetry
 from hmpo_jax import update
 
 
@@ -53,6 +55,8 @@ class Recorded:
     self._note = note
     self.config = config_file.load(str(workdir / run_folder.CONFIG), {})
     self.programs = programs_lib.Programs(self.config)
+    self._first = control.first_settings(self.config)
+    self._answers = metrics.read_control(workdir)
 
   def verify(self) -> Check:
     """Does the steps between two checkpoints again and compares all bits.
@@ -80,6 +84,7 @@ class Recorded:
       state, values = self._step(state, step)
       if records[step - 1]['eval/step'] == step:
         values |= self.programs.evaluate(state.params)
+      values |= telemetry.cut(values, self._settings(step).agm_iterations)
       difference = _record_difference(step, values, records[step - 1])
       if difference:
         return Check(start, step, 0, difference)
@@ -132,7 +137,7 @@ class Recorded:
     rollout, scores = self.programs.collect(state)
     yield from _nonfinite('rollout', rollout)
     yield from _nonfinite('rollout', scores)
-    static, hparams = self.programs.static, self.programs.hparams
+    static, hparams = self.programs.static, self._hparams(int(state.step) + 1)
     updates = self._updates(state, rollout, scores)
     for number, (learned, minibatch) in enumerate(updates):
       yield from _nonfinite(
@@ -140,7 +145,7 @@ class Recorded:
 
   def _updates(self, state, rollout, scores):
     """What each update of a step starts from."""
-    static, hparams = self.programs.static, self.programs.hparams
+    static, hparams = self.programs.static, self._hparams(int(state.step) + 1)
     batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
     learned = learner.at_first_update(hparams, state)
     for number, rows in enumerate(orders):
@@ -161,7 +166,15 @@ class Recorded:
     return saver.restore(state, step).state if step else state
 
   def _step(self, state, step):
-    return self.programs.step(state, open_run.is_measured(self.config, step))
+    return self.programs.step(state, open_run.is_measured(self.config, step),
+                              self._hparams(step))
+
+  def _settings(self, step):
+    return control.settings_in(self._answers, step, self._first)
+
+  def _hparams(self, step):
+    return control.applied(self.programs.hparams, self._first,
+                           self._settings(step))
 
 
 _prepare = jax.jit(learner.prepare, static_argnums=0)

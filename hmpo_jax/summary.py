@@ -15,12 +15,13 @@ def make(records, extra, baselines, config):
 
   Args:
     records: of all its steps.
-    extra: held-out metrics of the first and the last evaluation.
+    extra: held-out metrics of the first and the last evaluation, and why a
+      controller ended the run, if it did.
     baselines: rewards that need no skill.
     config: of the run.
 
   Returns:
-    Numbers by name, as they stand in summary.json.
+    Numbers and texts by name, as they stand in summary.json.
   """
   first, last = extra['first_eval'], extra['eval']
   column = lambda name: np.array([record[name] for record in records])
@@ -31,6 +32,8 @@ def make(records, extra, baselines, config):
           len(records),
       'updates':
           len(records) * config.train.num_epochs * config.train.num_minibatches,
+      'early_stop':
+          extra['early_stop'],
       'episodes':
           records[-1]['total/episodes'],
       'tokens':
@@ -108,6 +111,8 @@ def rows(summary, workdir):
                        f'{summary[f"{name}_last"]:.3f}')
   return [
       ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
+      *([('ended by the controller',
+          summary['early_stop'])] if summary.get('early_stop') else []),
       ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
       ('held-out reward', pair('heldout_reward')),
       ('its standard error', f'{summary["heldout_reward_last_stderr"]:.3f}'),

@@ -41,7 +41,7 @@ def train(config, workdir: str | pathlib.Path) -> dict:
 
   Args:
     config: ConfigDict with the keys of `config.default_config()`.
-    workdir: run folder, made if missing; the layout stands in the README.
+    workdir: run folder, made if missing; see docs/telemetry.md for the layout.
 
   Returns:
     The summary that summary.json holds.
@@ -85,28 +85,30 @@ def _run(config, workdir, programs, interruption):
       state = run.first_state()
       run.begin(jax.device_get(programs.evaluate(state.params)))
     asked = interruption.is_asked()
-    while run.step < config.num_steps:
+    while not run.is_over:
       if asked:
         raise Interrupted(f'interrupted after step {run.step}: the same '
                           'command goes on from there')
       try:
-        state, *made = _step(config, programs, state, run.step + 1)
+        state, *made = _step(run, programs, state)
       except reward_lib.RewardError:
         run.save(state)
         raise
       record = run.write(*made)
       _show(progress, record)
       asked = interruption.is_asked()
-      if asked or open_run.is_saved(config, run.step):
+      if asked or run.is_over or open_run.is_saved(config, run.step):
         run.save(state)
     return run.finish()
 
 
-def _step(config, programs, state, step):
+def _step(run, programs, state):
   """The next state, and what `OpenRun.write` wants of the step."""
+  config, step = run.config, run.step + 1
   key = learner.step_key(state)
   start = time.perf_counter()
-  state, metrics = programs.step(state, open_run.is_measured(config, step))
+  state, metrics = programs.step(state, open_run.is_measured(config, step),
+                                 run.hparams)
   metrics = jax.device_get(metrics)
   timing = {'step_s': time.perf_counter() - start}
   evaluation = None

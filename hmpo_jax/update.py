@@ -9,6 +9,7 @@ import optax
 
 from hmpo_jax import base
 from hmpo_jax import policy
+from hmpo_jax.kernels import agm
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
@@ -50,7 +51,7 @@ _REDUCE = {
 
 class Reports(NamedTuple):
   """What an update reports; a scan stacks each leaf to [U, ...]."""
-  metrics: base.Metrics  # scalars
+  metrics: base.Metrics  # scalars, and histories [K + 1]
   max_logits: jax.Array  # [N_l, H]
   effective: jax.Array  # [B] effective advantages, see `update`; 0 if skipped
   cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
@@ -105,10 +106,14 @@ def optimizer(static,
 
 def start_controls(hparams: base.HParams) -> base.Controls:
   """Order of the mean and clip range before the first step."""
-  widths = clips.Widths(
+  return base.Controls(exponents.init(hparams.exponent), start_widths(hparams))
+
+
+def start_widths(hparams: base.HParams) -> clips.Widths:
+  """Clip range before anything tracks it."""
+  return clips.Widths(
       jnp.array(hparams.loss['clip_eps_low']),
       jnp.array(hparams.loss['clip_eps_high']))
-  return base.Controls(exponents.init(hparams.exponent), widths)
 
 
 def update(static, learned: Learned, hparams: base.HParams,
@@ -245,12 +250,13 @@ def summarise(reports: Reports) -> base.Metrics:
       metrics[name] = over_all[0](values)
       continue
     # Without a sound update the metric has no value: NaN says so.
-    values = jnp.where(sound, values, values[jnp.argmax(sound)])
+    counts = sound.reshape(-1, *(1,) * (values.ndim - 1))
+    values = jnp.where(counts, values, values[jnp.argmax(sound)])
     values = jnp.where(jnp.any(sound), values, jnp.nan)
     if name in _REDUCE:
       metrics[name] = _REDUCE[name](values)
     else:
-      total = jnp.sum(jnp.where(sound, values, 0))
+      total = jnp.sum(jnp.where(counts, values, 0), axis=0)
       metrics[name] = total / jnp.sum(sound)
   for index, name in enumerate(SKIP_CAUSES):
     metrics[f'skipped/{name}'] = jnp.sum(reports.cause == index)
@@ -287,6 +293,9 @@ def _loss(static, hparams, controls, batch, params, probes):
       jnp.where(batch.mask & batch.is_on_policy,
                 jnp.abs(logprobs - batch.old_logprobs), 0))
   metrics |= kl.kl_metrics(logprobs, old_logprobs, batch.mask)
+  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
+                           hparams.loss['log_ratio_max'])
+  metrics |= agm.histories(ratio.x, batch.mask, *controls.widths)
   if static.loss.kl_estimator != 'none':
     penalty, kl_metrics = kl.kl_penalty(
         logprobs,

@@ -102,10 +102,18 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(again.train.max_grad_norm, math.inf)
     self.assertEqual(config_file.load(file, {'seed': '5'}).seed, 5)
 
-  def test_config_json_of_another_version_names_the_key(self):
+  def test_config_json_of_an_older_version_takes_defaults(self):
+    config = config_file.load(_HMPO, {'loss.p': '0.3', 'seed': '4'})
+    description = run_folder.describe(config)
+    del description['config']['loss']['p'], description['config']['control']
+    file = self._file(json.dumps(description), 'config.json')
+    config.loss.p = -1.
+    self.assertEqual(config_file.load(file, {}).to_dict(), config.to_dict())
+
+  def test_config_json_of_a_newer_version_names_the_key(self):
     description = run_folder.describe(config_lib.default_config())
-    del description['config']['loss']['p']
-    self._assert_refused(r'config\.loss\.p: missing',
+    description['config']['loss']['q'] = 1.
+    self._assert_refused(r'config\.loss\.q: unknown',
                          self._file(json.dumps(description), 'config.json'), {})
 
 

@@ -96,7 +96,7 @@ class ConfigPropertyTest(absltest.TestCase):
     run = programs.Programs(config)
     state = run.first_state(run.warm_params())
     for _ in range(2):
-      state, _ = run.step(state, True)
+      state, _ = run.step(state, True, run.hparams)
     for leaf in jax.tree.leaves(state.params):
       self.assertTrue(np.all(np.isfinite(leaf)))
     self.assertEqual(state.step, 2)

@@ -136,7 +136,7 @@ def _step_rows(variants, options):
 
   def step():
     nonlocal state
-    state, metrics = programs.step(state, measure=False)
+    state, metrics = programs.step(state, False, programs.hparams)
     return metrics
 
   # Variants that differ in p alone share one.

@@ -7,6 +7,7 @@ gradient flows through any of it.
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import agm
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
@@ -68,7 +69,7 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
       **_spread('ratio/token', jnp.exp(ratio.x), mask),
       **_weight_metrics(coefficients, mask),
       **_log_ratio_metrics(ratio.x, mask),
-      **_mean_metrics(ratio.x, mask),
+      **agm.metrics(ratio.x, mask),
       **ratio.metrics,
   }
 
@@ -143,21 +144,4 @@ def _log_ratio_metrics(x, mask):
       'log_ratio/row_variance': ratios.row_mean(variance, rows),
       'log_ratio/skew': ratios.row_mean(skew, rows & spread),
       'log_ratio/abs_max': jnp.max(jnp.abs(x), initial=0),
-  }
-
-
-def _mean_metrics(x, mask):
-  """The three classical means of the ratios and how fast A and H meet."""
-  rows = jnp.any(mask, axis=1)
-  harmonic, geometric, arithmetic = (
-      means.log_power_mean(x, mask, p) for p in (-1, 0, 1))
-  log_a, log_h = means.arithmetic_harmonic(arithmetic, harmonic, 5)
-  distance = jnp.mean(jnp.tanh((log_a - log_h) / 2), axis=0)
-  return {
-      'agm/arithmetic': ratios.row_mean(jnp.exp(arithmetic), rows),
-      'agm/geometric': ratios.row_mean(jnp.exp(geometric), rows),
-      'agm/harmonic': ratios.row_mean(jnp.exp(harmonic), rows),
-      'agm/gap': ratios.row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
-      'agm/log_gap': ratios.row_mean(arithmetic - harmonic, rows),
-      'agm/convergence_rate': 1 - ratios.row_mean(distance, rows),
   }

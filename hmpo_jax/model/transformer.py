@@ -120,7 +120,7 @@ def apply(model: Transformer,
           valid: jax.Array,
           positions: jax.Array,
           keep: bool = False) -> Output:
-  """Runs the model on its parameters; see Transformer.__call__."""
+  """Runs the model on its parameters; see `Transformer.__call__`."""
   output = model.apply({'params': params}, tokens, valid, positions, keep)
   assert isinstance(output, Output)  # No collection is mutable.
   return output

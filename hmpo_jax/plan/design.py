@@ -165,6 +165,10 @@ def configuration(run: Run, warm_start: str) -> ml_collections.ConfigDict:
   for key, value in {**run.overrides, 'warm_start.folder': warm_start}.items():
     set_key(config, key, value)
   config_lib.validate(config)
+  if config.control.may_stop:
+    raise config_lib.ConfigError(
+        'config.control.may_stop = True: must be False in a plan, whose runs '
+        'are compared over the same steps')
   return config
 
 

@@ -82,7 +82,7 @@ def _steps(programs, state):
   times = []
   for _ in range(_STEPS):
     start = time.perf_counter()
-    state, metrics = programs.step(state, False)
+    state, metrics = programs.step(state, False, programs.hparams)
     jax.block_until_ready(metrics)
     times.append(time.perf_counter() - start)
   return times[0] - times[-1], min(times[1:]), _temporary_bytes(programs, state)

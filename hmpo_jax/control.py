@@ -1,0 +1,250 @@
+"""Live control: what a controller asks of a run, and what the run does of it.
+
+A controller is a callable from the record of a step, as metrics.jsonl holds it,
+to a dict of decisions. What it asks is put within the bounds of the
+configuration and holds from the next step on. No answer stops a run, unless
+`control.may_stop` lets it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import functools
+import inspect
+import math
+import numbers
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from hmpo_jax import base
+from hmpo_jax import config as config_lib
+from hmpo_jax import host_function
+from hmpo_jax.kernels import losses
+
+# The low side of a range ends above 0: a ratio that is stopped has a log.
+_LARGEST_LOW = 0.99
+
+
+class Settings(NamedTuple):
+  """What a controller may decide; Python numbers, as they stand in the log."""
+  learning_rate: float  # optim.learning_rate; Adam's moves by the same factor
+  epsilon: float  # loss.clip_eps_high; the low side moves by the same factor
+  p: float  # loss.p
+  agm_iterations: int  # K of the histories in the record
+
+
+class Change(NamedTuple):
+  """One decision, as control.jsonl holds it."""
+  name: str
+  before: float
+  asked: float | str  # text where it was no finite number
+  after: float
+  note: str  # why it is not as asked; '' if it is
+
+
+class Answer(NamedTuple):
+  """What came of one call of a controller."""
+  settings: Settings
+  changes: list[Change]
+  stop: str  # reason for which it asks to stop; '' if it doesn't
+  error: str  # what went wrong in the call; '' if nothing
+
+  def line(self, may_stop: bool) -> dict:
+    """What control.jsonl holds of it, beside the step."""
+    return {
+        'changes': [change._asdict() for change in self.changes],
+        'stop': self.stop,
+        'stopped': bool(self.stop) and may_stop,
+        'error': self.error,
+    }
+
+
+def first_settings(config) -> Settings:
+  """What holds until the first decision."""
+  low, high = config.loss.clip_eps_low, config.loss.clip_eps_high
+  return Settings(config.optim.learning_rate,
+                  high if math.isfinite(high) else low, config.loss.p,
+                  config.control.agm_iterations)
+
+
+def applied(hparams: base.HParams, first: Settings,
+            settings: Settings) -> base.HParams:
+  """The traced configuration with what was decided.
+
+  Args:
+    hparams: as configured; a setting that was not decided leaves its bits.
+    first: `first_settings` of the configuration.
+    settings: that hold now.
+  """
+  if settings.learning_rate != first.learning_rate:
+    # From a rate of 0 no factor leads anywhere: Adam's stays.
+    factor = settings.learning_rate / (first.learning_rate or math.inf) or 1
+    hparams = hparams._replace(
+        learning_rate=jnp.float32(settings.learning_rate),
+        adam_learning_rate=hparams.adam_learning_rate * factor)
+  if settings.epsilon != first.epsilon:
+    low = hparams.loss['clip_eps_low'] * (settings.epsilon / first.epsilon)
+    hparams = hparams._replace(
+        loss=hparams.loss | {
+            'clip_eps_low': jnp.minimum(low, _LARGEST_LOW),
+            'clip_eps_high': jnp.float32(settings.epsilon)
+        })
+  if settings.p != first.p:
+    hparams = hparams._replace(
+        exponent=hparams.exponent._replace(start=jnp.float32(settings.p)))
+  return hparams
+
+
+def settings_in(lines: Iterable[Mapping], step: int,
+                first: Settings) -> Settings:
+  """The settings that held in a step, from the lines of control.jsonl."""
+  decided = {
+      change['name']: change['after'] for line in lines if line['step'] < step
+      for change in line['changes'] if change['name'] in Settings._fields
+  }
+  return first._replace(**decided)
+
+
+class Controller:
+  """A user's controller of one run, and what becomes of its answers.
+
+  It must be a function of the records that it was given alone: a run that
+  resumes hands those of the finished steps to a new one.
+  """
+
+  def __init__(self, config):
+    """Imports the function; of a class, makes an object.
+
+    A class is called without arguments, or with `config=`, a copy of the
+    configuration, if it takes that.
+
+    Args:
+      config: validated, with control.function.
+
+    Raises:
+      ConfigError: there is no such function, or the class can't be called.
+    """
+    self._config = config
+    control = config.control
+    self._host = host_function.HostFunction('control', control.function,
+                                            control.timeout)
+    self._function = self._host.callable
+    if inspect.isclass(self._function):
+      try:
+        self._function = self._host.call(_maker(self._function, config))
+      except host_function.Failure as failure:
+        raise config_lib.ConfigError(
+            f'config.control.function = '
+            f'{control.function!r} {failure}') from failure
+
+  def is_due(self, step: int) -> bool:
+    """Whether it decides after a step."""
+    return step % self._config.control.every == 0
+
+  def ask(self, record: Mapping, settings: Settings) -> Answer:
+    """Calls it once.
+
+    Args:
+      record: of the last step, as metrics.jsonl holds it.
+      settings: that held in that step.
+    """
+    try:
+      result = self._host.call(self._function, dict(record))
+      asked, stop = _read(result)
+    except (host_function.Failure, _NoDecisions) as error:
+      return Answer(settings, [], '', str(error))
+    changes = [
+        self._change(name,
+                     settings._asdict().get(name), value)
+        for name, value in asked.items()
+    ]
+    decided = {c.name: c.after for c in changes if c.name in Settings._fields}
+    return Answer(settings._replace(**decided), changes, stop, '')
+
+  def replay(self, records: Iterable[Mapping]) -> Iterator[tuple[int, Answer]]:
+    """Hands it the records of finished steps, in their order.
+
+    Yields:
+      Each step after which it decides, and its answer, as if what it decided
+      before had held.
+    """
+    settings = first_settings(self._config)
+    for record in records:
+      if self.is_due(record['step']):
+        answer = self.ask(record, settings)
+        settings = answer.settings
+        yield record['step'], answer
+
+  def _change(self, name, before, asked):
+    """One decision within its bounds."""
+    is_number = isinstance(asked, numbers.Real) and math.isfinite(asked)
+    refusal = '' if is_number else 'must be a finite number'
+    refusal = refusal or _refusal(self._config, name)
+    if refusal:
+      shown = float(asked) if is_number else repr(asked)
+      return Change(name, before, shown, before, refusal)
+    bound = lambda end: self._config.control[f'{name}_{end}']
+    low, high, asked = bound('low'), bound('high'), float(asked)
+    after = min(max(asked, low), high)
+    note = '' if after == asked else f'must be from {low} to {high}'
+    if name == 'agm_iterations':
+      after = round(after)
+    return Change(name, before, asked, after, note)
+
+
+class _NoDecisions(Exception):
+  """The answer is none."""
+
+
+def _maker(made, config):
+  try:
+    takes = 'config' in inspect.signature(made).parameters
+  except (TypeError, ValueError):  # a class that isn't Python's
+    takes = False
+  return functools.partial(
+      made, config=config.copy_and_resolve_references()) if takes else made
+
+
+def _read(result):
+  """Decisions by name, those of `hyperparams` too, and a reason to stop."""
+  if result is None:
+    return {}, ''
+  if not isinstance(result, Mapping):
+    raise _NoDecisions(f'returned {type(result).__name__}, must be a dict of '
+                       'decisions or None')
+  nested = result.get('hyperparams')
+  flat = (dict(nested) if isinstance(nested, Mapping) else {}) | dict(result)
+  return {
+      name: flat[name] for name in _NAMES if name in flat
+  }, _stop(flat.get('early_stop'))
+
+
+# What is read of an answer; batch_size to say that it can't be changed.
+_NAMES = (*Settings._fields, 'batch_size')
+
+
+def _stop(early_stop):
+  if isinstance(early_stop, Mapping):
+    asked, reason = early_stop.get('should_stop'), early_stop.get('reason')
+  else:
+    asked, reason = early_stop, None
+  return str(reason or 'no reason given') if asked else ''
+
+
+def _refusal(config, name):
+  """Why a setting can't be changed in this run; '' if it can."""
+  taken = losses.options(config.loss.name)
+  if name == 'batch_size':
+    return 'the shape of the program is fixed'
+  if name == 'epsilon':
+    if 'clip_eps_high' not in taken:
+      return f'loss.name = {config.loss.name!r} has no clip range'
+    if not math.isfinite(config.loss.clip_eps_high):
+      return 'loss.clip_eps_high is inf'
+    if config.tracking.rate:
+      return 'tracking.rate moves the range'
+  if name == 'p':
+    if 'p' not in taken:
+      return f'loss.name = {config.loss.name!r} has no order'
+    if config.exponent.kind != 'fixed':
+      return f'exponent.kind = {config.exponent.kind!r} moves the order'
+  return ''
