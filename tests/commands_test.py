@@ -21,6 +21,8 @@ from tests import extending_test
 _ROOT = doc_pages.ROOT
 _BASE = 'python experiments/main.py --config=configs/hmpo.py'
 _PLAN = 'python experiments/compare.py --config=configs/plan_quick.py'
+_RECORDED = 'python experiments/compare.py --config=configs/plan_telemetry.py'
+_BUNDLE = 'results/agm_telemetry'
 
 
 class Run(NamedTuple):
@@ -65,6 +67,17 @@ _RULES: tuple[Run | Look, ...] = (
         r'--controller=\S+',
         replaced=(('=RUN', '=runs/hmpo'),),
         needs=_BASE),
+    # The bundle is read where it is; it must not be written to.
+    Run(
+        r'python experiments/replay_controller\.py '
+        rf'--workdir={_BUNDLE}/\S+ --controller=hmpo_jax\S+',
+        replaced=((_BUNDLE, str(_ROOT / _BUNDLE)),)),
+    Run(re.escape(_RECORDED), f'{_TWO} --jobs=1'),
+    Run(
+        r'python experiments/export_telemetry\.py '
+        r'--workdir=runs/plan_telemetry',
+        '--out=runs/bundle',
+        needs=_RECORDED),
     Run(r'python experiments/token_weights\.py --workdir=runs/hmpo',
         needs=_BASE),
     Run(re.escape(_PLAN), f'{_TWO} --only=gspo,hmpo --seeds=2 --jobs=1'),
@@ -81,8 +94,8 @@ _RULES: tuple[Run | Look, ...] = (
         f'{_TWO} --seeds=2'),
     Run(r'python experiments/stress_table\.py --workdir=runs/stress_table',
         '--seeds=1 --nolong --config=small_stress.py'),
-    Run(r'python experiments/bench\.py --suite=kernels',
-        '--rounds=2 --shapes=2x3 --variants=grpo'),
+    Look(r'python experiments/bench\.py --suite=kernels',
+         'it compiles the train step of the default run, beside its kernels'),
     Run(r'python experiments/bench\.py --suite=logprobs',
         '--rounds=2 --shapes=2x3x5 --variants=none'),
     Run(r'python experiments/bench\.py --suite=attention',
