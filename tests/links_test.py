@@ -24,8 +24,6 @@ def link_fault(page: pathlib.Path, link: doc_pages.Link) -> str:
   if not link.target:
     return 'has no target'
   url = parse.urlsplit(link.target)
-  if url.scheme == 'mailto':
-    return '' if '@' in url.path else 'is no address'
   if url.scheme or url.netloc:
     return _external_fault(url)
   path = parse.unquote(url.path)
@@ -40,6 +38,8 @@ def link_fault(page: pathlib.Path, link: doc_pages.Link) -> str:
 
 
 def _external_fault(url):
+  if url.scheme == 'mailto':
+    return '' if '@' in url.path else 'is no address'
   if url.scheme not in ('http', 'https'):
     return f'has the scheme {url.scheme!r}'
   if not re.fullmatch(r'([a-z0-9-]+\.)+[a-z]{2,}(:\d+)?', url.netloc):
@@ -104,7 +104,7 @@ def _svg_fault(root):
       for key in ('opacity', 'fill-opacity'))
   if first.tag.endswith('rect'):
     sides = {first.attrib.get('width'), first.attrib.get('height')}
-    is_whole = sides == {'100%'} or sides == {f'{width:g}', f'{height:g}'}
+    is_whole = sides in ({'100%'}, {f'{width:g}', f'{height:g}'})
   else:
     numbers = re.findall(r'-?[\d.]+', first.attrib.get('d', ''))
     points = np.reshape(np.array(numbers, float), (-1, 2))
