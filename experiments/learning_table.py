@@ -5,7 +5,8 @@
 runs hmpo.py and gspo.py as they are, with learning rate 0, and with advantages
 permuted within their groups; writes learning.csv and the figure learning.png
 there (with the `plot` extra) and prints the table of the README. Repeated, it
-continues. About 15 minutes on two cores.
+continues. About 15 minutes on two cores. --config.KEY=VALUE overrides a key of
+all its runs.
 """
 
 import csv
@@ -45,12 +46,13 @@ _COLUMNS = ('heldout_reward_first', 'heldout_reward_first_stderr',
             'max_logit')
 
 
-def main(_) -> None:
+def main(rest) -> None:
   """Runs what is missing, then writes and prints the table."""
   workdir = pathlib.Path(_WORKDIR.value)
   with command_line.reported():
+    overrides = dict(map(command_line.override, rest))
     rows = [
-        _run(workdir, name, arm, seed)
+        _run(workdir, name, arm, seed, overrides)
         for name in _NAMES
         for arm in _ARMS
         for seed in range(_SEEDS.value)
@@ -67,10 +69,10 @@ def main(_) -> None:
     print("no figure: pip install -e '.[plot]' first")
 
 
-def _run(workdir, name, arm, seed):
+def _run(workdir, name, arm, seed, overrides):
   """One run, or the summary of its folder, as a row of the table."""
   config = config_file.load(
-      str(_CONFIGS / f'{name}.py'), _ARMS[arm] | {
+      str(_CONFIGS / f'{name}.py'), overrides | _ARMS[arm] | {
           'seed': str(seed),
           'warm_start.folder': str(workdir.absolute() / 'warm_start'),
       })
@@ -157,4 +159,4 @@ def _curve(folder):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command_line.parse_all)
+  app.run(main, flags_parser=command_line.parse)

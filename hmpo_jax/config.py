@@ -9,6 +9,7 @@ import numpy as np
 
 from hmpo_jax import config_rules
 from hmpo_jax.kernels import losses
+from hmpo_jax.optim import factory
 
 _FLOAT32_MAX = 3.4e38
 
@@ -275,14 +276,16 @@ def _check_unused(config):
     }
   if config.task.name != 'file':
     unused |= {'task.pad': 'task.name', 'task.stop': 'task.name'}
+  used = factory.OPTIMIZERS[config.optim.name].keys
+  unused |= {
+      f'optim.{key}': 'optim.name' for key in factory.KEYS if key not in used
+  }
   if not config.control.function:
     unused |= {
         f'control.{key}': 'control.function'
         for key in default.control
         if key not in ('function', 'agm_iterations')
     }
-  if config.optim.name == 'adamw':
-    unused |= {f'optim.{key}': 'optim.name' for key in config_rules.MUON_KEYS}
   if config.optim.qk_clip == 'off':
     unused['optim.qk_alpha'] = 'optim.qk_clip'
   for key, choice in unused.items():

@@ -9,17 +9,14 @@ from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import ratios
+from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import orthogonal
 
 TASKS = ('sort', 'addition', 'file')
 DTYPES = ('float32', 'bfloat16')
 REMATS = ('none', 'light', 'dots', 'layer')
-OPTIMIZERS = ('muon_clip', 'adamw')
 MUON_HEADS = ('joint', 'per_head')
-# Keys of `optim` that AdamW has no use for.
-MUON_KEYS = ('adam_learning_rate', 'adam_weight_decay', 'momentum', 'nesterov',
-             'muon_heads', 'coefficients', 'products')
 
 
 def _at_least(low):
@@ -120,7 +117,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('train.num_microbatches', _at_least(1)),
     ('train.max_grad_norm', _POSITIVE_OR_INF),
     ('train.max_skips', _at_least(1)),
-    ('optim.name', _one_of(*OPTIMIZERS)),
+    ('optim.name', _one_of(*factory.OPTIMIZERS)),
     ('optim.learning_rate', _finite_at_least(0)),
     ('optim.adam_learning_rate', _finite_at_least(0)),
     ('optim.weight_decay', _finite_at_least(0)),

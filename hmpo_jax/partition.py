@@ -9,8 +9,10 @@ import ml_collections
 import numpy as np
 
 from hmpo_jax import base
+from hmpo_jax import config as config_lib
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
+from hmpo_jax.kernels import losses
 
 
 def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
@@ -74,9 +76,14 @@ def _traced(value):
   return jnp.asarray(value, jnp.float32 if is_number else None)
 
 
-_TRACED_LOSS_KEYS = ('p_clip', 'p_grad', 'clip_eps_low', 'clip_eps_high',
-                     'dual_clip', 'tau_positive', 'tau_negative',
-                     'length_scale', 'log_ratio_max')
+_LOSS = config_lib.default_config().loss
+# Losses take numbers as arrays, and what they branch on as it is. p evolves: it
+# starts an exponent.
+_TRACED_LOSS_KEYS = tuple(
+    key for key in losses.OPTIONS
+    if isinstance(_LOSS[key], float) and key != 'p')
+_STATIC_LOSS_KEYS = tuple(
+    key for key in losses.OPTIONS if not isinstance(_LOSS[key], float))
 
 # Sections and keys that shape the program; all else is traced or the loop's.
 _STATIC = {
@@ -86,8 +93,8 @@ _STATIC = {
                 'staleness', 'old_logprobs'),
     'advantage': ('baseline', 'scale', 'ddof', 'eps'),
     'reward': ('kl_estimator',),
-    'loss': ('name', 'clip', 'clip_center', 'aggregation', 'kl_estimator',
-             'kl_off_policy', 'entropy_bonus'),
+    'loss': ('name', *_STATIC_LOSS_KEYS, 'kl_estimator', 'kl_off_policy',
+             'entropy_bonus'),
     'train': ('num_epochs', 'num_minibatches', 'num_microbatches'),
     'optim': ('name', 'nesterov', 'muon_heads', 'coefficients', 'products',
               'adam_b1', 'adam_b2', 'qk_clip'),

@@ -216,7 +216,7 @@ def row_orders(static, hparams: base.HParams, controls: base.Controls,
                batch: base.Batch, logprobs: jax.Array,
                old_logprobs: jax.Array) -> jax.Array:
   """[B] order of the mean of each row; 0 of a loss that has none."""
-  if static.loss.name != 'power_mean':
+  if 'p' not in losses.options(static.loss.name):
     return jnp.zeros(batch.mask.shape[:1])
   ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
                            hparams.loss['log_ratio_max'])

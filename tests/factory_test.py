@@ -11,14 +11,13 @@ import numpy as np
 import optax
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import config_rules
 from hmpo_jax import partition
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import qk_weights
 
 _CHOICES = tuple((f'{name}_{mode}', name, mode)
-                 for name in config_rules.OPTIMIZERS
+                 for name in factory.OPTIMIZERS
                  for mode in ('off', 'weights'))
 _CALM = jnp.zeros((2, 4))  # [N_l, H] logits that need no clip
 _HIGH = jnp.full((2, 4), 400.)  # four times tau
@@ -177,7 +176,7 @@ class ContractTest(parameterized.TestCase):
     hidden = jax.tree.map(lambda p: -0.05 * p if p.ndim == 4 else 0 * p, params)
     chex.assert_trees_all_close(updates, hidden, rtol=1e-6)
 
-  @parameterized.parameters(*config_rules.OPTIMIZERS)
+  @parameterized.parameters(*factory.OPTIMIZERS)
   def test_clip_comes_last(self, name):
     params, grads = _params(), _params(1)
     hparams = _hparams(learning_rate=0.1, weight_decay=0.1, tau=100.)
@@ -189,7 +188,7 @@ class ContractTest(parameterized.TestCase):
     chex.assert_trees_all_close(
         optax.apply_updates(params, clipped), after, atol=5e-7)
 
-  @parameterized.parameters(*config_rules.OPTIMIZERS)
+  @parameterized.parameters(*factory.OPTIMIZERS)
   def test_clip_without_need_changes_no_bit(self, name):
     args = _hparams(weight_decay=0.1), _params(1), _params()
     chex.assert_trees_all_equal(

@@ -1,5 +1,8 @@
 """From the configuration to an optimizer."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,28 +34,9 @@ def make(optim, hparams: base.HParams, *,
   Raises:
     ValueError: unknown name or qk_clip.
   """
-  if optim.name == 'muon_clip':
-    optimizer = muon.muon(
-        hparams.learning_rate,
-        dimension_numbers=dimension_numbers,
-        momentum=hparams.momentum,
-        nesterov=optim.nesterov,
-        coefficients=optim.coefficients,
-        dtype=optim.products,
-        weight_decay=hparams.weight_decay,
-        adam_learning_rate=hparams.adam_learning_rate,
-        adam_weight_decay=hparams.adam_weight_decay,
-        adam_b1=optim.adam_b1,
-        adam_b2=optim.adam_b2)
-  elif optim.name == 'adamw':
-    optimizer = optax.adamw(
-        hparams.learning_rate,
-        b1=optim.adam_b1,
-        b2=optim.adam_b2,
-        weight_decay=hparams.weight_decay,
-        mask=_decayed(dimension_numbers))
-  else:
-    raise ValueError(f'{optim.name=}: must be muon_clip or adamw')
+  if optim.name not in OPTIMIZERS:
+    raise ValueError(f'{optim.name=}: must be {" or ".join(OPTIMIZERS)}')
+  optimizer = OPTIMIZERS[optim.name].make(optim, hparams, dimension_numbers)
   clip = muon_clip.qk_clip(
       hparams.tau,
       attention=attention,
@@ -61,6 +45,49 @@ def make(optim, hparams: base.HParams, *,
       monitor_tau=hparams.monitor_tau)
   return optax.with_extra_args_support(
       optax.chain(_clip_by_global_norm(hparams.max_grad_norm), optimizer, clip))
+
+
+def _muon_clip(optim, hparams, dimension_numbers):
+  return muon.muon(
+      hparams.learning_rate,
+      dimension_numbers=dimension_numbers,
+      momentum=hparams.momentum,
+      nesterov=optim.nesterov,
+      coefficients=optim.coefficients,
+      dtype=optim.products,
+      weight_decay=hparams.weight_decay,
+      adam_learning_rate=hparams.adam_learning_rate,
+      adam_weight_decay=hparams.adam_weight_decay,
+      adam_b1=optim.adam_b1,
+      adam_b2=optim.adam_b2)
+
+
+def _adamw(optim, hparams, dimension_numbers):
+  return optax.adamw(
+      hparams.learning_rate,
+      b1=optim.adam_b1,
+      b2=optim.adam_b2,
+      weight_decay=hparams.weight_decay,
+      mask=_decayed(dimension_numbers))
+
+
+class Optimizer(NamedTuple):
+  """How one is made, and the keys of `optim` that others may not use."""
+  make: Callable[..., optax.GradientTransformation]
+  keys: tuple[str, ...]
+
+
+_ADAM = ('adam_b1', 'adam_b2')
+_MUON = ('adam_learning_rate', 'adam_weight_decay', 'momentum', 'nesterov',
+         'muon_heads', 'coefficients', 'products')
+
+OPTIMIZERS = {
+    'muon_clip': Optimizer(_muon_clip, (*_MUON, *_ADAM)),
+    'adamw': Optimizer(_adamw, _ADAM),
+}
+
+# Keys of `optim` that at least one of them uses, each once.
+KEYS = tuple(dict.fromkeys(key for o in OPTIMIZERS.values() for key in o.keys))
 
 
 def clip_state(opt_state: optax.OptState) -> muon_clip.QKClipState:

@@ -65,13 +65,15 @@ def addition(num_digits: int) -> task.Task:
                    num_digits + 2, draw, answer)
 
 
+TASKS = {'sort': sort, 'addition': addition}
+
+
 def make(name: str, num_digits: int) -> task.Task:
   """Returns the task that `config.task` names.
 
   Raises:
     ValueError: unknown name.
   """
-  tasks = {'sort': sort, 'addition': addition}
-  if name not in tasks:
-    raise ValueError(f'task {name!r}: must be one of {", ".join(tasks)}')
-  return tasks[name](num_digits)
+  if name not in TASKS:
+    raise ValueError(f'task {name!r}: must be one of {", ".join(TASKS)}')
+  return TASKS[name](num_digits)
