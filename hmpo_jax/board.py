@@ -1,0 +1,249 @@
+"""What TensorBoard shows of a run.
+
+Scalars stand in the groups of GROUPS, by the names that their records have:
+`stability/qk/max_logit`. Histograms, responses and the charts of LAYOUT are
+here alone.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+import pathlib
+import textwrap
+import time
+
+import numpy as np
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
+
+from hmpo_jax.kernels import histograms
+
+# Names of values for TensorBoard alone begin so.
+_HISTOGRAM, _SAMPLE = 'histogram/', 'sample/'
+
+# Group and how the names of its metrics begin.
+GROUPS = {
+    'stability':
+        ('qk/', 'skipped/', 'nonfinite/', 'nonfinite_values', 'muon_clip_'),
+    'reward': ('reward/', 'eval/', 'advantage/', 'train_reward_mean',
+               'eval_reward', 'td_', 'q_rel_change'),
+    'ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
+               'mechanism/', 'kl_old/', 'histogram/'),
+    'learning':
+        ('loss/', 'grad/', 'update/', 'policy/', 'kl/', 'total/', 'sample/'),
+    'agm': ('agm/', 'exponent/', 'arithmetic_history', 'harmonic_history'),
+    'other': ('rollout/', 'step_s', 'eval_s', 'tokens_per_s'),
+}
+
+# Lists that are shown as histograms, and metrics that show nothing new.
+_LISTS = ('qk/max_logit_per_head',)
+_TOLD = ('qk/max_logit_per_update', 'arithmetic_history', 'harmonic_history',
+         'eval/step', 'mechanism/step')
+
+# Values that stay in the records until they are measured again, and the metric
+# that says when that was.
+_MEASURED = {
+    'eval/': 'eval/step',
+    'eval_reward': 'eval/step',
+    'mechanism/': 'mechanism/step',
+    'qk/clip_drift': 'mechanism/step',
+}
+
+
+def is_for_board(name: str) -> bool:
+  """Whether a value is for TensorBoard alone, and not for the records."""
+  return name.startswith((_HISTOGRAM, _SAMPLE))
+
+
+def tag(name: str) -> str:
+  """A metric's name behind its group, 'other' if it is in none."""
+  for group, starts in GROUPS.items():
+    if name.startswith(starts):
+      return f'{group}/{name}'
+  return f'other/{name}'
+
+
+def _lines(*names):
+  return ['Multiline', [f'^{tag(name)}$' for name in names]]
+
+
+# Charts that come first, by category. Those of a run that lacks a line, say
+# that of tau without a QK-clip, show the others.
+LAYOUT = {
+    'Reward': {
+        'held-out reward and its standard error': [
+            'Margin',
+            [
+                tag(f'eval/reward{end}')
+                for end in ('', '_less_stderr', '_plus_stderr')
+            ]
+        ],
+        'reward of the rollouts': _lines('reward/mean'),
+    },
+    'Ratios': {
+        'rows clipped low and high':
+            _lines('clip/low_frac', 'clip/high_frac'),
+        'mean ratio, and A, G, H before the clip':
+            _lines('ratio/mean', 'agm/arithmetic', 'agm/geometric',
+                   'agm/harmonic'),
+    },
+    'AGM': {
+        'gap A - H': _lines('agm/gap'),
+        'A-H convergence rate': _lines('agm/convergence_rate'),
+        'order p': _lines('mean/p', 'exponent/p'),
+    },
+    'Stability': {
+        'largest attention logit, and tau':
+            _lines('qk/max_logit', 'qk/tau', 'qk/monitor_tau'),
+        'skipped updates': ['Multiline', [f'^{tag("skipped/")}(?!in_a_row)']],
+    },
+}
+
+
+class Board:
+  """TensorBoard's event file, written at once.
+
+  The thread of tensorboardX.SummaryWriter dies of a full disk without a word,
+  and the run would wait for it without end.
+  """
+
+  def __init__(self,
+               folder: pathlib.Path,
+               step: int,
+               *,
+               config_text: str = '',
+               levels: Mapping[str, float] | None = None):
+    """Opens an event file of its own, beside those that are there.
+
+    Args:
+      folder: made if missing.
+      step: finished steps; what other files hold of later ones is hidden.
+      config_text: shown as it is; '' for none.
+      levels: constants by name, lines to hold metrics against; those that are
+        not finite are left out.
+    """
+    folder.mkdir(exist_ok=True)
+    is_new = step == 0 or not any(folder.iterdir())
+    self._levels = {
+        name: level
+        for name, level in (levels or {}).items()
+        if math.isfinite(level)
+    }
+    self._file = event_file_writer.EventsWriter(
+        str(folder / 'events'), f'.{step}')
+    # Hides what a killed run wrote of later steps.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=step + 1 if step else 0, session_log=start)
+    if is_new:
+      self._write(step=step, summary=summary.custom_scalars(LAYOUT))
+      if config_text:
+        self._write(step=step, summary=_code('config', config_text))
+
+  def show(self, step: int, values: Mapping) -> None:
+    """Appends what a step measured.
+
+    Args:
+      step: finished steps.
+      values: finite numbers, booleans and lists of them by name; counts
+        [histograms.BINS] of histogram/*; the arrays of `step_metrics.samples`.
+        Of lists the largest is shown. Values that were measured before this
+        step are left out.
+    """
+    measured = {
+        name: value
+        for name, value in values.items()
+        if name != 'step' and _measured_at(name, values) in (None, step)
+    }
+    shown = [_scalar(*level) for level in self._levels.items()]
+    for name, value in _with_margins(measured).items():
+      if not name.startswith(_SAMPLE):
+        shown += _shown(name, value)
+    if f'{_SAMPLE}reward' in values:
+      shown += summary.text(tag(f'{_SAMPLE}responses'), _table(values)).value
+    self._write(step=step, summary=summary_pb2.Summary(value=shown))
+
+  def close(self):
+    """Flushes and closes the file."""
+    self._file.close()
+
+  def _write(self, **fields):
+    self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+    self._file.flush()
+
+
+def _measured_at(name, values):
+  """The step that measured a value; None if it has none of its own."""
+  for start, stamp in _MEASURED.items():
+    if name.startswith(start):
+      return values.get(stamp)
+  return None
+
+
+def _with_margins(values):
+  """With the ends of the error bars, which custom scalars want as series."""
+  reward = values.get('eval/reward')
+  stderr = values.get('eval/reward_stderr')
+  if reward is None or stderr is None:
+    return values
+  return dict(values) | {
+      'eval/reward_less_stderr': reward - stderr,
+      'eval/reward_plus_stderr': reward + stderr
+  }
+
+
+def _shown(name, value):
+  """Values of a Summary for one metric; none where there is nothing to show."""
+  if name.startswith(_HISTOGRAM):
+    return _histogram(tag(name), np.asarray(value), np.array(histograms.EDGES))
+  if name.startswith(_TOLD) or isinstance(value, list) and not value:
+    return []
+  if name in _LISTS:
+    return _histogram(tag(name), *np.histogram(value, bins='auto'))
+  if isinstance(value, list):
+    return [_scalar(f'{name}/max', max(value))]
+  return [_scalar(name, value)] if math.isfinite(value) else []
+
+
+def _scalar(name, value):
+  return summary_pb2.Summary.Value(tag=tag(name), simple_value=float(value))
+
+
+def _histogram(name, counts, edges):
+  """Of counts [n] in bins with edges [n + 1]; none if all are empty.
+
+  TensorBoard draws 30 bins from the lowest to the highest edge: those of empty
+  bins at the ends are cut off.
+  """
+  filled = np.flatnonzero(counts)
+  if not filled.size:
+    return []
+  first, last = filled[0], filled[-1] + 1
+  counts, edges = counts[first:last].astype(float), edges[first:last + 1]
+  middle = (edges[1:] + edges[:-1]) / 2
+  return summary.histogram_raw(name, edges[0], edges[-1], counts.sum(),
+                               counts @ middle, counts @ middle**2,
+                               edges[1:].tolist(), counts.tolist()).value
+
+
+def _code(name, text):
+  # Markdown: what is indented stays as it is.
+  return summary.text(name, textwrap.indent(text, '    '))
+
+
+def _table(values):
+  """Markdown table of sampled responses."""
+  columns = [values[f'{_SAMPLE}{name}'] for name in _COLUMNS]
+  rows = [[_tokens(prompt),
+           _tokens(response), f'{float(reward):.3g}']
+          for prompt, response, reward in zip(*columns)]
+  head = [list(_COLUMNS), ['---'] * len(_COLUMNS)]
+  return '\n'.join('| ' + ' | '.join(row) + ' |' for row in head + rows)
+
+
+_COLUMNS = ('prompt', 'response', 'reward')
+
+
+def _tokens(tokens: Sequence[int]) -> str:
+  """Numbers of the tokens that are none of the padding, which is -1."""
+  return '`' + ' '.join(str(int(token)) for token in tokens if token >= 0) + '`'
