@@ -30,8 +30,7 @@ GROUPS = {
                'eval_reward', 'td_', 'q_rel_change'),
     'ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
                'mechanism/', 'kl_old/', 'histogram/'),
-    'learning':
-        ('loss/', 'grad/', 'update/', 'policy/', 'kl/', 'total/', 'sample/'),
+    'learning': ('loss/', 'grad/', 'update/', 'policy/', 'kl/', 'total/'),
     'agm': ('agm/', 'exponent/', 'arithmetic_history', 'harmonic_history'),
     'other': ('rollout/', 'step_s', 'eval_s', 'tokens_per_s'),
 }
@@ -57,10 +56,13 @@ def is_for_board(name: str) -> bool:
 
 
 def tag(name: str) -> str:
-  """A metric's name behind its group, 'other' if it is in none."""
+  """A metric's name behind that of its group, 'other' if it is in none.
+
+  One that begins with its group, as reward/mean, stays as it is.
+  """
   for group, starts in GROUPS.items():
     if name.startswith(starts):
-      return f'{group}/{name}'
+      return name if name.startswith(f'{group}/') else f'{group}/{name}'
   return f'other/{name}'
 
 
@@ -68,36 +70,48 @@ def _lines(*names):
   return ['Multiline', [f'^{tag(name)}$' for name in names]]
 
 
-# Charts that come first, by category. Those of a run that lacks a line, say
-# that of tau without a QK-clip, show the others.
+_REWARD = tuple(
+    f'eval/reward{end}' for end in ('', '_less_stderr', '_plus_stderr'))
+
+# Charts that come first, by category. A line has the colour of its run: what is
+# compared between runs has a chart of its own.
 LAYOUT = {
-    'Reward': {
-        'held-out reward and its standard error': [
-            'Margin',
-            [
-                tag(f'eval/reward{end}')
-                for end in ('', '_less_stderr', '_plus_stderr')
-            ]
-        ],
-        'reward of the rollouts': _lines('reward/mean'),
+    'Held-out reward': {
+        'mean and its standard error': ['Margin', [*map(tag, _REWARD)]],
     },
     'Ratios': {
-        'rows clipped low and high':
-            _lines('clip/low_frac', 'clip/high_frac'),
-        'mean ratio, and A, G, H before the clip':
-            _lines('ratio/mean', 'agm/arithmetic', 'agm/geometric',
-                   'agm/harmonic'),
+        'rows clipped low':
+            _lines('clip/low_frac'),
+        'rows clipped high':
+            _lines('clip/high_frac'),
+        'mean ratio':
+            _lines('ratio/mean'),
+        'A, G and H before the clip':
+            _lines('agm/arithmetic', 'agm/geometric', 'agm/harmonic'),
     },
     'AGM': {
         'gap A - H': _lines('agm/gap'),
         'A-H convergence rate': _lines('agm/convergence_rate'),
-        'order p': _lines('mean/p', 'exponent/p'),
+        'order p': _lines('mean/p'),
     },
     'Stability': {
         'largest attention logit, and tau':
             _lines('qk/max_logit', 'qk/tau', 'qk/monitor_tau'),
         'skipped updates': ['Multiline', [f'^{tag("skipped/")}(?!in_a_row)']],
     },
+}
+
+# What TensorBoard tells of a histogram beside its name.
+_DESCRIPTIONS = {
+    'histogram/log_row_ratio':
+        'Log of the ratio M_i of each row, nats, over all updates of a step; '
+        'at the ends what is beyond a factor of e.',
+    'histogram/log_token_weight':
+        'Log of n times the weight of each of n tokens in the gradient of its '
+        'row: 0 where all weigh the same; at the ends what is beyond a factor '
+        'of e.',
+    'qk/max_logit_per_head':
+        'Largest visible attention logit of each head of each layer.',
 }
 
 
@@ -160,7 +174,7 @@ class Board:
       if not name.startswith(_SAMPLE):
         shown += _shown(name, value)
     if f'{_SAMPLE}reward' in values:
-      shown += summary.text(tag(f'{_SAMPLE}responses'), _table(values)).value
+      shown += summary.text('responses', _table(values)).value
     self._write(step=step, summary=summary_pb2.Summary(value=shown))
 
   def close(self):
@@ -195,11 +209,11 @@ def _with_margins(values):
 def _shown(name, value):
   """Values of a Summary for one metric; none where there is nothing to show."""
   if name.startswith(_HISTOGRAM):
-    return _histogram(tag(name), np.asarray(value), np.array(histograms.EDGES))
+    return _histogram(name, np.asarray(value), np.array(histograms.EDGES))
   if name.startswith(_TOLD) or isinstance(value, list) and not value:
     return []
   if name in _LISTS:
-    return _histogram(tag(name), *np.histogram(value, bins='auto'))
+    return _histogram(name, *np.histogram(value, bins='auto'))
   if isinstance(value, list):
     return [_scalar(f'{name}/max', max(value))]
   return [_scalar(name, value)] if math.isfinite(value) else []
@@ -221,9 +235,12 @@ def _histogram(name, counts, edges):
   first, last = filled[0], filled[-1] + 1
   counts, edges = counts[first:last].astype(float), edges[first:last + 1]
   middle = (edges[1:] + edges[:-1]) / 2
-  return summary.histogram_raw(name, edges[0], edges[-1], counts.sum(),
-                               counts @ middle, counts @ middle**2,
-                               edges[1:].tolist(), counts.tolist()).value
+  shown = summary.histogram_raw(
+      tag(name), edges[0], edges[-1], counts.sum(), counts @ middle,
+      counts @ middle**2, edges[1:].tolist(), counts.tolist())
+  text = _DESCRIPTIONS.get(name, '')
+  shown.value[0].metadata.summary_description = text
+  return shown.value
 
 
 def _code(name, text):

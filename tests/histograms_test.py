@@ -25,18 +25,18 @@ class EdgesTest(absltest.TestCase):
     widths = np.diff(_EDGES)
     self.assertLen(widths, histograms.BINS)
     np.testing.assert_allclose(_EDGES, -_EDGES[::-1], rtol=1e-12)
-    np.testing.assert_allclose(_EDGES[-1], 20, rtol=1e-12)
-    self.assertAlmostEqual(widths[_MIDDLE], 0.0024, delta=5e-5)
-    np.testing.assert_allclose(widths[-1] / widths[-2], 1.125, atol=1e-3)
+    np.testing.assert_allclose(_EDGES[-1], 1, rtol=1e-12)
+    self.assertAlmostEqual(widths[_MIDDLE], 0.002, delta=2e-4)
+    np.testing.assert_allclose(widths[-1] / widths[-2], 1.1, atol=0.01)
 
 
 class CountsTest(absltest.TestCase):
 
   def test_equal_numpy(self):
     rng = np.random.default_rng(0)
-    for scale in (1e-3, 0.03, 0.3, 5.):
+    for scale in (1e-3, 0.03, 0.3):
       x = (scale * rng.standard_t(3, (20, 50))).astype(np.float32)
-      x = x[:, np.abs(x).max(axis=0) < 20]
+      x = np.clip(x, -0.999, 0.999)
       where = rng.random(x.shape) < 0.7
       expected, _ = np.histogram(x[where], _EDGES)
       np.testing.assert_array_equal(_counts(x, where), expected)
@@ -47,7 +47,7 @@ class CountsTest(absltest.TestCase):
       self.assertEqual(_counts([middle])[i], 1, middle)
 
   def test_what_is_beyond_the_edges_counts_at_the_ends(self):
-    found = _counts([np.inf, 1e9, -np.inf, 0.])
+    found = _counts([np.inf, 1.01, -np.inf, 0.])
     self.assertEqual((found[0], found[_MIDDLE], found[-1]), (1, 1, 2))
     self.assertEqual(found.sum(), 4)
 
@@ -74,8 +74,8 @@ def _bins(values):
 class LossTest(absltest.TestCase):
 
   def test_counts_of_a_batch_by_hand(self):
-    # Rows of ratios [1, 1/2] and [2]; M_-1 = 2/3 and 2. The harmonic weights of
-    # the first are 1/3 and 2/3: n w = 2/3 and 4/3; of the second, n w = 1.
+    # Rows of ratios [1, 1/2] and [2]: M_-1 = 2/3 and 2. The harmonic weights of
+    # the first are 1/3 and 2/3, n w = 2/3 and 4/3; of the second, n w = 1.
     x = np.log([[1., .5], [2., 8.], [9., 9.]])
     mask = jnp.array([[True, True], [True, False], [False, False]])
     _, metrics = losses.power_mean_loss(

@@ -9,17 +9,18 @@ import chex
 import jax
 import jax.numpy as jnp
 
-BINS = 129
-# Bins are about this wide around 0, over the width in arcsinh: see EDGES.
+BINS = 101
 _LINEAR = 0.02
-_LARGEST = 20.
+_LARGEST = 1.
 _WIDTH = 2 * math.asinh(_LARGEST / _LINEAR) / BINS
 
-# [BINS + 1] edges, in the unit of the values: 0.02 sinh(k w), k from -64.5 to
-# 64.5. Meant for logs in nats. Around 0 a bin is 0.0024 wide, so that sigma =
-# 0.01 of a policy that hardly moved shows as a shape; from 0.02 on each is an
-# eighth wider than the one before, so that they reach the 20 nats at which
-# ratios are bounded by default. 0 has a bin around it: on-policy, all is there.
+# [BINS + 1] edges, in the unit of the values: 0.02 sinh(k w), k from -50.5 to
+# 50.5. Meant for logs in nats. Around 0 a bin is 0.002 wide, so that a policy
+# that hardly moves, sigma = 0.01, shows as a shape; from 0.02 on each is a
+# tenth wider than the one before. They end at a factor of e: a clip range is
+# narrower, and TensorBoard draws 30 bins from the lowest value to the highest,
+# so that one response far off would leave of all others a single peak. 0 has a
+# bin around it: on-policy, all is there.
 EDGES = tuple(
     _LINEAR * math.sinh((k - BINS / 2) * _WIDTH) for k in range(BINS + 1))
 
