@@ -16,6 +16,8 @@ from tensorboardX import event_file_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto import summary_pb2
+from tensorboardX.proto import tensor_pb2
+from tensorboardX.proto import tensor_shape_pb2
 
 from hmpo_jax.kernels import histograms
 
@@ -226,21 +228,28 @@ def _scalar(name, value):
 def _histogram(name, counts, edges):
   """Of counts [n] in bins with edges [n + 1]; none if all are empty.
 
-  TensorBoard draws 30 bins from the lowest to the highest edge: those of empty
-  bins at the ends are cut off.
+  It is in the form that TensorBoard itself stores, rows of left edge, right
+  edge and count; HistogramProto has no description there. TensorBoard draws 30
+  bins over them: of the empty bins at each end one is kept, so that a single
+  filled one is a peak.
   """
   filled = np.flatnonzero(counts)
   if not filled.size:
     return []
-  first, last = filled[0], filled[-1] + 1
-  counts, edges = counts[first:last].astype(float), edges[first:last + 1]
-  middle = (edges[1:] + edges[:-1]) / 2
-  shown = summary.histogram_raw(
-      tag(name), edges[0], edges[-1], counts.sum(), counts @ middle,
-      counts @ middle**2, edges[1:].tolist(), counts.tolist())
-  text = _DESCRIPTIONS.get(name, '')
-  shown.value[0].metadata.summary_description = text
-  return shown.value
+  rows = np.stack([edges[:-1], edges[1:], counts], axis=1, dtype=np.float32)
+  rows = rows[max(filled[0] - 1, 0):filled[-1] + 2]
+  plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name='histograms')
+  metadata = summary_pb2.SummaryMetadata(
+      plugin_data=plugin, summary_description=_DESCRIPTIONS.get(name, ''))
+  shape = [tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in rows.shape]
+  tensor = tensor_pb2.TensorProto(
+      dtype='DT_FLOAT',
+      tensor_content=rows.tobytes(),
+      tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=shape))
+  return [
+      summary_pb2.Summary.Value(
+          tag=tag(name), metadata=metadata, tensor=tensor)
+  ]
 
 
 def _code(name, text):

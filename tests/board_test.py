@@ -59,6 +59,13 @@ def _scalars(shown, tag):
   return {step: value.simple_value for step, value in shown[tag].items()}
 
 
+def _histogram(value):
+  """[n, 3] left edges, right edges and counts."""
+  assert value.metadata.plugin_data.plugin_name == 'histograms'
+  shape = [dim.size for dim in value.tensor.tensor_shape.dim]
+  return np.frombuffer(value.tensor.tensor_content, np.float32).reshape(shape)
+
+
 def _text(value):
   return value.tensor.string_val[0].decode('utf-8')
 
@@ -100,23 +107,28 @@ class BoardTest(absltest.TestCase):
         'histogram/log_row_ratio': jnp.array(counts),
         'histogram/log_token_weight': jnp.zeros(histograms.BINS),
     })
-    histogram = shown['ratios/histogram/log_row_ratio'][1].histo
-    self.assertEqual(list(histogram.bucket), [3, 0, 0, 0, 2, 1])
-    edges = histograms.EDGES[46:53]
-    np.testing.assert_array_equal(histogram.bucket_limit, edges[1:])
-    self.assertEqual((histogram.min, histogram.max, histogram.num),
-                     (edges[0], edges[-1], 6))
-    middles = (np.array(edges[1:]) + edges[:-1]) / 2
-    np.testing.assert_allclose(histogram.sum, middles @ histogram.bucket)
+    found = _histogram(shown['ratios/histogram/log_row_ratio'][1])
+    edges = np.array(histograms.EDGES)[45:54]
+    np.testing.assert_allclose(
+        found,
+        np.stack([edges[:-1], edges[1:], [0, 3, 0, 0, 0, 2, 1, 0]], axis=1),
+        rtol=1e-6)
     self.assertNotIn('ratios/histogram/log_token_weight', shown)
 
   def test_heads_are_a_histogram(self):
     shown = self._show({'qk/max_logit_per_head': [1., 5., 5., 3.]})
-    histogram = shown['stability/qk/max_logit_per_head'][1].histo
-    self.assertEqual((histogram.num, histogram.min, histogram.max), (4, 1, 5))
+    found = _histogram(shown['stability/qk/max_logit_per_head'][1])
+    self.assertEqual((found[0, 0], found[-1, 1], found[:, 2].sum()), (1, 5, 4))
     shown = self._show({'qk/max_logit_per_head': [2., 2.]}, step=2)
-    histogram = shown['stability/qk/max_logit_per_head'][2].histo
-    self.assertEqual(histogram.num, 2)
+    found = _histogram(shown['stability/qk/max_logit_per_head'][2])
+    self.assertEqual(found[:, 2].sum(), 2)
+
+  def test_ends_of_a_histogram_may_be_filled(self):
+    counts = np.ones(histograms.BINS)
+    shown = self._show({'histogram/log_row_ratio': counts})
+    value = shown['ratios/histogram/log_row_ratio'][1]
+    np.testing.assert_array_equal(_histogram(value)[:, 2], counts)
+    self.assertIn('factor of e', value.metadata.summary_description)
 
   def test_responses_are_a_table_of_numbers(self):
     shown = self._show({
@@ -226,7 +238,8 @@ class RunTest(absltest.TestCase):
     for value in shown.values():
       self.assertContainsSubset(value, range(4))
     rows = shown['ratios/histogram/log_row_ratio']
-    self.assertEqual([rows[step].histo.num for step in (1, 2, 3)], [64] * 3)
+    self.assertEqual([_histogram(rows[step])[:, 2].sum() for step in (1, 2, 3)],
+                     [64] * 3)
     self.assertEqual(list(_scalars(shown, 'reward/eval/reward')), [0, 2, 3])
     responses = shown['responses/text_summary']
     self.assertEqual(list(responses), [0, 2, 3])
