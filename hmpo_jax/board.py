@@ -31,8 +31,9 @@ GROUPS = {
     'reward': ('reward/', 'eval/', 'advantage/', 'train_reward_mean',
                'eval_reward', 'td_', 'q_rel_change'),
     'ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
-               'mechanism/', 'kl_old/', 'histogram/'),
-    'learning': ('loss/', 'grad/', 'update/', 'policy/', 'kl/', 'total/'),
+               'kl_old/', 'histogram/'),
+    'learning':
+        ('loss/', 'grad/', 'update/', 'mechanism/', 'policy/', 'kl/', 'total/'),
     'agm': ('agm/', 'exponent/', 'arithmetic_history', 'harmonic_history'),
     'other': ('rollout/', 'step_s', 'eval_s', 'tokens_per_s'),
 }
@@ -40,7 +41,7 @@ GROUPS = {
 # Lists that are shown as histograms, and metrics that show nothing new.
 _LISTS = ('qk/max_logit_per_head',)
 _TOLD = ('qk/max_logit_per_update', 'arithmetic_history', 'harmonic_history',
-         'eval/step', 'mechanism/step')
+         'eval/step', 'mechanism/step', 'rollout/digest')
 
 # Values that stay in the records until they are measured again, and the metric
 # that says when that was.
@@ -82,24 +83,24 @@ LAYOUT = {
         'mean and its standard error': ['Margin', [*map(tag, _REWARD)]],
     },
     'Ratios': {
-        'rows clipped low':
-            _lines('clip/low_frac'),
-        'rows clipped high':
-            _lines('clip/high_frac'),
-        'mean ratio':
-            _lines('ratio/mean'),
-        'A, G and H before the clip':
-            _lines('agm/arithmetic', 'agm/geometric', 'agm/harmonic'),
+        'rows clipped low': _lines('clip/low_frac'),
+        'rows clipped high': _lines('clip/high_frac'),
+        'mean ratio': _lines('ratio/mean'),
     },
     'AGM': {
-        'gap A - H': _lines('agm/gap'),
-        'A-H convergence rate': _lines('agm/convergence_rate'),
-        'order p': _lines('mean/p'),
+        'A, G and H before the clip':
+            _lines('agm/arithmetic', 'agm/geometric', 'agm/harmonic'),
+        'gap A - H':
+            _lines('agm/gap'),
+        'A-H convergence rate':
+            _lines('agm/convergence_rate'),
     },
-    'Stability': {
+    'Stability and order': {
         'largest attention logit, and tau':
             _lines('qk/max_logit', 'qk/tau', 'qk/monitor_tau'),
         'skipped updates': ['Multiline', [f'^{tag("skipped/")}(?!in_a_row)']],
+        'order p':
+            _lines('mean/p'),
     },
 }
 
