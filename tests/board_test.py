@@ -3,6 +3,7 @@
 The event files are read as TensorBoard reads them, with the protocol buffers.
 """
 
+import itertools
 import pathlib
 import re
 import struct
@@ -170,7 +171,11 @@ class BoardTest(absltest.TestCase):
     self.assertNotIn('stability/qk/monitor_tau', shown)
 
   def test_reopened_folder_shows_no_step_twice(self):
-    # Twice from the first step, then twice from step 2.
+    # Twice from the first step, then twice from step 2. Files of one second
+    # would have one name.
+    clock = mock.patch.object(
+        board.time, 'time', side_effect=itertools.count(1_700_000_000))
+    self.enterContext(clock)
     for start, steps in ((0, (1, 2, 3)), (0, (1, 2, 3)), (2, (3, 4)), (2,
                                                                        (3,))):
       reopened = board.Board(self.folder, start, config_text='p = 1')
