@@ -10,15 +10,10 @@ import io
 import json
 import math
 import pathlib
-import textwrap
-import time
 
 import numpy as np
-from tensorboardX import event_file_writer
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
-from tensorboardX.proto import summary_pb2
 
+from hmpo_jax import board
 from hmpo_jax import config as config_lib
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
@@ -37,15 +32,16 @@ class Writer:
                workdir: pathlib.Path,
                step: int,
                *,
-               config_text: str = ''):
+               config_text: str = '',
+               levels: Mapping[str, float] | None = None):
     """Opens the files of a run folder, made if missing.
 
     Args:
       workdir: run folder.
       step: finished steps; what the files hold of later ones is dropped, and
         so is a last line that is not whole.
-      config_text: for TensorBoard's text page, where it stands as it is; ''
-        for none.
+      config_text: see `board.Board`.
+      levels: see `board.Board`.
 
     Raises:
       ConfigError: a file that doesn't hold these steps, each once.
@@ -67,11 +63,8 @@ class Writer:
     _replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
     self._files = {name: self._opened(name) for name in _APPENDED}
-    self._board = _Board(workdir / 'tensorboard', step)
-    if config_text:
-      # Markdown: what is indented stays as it is.
-      text = textwrap.indent(config_text, '    ')
-      self._board.add(step, summary.text('config', text))
+    self._board = board.Board(
+        workdir / 'tensorboard', step, config_text=config_text, levels=levels)
 
   def __enter__(self):
     return self
@@ -91,12 +84,17 @@ class Writer:
       step: finished steps, this one included.
       values: numbers, booleans or arrays by name, the same names each time. A
         value that is not finite is written as the last finite one of its name,
-        0 if there was none, and counted under `nonfinite_values`.
+        0 if there was none, and counted under `nonfinite_values`. What
+        `board.is_for_board` is shown alone.
       timing: seconds and rates.
     """
     record: dict[str, Value] = {'step': step}
     bad = 0
+    shown = {}
     for name, value in values.items():
+      if board.is_for_board(name):
+        shown[name] = value
+        continue
       record[name], is_bad = _finite(plain(value), self._last.get(name))
       bad += is_bad
     record[NONFINITE] = bad
@@ -107,7 +105,15 @@ class Writer:
       self._append(TABLE, _row(self._columns))
     self._append(TABLE, _row([record[name] for name in self._columns]))
     self._append(TIMING, _line({'step': step} | dict(timing)))
-    self._show(step, record | dict(timing))
+    self._board.show(step, record | dict(timing) | shown)
+
+  def show(self, step: int, values: Mapping) -> None:
+    """Shows values in TensorBoard that no record has: before the first step."""
+    self._board.show(
+        step, {
+            name: value if board.is_for_board(name) else plain(value)
+            for name, value in values.items()
+        })
 
   def write_fault(self, step: int, fault: Mapping) -> None:
     """Appends what went wrong in a step to faults.jsonl, before its record."""
@@ -131,50 +137,6 @@ class Writer:
   def _append(self, name, text):
     self._files[name].write(text)
     self._files[name].flush()
-
-  def _show(self, step, record):
-    """TensorBoard: scalars, and the largest of each list."""
-    scalars = {}
-    for name, value in record.items():
-      if not isinstance(value, list):
-        scalars[name] = float(value)
-      elif value:
-        scalars[f'{name}/max'] = max(value)
-    del scalars['step']
-    self._board.add(
-        step,
-        summary_pb2.Summary(value=[
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in scalars.items()
-        ]))
-
-
-class _Board:
-  """TensorBoard's event file, written at once.
-
-  The thread of tensorboardX.SummaryWriter dies of a full disk without a word,
-  and the run would wait for it without end.
-  """
-
-  def __init__(self, folder, step):
-    folder.mkdir(exist_ok=True)
-    self._file = event_file_writer.EventsWriter(
-        str(folder / 'events'), f'.{step}')
-    # Hides what a killed run wrote of later steps.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(step=step + 1, session_log=start)
-
-  def add(self, step, content):
-    """Appends a Summary."""
-    self._write(step=step, summary=content)
-
-  def close(self):
-    """Flushes and closes the file."""
-    self._file.close()
-
-  def _write(self, **fields):
-    self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
-    self._file.flush()
 
 
 def read(workdir: pathlib.Path) -> list[dict]:

@@ -12,6 +12,7 @@ import pathlib
 import jax
 
 from hmpo_jax import base
+from hmpo_jax import board
 from hmpo_jax import checkpoint
 from hmpo_jax import control
 from hmpo_jax import learner
@@ -160,6 +161,7 @@ class OpenRun(contextlib.AbstractContextManager):
     }
     run_folder.write_json(self.workdir / START, first)
     self._open_writer()
+    self._writer.show(0, evaluation)
 
   def restore(self, step: int | None = None) -> learner.TrainState | None:
     """The state of a checkpoint, from which the run goes on.
@@ -202,7 +204,7 @@ class OpenRun(contextlib.AbstractContextManager):
     if evaluation is not None:
       extra['eval'] = _plain(evaluation) | {'eval/step': step}
     self._extra = extra
-    record = metrics | extra['eval'] | {
+    record = metrics | (evaluation or {}) | extra['eval'] | {
         'total/episodes':
             step * config.rollout.num_prompts * config.rollout.group_size,
         'total/tokens':
@@ -250,7 +252,8 @@ class OpenRun(contextlib.AbstractContextManager):
         metrics_lib.Writer(
             self.workdir,
             self.step,
-            config_text=self.config.to_json_best_effort(indent=2)))
+            config_text=self.config.to_json_best_effort(indent=2),
+            levels=_levels(self.config)))
 
   def _ask(self):
     """What the controller makes of the last record holds from now on."""
@@ -329,5 +332,18 @@ def numerical_skips(record: dict) -> dict[str, int]:
   return {cause: count for cause, count in counts.items() if count}
 
 
+def _levels(config):
+  """What charts of the largest attention logit hold it against."""
+  levels = {'qk/monitor_tau': config.optim.monitor_tau}
+  if config.optim.qk_clip != 'off':
+    levels['qk/tau'] = config.optim.tau
+  return levels
+
+
 def _plain(evaluation):
-  return {name: metrics_lib.plain(x) for name, x in evaluation.items()}
+  """What records and checkpoints hold of an evaluation."""
+  return {
+      name: metrics_lib.plain(value)
+      for name, value in evaluation.items()
+      if not board.is_for_board(name)
+  }

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from hmpo_jax import base
+from hmpo_jax import board
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
@@ -211,6 +212,8 @@ def _nonfinite(place, arrays):
 def _record_difference(step, values, record):
   """Whether metrics done again are those of the record, as it writes them."""
   for name, value in values.items():
+    if board.is_for_board(name):
+      continue
     again = metrics.plain(jax.device_get(value))
     finite = np.all(np.isfinite(again))  # else the record holds an older one
     if finite and again != record[name]:

@@ -8,6 +8,8 @@ from hmpo_jax import policy
 from hmpo_jax.kernels import reductions
 from hmpo_jax.tasks import task as task_lib
 
+_NUM_SAMPLES = 4  # responses of an evaluation that can be read
+
 
 def of_rollout(static, rollout: base.Rollout,
                scores: task_lib.Score) -> base.Metrics:
@@ -31,10 +33,12 @@ def of_rollout(static, rollout: base.Rollout,
 
 
 def of_held_out(rollout: base.Rollout, scores: task_lib.Score) -> base.Metrics:
-  """Mean reward, exact match and length of greedy responses.
+  """Mean reward, exact match and length of greedy responses; a few of them.
 
   A reward that is NaN, which only a function on the host can give, counts as 0
-  and in `eval/nan_rewards`.
+  and in `eval/nan_rewards`. Of the first prompts there are also
+  `sample/prompt` [4, P], `sample/response` [4, T] int32, -1 where there is no
+  token, and `sample/reward` [4]; fewer if there are fewer prompts.
   """
   reward = jnp.nan_to_num(scores.reward)
   return {
@@ -43,7 +47,7 @@ def of_held_out(rollout: base.Rollout, scores: task_lib.Score) -> base.Metrics:
       'eval/nan_rewards': jnp.sum(jnp.isnan(scores.reward)),
       'eval/exact': jnp.mean(scores.exact),
       'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
-  }
+  } | _samples(rollout, scores)
 
 
 def of_effective(static, batch: base.Batch, orders: jax.Array,
@@ -79,6 +83,17 @@ def _kept_metrics(rollout):
   if rollout.kept_mass is None:
     return {}
   return {'rollout/kept_mass': jnp.mean(rollout.kept_mass, where=rollout.mask)}
+
+
+def _samples(rollout, scores):
+  tokens = jnp.where(rollout.valid, rollout.tokens, -1)[:_NUM_SAMPLES]
+  mask = rollout.mask[:_NUM_SAMPLES]
+  length = mask.shape[1]
+  return {
+      'sample/prompt': tokens[:, :-length],
+      'sample/response': jnp.where(mask, tokens[:, -length:], -1),
+      'sample/reward': scores.reward[:_NUM_SAMPLES],
+  }
 
 
 def _standard_error(x):

@@ -51,7 +51,7 @@ _REDUCE = {
 
 class Reports(NamedTuple):
   """What an update reports; a scan stacks each leaf to [U, ...]."""
-  metrics: base.Metrics  # scalars, and histories [K + 1]
+  metrics: base.Metrics  # scalars, histories [K + 1], counts of histograms
   max_logits: jax.Array  # [N_l, H]
   effective: jax.Array  # [B] effective advantages, see `update`; 0 if skipped
   cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
@@ -248,6 +248,9 @@ def summarise(reports: Reports) -> base.Metrics:
     over_all = [f for key, f in _OVER_ALL.items() if name.startswith(key)]
     if over_all:
       metrics[name] = over_all[0](values)
+      continue
+    if name.startswith('histogram/'):
+      metrics[name] = jnp.sum(jnp.where(sound[:, None], values, 0), axis=0)
       continue
     # Without a sound update the metric has no value: NaN says so.
     counts = sound.reshape(-1, *(1,) * (values.ndim - 1))

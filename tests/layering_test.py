@@ -11,10 +11,10 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
           'config_file', 'host_function', 'model', 'rollout', 'tasks', 'policy',
           'warm_start', 'update', 'mechanism', 'clip_drift', 'step_metrics',
           'learner', 'runs', 'trajectory', 'control', 'controllers', 'programs',
-          'checkpoint', 'metrics', 'telemetry', 'progress', 'interruption',
-          'overshoot', 'run_folder', 'summary', 'open_run', 'trainer', 'group',
-          'rerun', 'oracle', 'analysis', 'bench', 'compile_cache',
-          'command_line', 'plan')
+          'checkpoint', 'board', 'metrics', 'telemetry', 'progress',
+          'interruption', 'overshoot', 'run_folder', 'summary', 'open_run',
+          'trainer', 'group', 'rerun', 'oracle', 'analysis', 'bench',
+          'compile_cache', 'command_line', 'plan')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 
@@ -60,10 +60,10 @@ class LayeringTest(absltest.TestCase):
 
   def test_only_the_shell_touches_the_disk(self):
     shell = {
-        'checkpoint.py', 'command_line.py', 'comparison.py', 'compile_cache.py',
-        'config_file.py', 'design.py', 'folder.py', 'group.py',
-        'host_function.py', 'interruption.py', 'launch.py', 'metrics.py',
-        'open_run.py', 'own_peer.py', 'probe.py', 'profile.py',
+        'board.py', 'checkpoint.py', 'command_line.py', 'comparison.py',
+        'compile_cache.py', 'config_file.py', 'design.py', 'folder.py',
+        'group.py', 'host_function.py', 'interruption.py', 'launch.py',
+        'metrics.py', 'open_run.py', 'own_peer.py', 'probe.py', 'profile.py',
         'prompt_file.py', 'records.py', 'report.py', 'rerun.py',
         'run_folder.py', 'summary.py', 'trainer.py', 'trajectory.py',
         'tuning.py', 'worker.py'

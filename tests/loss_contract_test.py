@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmpo_jax.kernels import histograms
 from tests import loss_batches
 
 # Of the ways to come from log-ratios to a loss, one each.
@@ -338,8 +339,11 @@ class MetricsTest(parameterized.TestCase):
         result = case.run(inputs)
         self.assertEqual(set(result.metrics), keys)
         for name, metric in {'loss': result.loss, **result.metrics}.items():
-          self.assertEqual((metric.shape, metric.dtype), ((), np.float32), name)
-          self.assertTrue(np.isfinite(metric), name)
+          is_counts = name.startswith('histogram/')
+          shape = (histograms.BINS,) if is_counts else ()
+          self.assertEqual((metric.shape, metric.dtype), (shape, np.float32),
+                           name)
+          self.assertTrue(np.all(np.isfinite(metric)), name)
 
 
 if __name__ == '__main__':

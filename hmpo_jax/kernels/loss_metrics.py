@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from hmpo_jax.kernels import agm
 from hmpo_jax.kernels import clips
+from hmpo_jax.kernels import histograms
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
 
@@ -32,8 +33,11 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
     dual: bool [B] or [B, T], stopped by the dual clip.
 
   Returns:
-    Scalars by name. The effective advantage of a row is A_i times its ratio,
-    0 where it is stopped.
+    By name, scalars and, where it starts with histogram/, counts in the bins
+    of `histograms.EDGES`: log_row_ratio of the rows, log_token_weight of the
+    tokens, log (n w_t), 0 where all tokens of a row weigh the same; tokens
+    without weight, which a clip stopped, are not among them. The effective
+    advantage of a row is A_i times its ratio, 0 where it is stopped.
   """
   ratio, advantages, row_ratio, coefficients = jax.lax.stop_gradient(
       (ratio, advantages, row_ratio, coefficients))
@@ -67,6 +71,8 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
           jnp.sum(~jnp.isfinite(advantages), dtype=ratio.x.dtype),
       **_spread('ratio', row_ratio, rows),
       **_spread('ratio/token', jnp.exp(ratio.x), mask),
+      'histogram/log_row_ratio':
+          histograms.counts(jnp.log(row_ratio), rows),
       **_weight_metrics(coefficients, mask),
       **_log_ratio_metrics(ratio.x, mask),
       **agm.metrics(ratio.x, mask),
@@ -121,6 +127,7 @@ def _weight_metrics(coefficients, mask):
   total = jnp.sum(kept, axis=1, keepdims=True)
   rows = total[:, 0] > 0
   weights = kept / jnp.where(total > 0, total, 1)
+  share = weights * jnp.sum(mask, axis=1, keepdims=True)
   return {
       'token_weight/ess':
           ratios.row_mean(means.effective_sample_size(weights, mask), rows),
@@ -128,6 +135,8 @@ def _weight_metrics(coefficients, mask):
           ratios.row_mean(means.weight_entropy(weights), rows),
       'token_weight/max':
           jnp.max(weights, initial=0),
+      'histogram/log_token_weight':
+          histograms.counts(jnp.log(jnp.where(share > 0, share, 1)), share > 0),
   }
 
 
