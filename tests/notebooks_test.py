@@ -36,6 +36,9 @@ _TINY = {
     'optim.qk_clip': 'off',
     'optim.learning_rate': '0.01',
 }
+# Compiling takes nearly all of the time: half of it without optimisation.
+_FAST_COMPILER = ('--xla_backend_optimization_level=0 '
+                  '--xla_llvm_disable_expensive_passes=true')
 # Stands in for TensorBoard, whose server would outlive the test.
 _TENSORBOARD = """
 def load_ipython_extension(shell):
@@ -305,7 +308,11 @@ class RunTest(_Folder):
     cell.source = '\n'.join(
         [kept, *(f'{key} = {value!r}' for key, value in parameters.items())])
     _fake_tensorboard(self.folder / 'site')
-    with mock.patch.dict(os.environ, PYTHONPATH=str(self.folder / 'site')):
+    environment = {
+        'PYTHONPATH': str(self.folder / 'site'),
+        'XLA_FLAGS': _FAST_COMPILER
+    }
+    with mock.patch.dict(os.environ, environment):
       execute.run(notebook, _FOLDER)
     # Not assertLen, which would print the images.
     self.assertEqual(len(_images(notebook)), len(_images(_read(name))))
