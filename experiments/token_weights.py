@@ -56,7 +56,8 @@ def _write(file, log_ratio, mask):
     writer.writerow(['row', 'log_ratio_nats'] +
                     [f'relative_weight_p={p}' for p in weights])
     for row, token in np.argwhere(mask):
-      values = log_ratio[row, token], *(w[row, token] for w in weights.values())
+      values = [log_ratio[row, token]]
+      values += [w[row, token] for w in weights.values()]
       writer.writerow([row, *(f'{value:.6g}' for value in values)])
 
 

@@ -75,7 +75,7 @@ def _texts(cells):
       elif output.output_type == 'error':
         yield '\n'.join([output.evalue, *output.traceback])
       else:
-        yield from (text for kind, text in output.data.items()
+        yield from (text for kind, text in sorted(output.data.items())
                     if kind.startswith('text/'))
 
 

@@ -58,7 +58,8 @@ class OfRunsTest(plan_case.PlanTestCase):
     self.assertEqual(plan.about['seeds'], [0, 1])
     curve = curves.Curve('reward', 'held-out reward')
     picture = curves.of_variants(plan, plan.heldout, 'sort', curve)
-    self.assertLen(picture.axes[0].lines, 6)  # two seeds and a mean of each
+    axes, = picture.axes
+    self.assertLen(axes.lines, 6)  # two seeds and a mean of each
 
   def test_refuses_what_is_no_comparison(self):
     folders = self._folders()
