@@ -48,9 +48,8 @@ def _last_minibatch(workdir):
 
 def _write(file, log_ratio, mask):
   """One line for each token: its row, its log-ratio and n w_t for each p."""
-  weights = {
-      p: token_weights.relative(log_ratio, mask, p) for p in token_weights.COLORS
-  }
+  orders = token_weights.COLORS
+  weights = {p: token_weights.relative(log_ratio, mask, p) for p in orders}
   with open(file, 'w', newline='', encoding='utf-8') as stream:
     writer = csv.writer(stream)
     writer.writerow(['row', 'log_ratio_nats'] +

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.kernels import means
@@ -25,7 +26,8 @@ def relative(log_ratio: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
     p: order of the mean.
   """
   count = np.sum(mask, axis=1, keepdims=True)
-  return np.asarray(count * means.token_weights(log_ratio, mask, p))
+  weights = means.token_weights(jnp.asarray(log_ratio), jnp.asarray(mask), p)
+  return np.asarray(count * weights)
 
 
 def draw(log_ratio: np.ndarray, mask: np.ndarray) -> Any:
