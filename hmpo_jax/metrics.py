@@ -189,7 +189,7 @@ def _table(records):
 
 
 def _row(cells):
-  """A line of CSV, in which a boolean is 0 or 1: readers take 'False' as true."""
+  """A line of CSV; a boolean is 0 or 1: readers take the text False as true."""
   text = io.StringIO()
   csv.writer(
       text, lineterminator='\n').writerow(

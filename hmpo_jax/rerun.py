@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -17,10 +18,12 @@ from hmpo_jax import control
 from hmpo_jax import learner
 from hmpo_jax import metrics
 from hmpo_jax import open_run
+from hmpo_jax import policy
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
 from hmpo_jax import telemetry
 from hmpo_jax import update
+from hmpo_jax.kernels import ratios
 
 
 class Check(NamedTuple):
@@ -134,6 +137,13 @@ class Recorded:
         # The program takes the arrays, which the caller may have kept.
         state, _ = self._step(jax.tree.map(jax.numpy.copy, state), step)
 
+  def log_ratio(self, start: Start) -> jax.Array:
+    """[B, T] how far each token has left the sampler, in nats.
+
+    0 off the mask, and everywhere on the first update of a rollout.
+    """
+    return _log_ratio(self.programs.static, self.programs.hparams, start)
+
   def _suspects_after(self, state):
     rollout, scores = self.programs.collect(state)
     yield from _nonfinite('rollout', rollout)
@@ -176,6 +186,17 @@ class Recorded:
   def _hparams(self, step):
     return control.applied(self.programs.hparams, self._first,
                            self._settings(step))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_ratio(static, hparams, start):
+  batch = start.batch
+  logprobs, *_ = policy.forward(static, start.learned.params, batch.tokens,
+                                batch.valid, batch.mask, hparams.temperature)
+  old_logprobs = jax.numpy.where(batch.is_on_policy, logprobs,
+                                 batch.old_logprobs)
+  return ratios.log_ratio(logprobs, old_logprobs, batch.mask,
+                          hparams.loss['log_ratio_max']).x
 
 
 _prepare = jax.jit(learner.prepare, static_argnums=0)

@@ -51,7 +51,7 @@ class WriterTest(absltest.TestCase):
       rows = list(csv.reader(file))
     self.assertEqual(rows[0],
                      ['step', 'loss', 'count', 'active', 'nonfinite_values'])
-    self.assertEqual(rows[2], ['2', '0.2', '2', 'True', '0'])
+    self.assertEqual(rows[2], ['2', '0.2', '2', '1', '0'])
 
   def test_resumed_files_equal_undisturbed_ones(self):
     self._write([1, 2, 3])

@@ -115,6 +115,7 @@ class RerunTest(absltest.TestCase):
     self._train(num_steps=2)
     with rerun.opened(self.folder, self.fail) as recorded:
       first, second = recorded.updates(2)
+      moved = [np.asarray(recorded.log_ratio(start)) for start in first]
     self.assertLen(first, 4)
     # The step after it took no array away.
     self.assertTrue(np.isfinite(optax.tree.norm(first[0].learned.params)))
@@ -124,6 +125,22 @@ class RerunTest(absltest.TestCase):
       (again, *_), = recorded.updates()
     chex.assert_trees_all_equal(again.learned, second[0].learned)
     chex.assert_trees_all_equal(again.batch, second[0].batch)
+    self._assert_moved_as(moved, first, metrics.read(self.folder)[2])
+
+  def _assert_moved_as(self, moved, starts, record):
+    """That log-ratios of the updates of a step have the spread it recorded."""
+    self.assertFalse(moved[0].any())
+    mask = np.asarray(starts[-1].batch.mask)
+    self.assertFalse(moved[-1][~mask].any())
+    variance = [
+        np.var(row[tokens], dtype=np.float64)
+        for row, tokens in zip(moved[-1], mask)
+        if tokens.any()
+    ]
+    np.testing.assert_allclose(
+        np.sqrt(np.mean(variance)),
+        record['log_ratio/last_update_sigma'],
+        rtol=1e-4)
 
   def test_what_can_not_be_done_again(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'holds no run'):

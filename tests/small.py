@@ -60,7 +60,7 @@ def start(run_config, seed=0):
   return static, hparams, _init_state(static, hparams, params, run_key)
 
 
-_step = jax.jit(learner.train_step, static_argnums=0)
+step = jax.jit(learner.train_step, static_argnums=0)
 
 
 def steps(run_config, num=1, seed=0):
@@ -68,7 +68,7 @@ def steps(run_config, num=1, seed=0):
   static, hparams, state = start(run_config, seed)
   states, records = [state], []
   for _ in range(num):
-    state, metrics = _step(static, state, hparams, jnp.asarray(False))
+    state, metrics = step(static, state, hparams, jnp.asarray(False))
     states.append(state)
     records.append(jax.device_get(metrics))
   return states, records

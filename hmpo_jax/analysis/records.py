@@ -1,5 +1,7 @@
 """Reads the folder of a plan, finished or still running, into tables."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import pathlib
 from typing import NamedTuple
@@ -7,6 +9,7 @@ from typing import NamedTuple
 import pandas
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import config_file
 from hmpo_jax import metrics
 
 FINISHED, FAILED, RUNNING = 'finished', 'failed', 'running'
@@ -52,7 +55,83 @@ def read(workdir: str | pathlib.Path) -> Plan:
       no error but `damaged`.
   """
   workdir = pathlib.Path(workdir)
-  about = _about(workdir / _PLAN)
+  return _read(_about(workdir / _PLAN), workdir)
+
+
+def of_runs(variants: Mapping[str, Sequence[str | pathlib.Path]],
+            *,
+            target: float = 0.85) -> Plan:
+  """The tables of runs that no plan asked for, as of an exploratory plan.
+
+  Args:
+    variants: the run folders of each name, one for each seed.
+    target: held-out reward that is to be reached.
+
+  Raises:
+    ConfigError: no folder, one without a config.json, two of one name and
+      seed, or runs of different tasks or numbers of steps.
+  """
+  runs: list[dict] = []
+  configs = []
+  for name, folders in variants.items():
+    for folder in map(pathlib.Path, folders):
+      config = config_file.load(str(folder / 'config.json'), {})
+      run = {'task': config.task.name, 'variant': name, 'seed': config.seed}
+      runs.append(run | {'folder': str(folder.absolute())})
+      configs.append(config)
+  named = {tuple(run[key] for key in RUN) for run in runs}
+  alike = {(config.task.name, config.num_steps) for config in configs}
+  if len(named) < len(runs) or len(alike) != 1:
+    raise config_lib.ConfigError(
+        'these runs are no comparison: each name and seed must stand for one '
+        f'run, all of one task and length: {sorted(named)}, {sorted(alike)}')
+  (task, horizon), = alike
+  return _read(
+      _NO_PLAN | {
+          'tasks': [task],
+          'variants': {
+              name: {} for name in variants
+          },
+          'seeds': sorted({run['seed'] for run in runs}),
+          'target': target,
+          'horizon': horizon,
+          'runs': runs
+      }, pathlib.Path())
+
+
+def of_report(folder: str | pathlib.Path) -> Plan:
+  """The tables of a plan of which the report is left, but no run.
+
+  Args:
+    folder: of `report.write`, with its tables/ and a copy of the plan.json.
+
+  Returns:
+    Without `steps`, `tuning` and `phase`.
+
+  Raises:
+    ConfigError: no plan.json, or no tables that fit it.
+  """
+  folder = pathlib.Path(folder)
+  about = _about(folder / _PLAN)
+  tables = folder / 'tables'
+  try:
+    runs, heldout = (
+        pandas.read_csv(
+            tables / f'{name}.csv',
+            keep_default_na=False,
+            na_values=[''],
+            dtype=_TEXTS) for name in ('seeds', 'heldout'))
+    runs = runs[RUN + _RUN_COLUMNS].fillna({'reason': ''})
+    heldout = heldout[RUN + _HELDOUT + ['measured']]
+  except (OSError, ValueError, KeyError) as error:
+    raise config_lib.ConfigError(
+        f'{tables} does not hold the tables of a report ({error}): '
+        'experiments/report.py writes them') from error
+  return Plan(about, runs, _stack([], ['step']), heldout, None, None)
+
+
+def _read(about, workdir):
+  """The tables of the runs that a plan.json names."""
   rows, steps, heldout = [], [], []
   for run in about['runs']:
     name = {key: run[key] for key in RUN}
@@ -81,6 +160,19 @@ def shown(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 _HELDOUT = ['step', 'reward', 'exact']
+_RUN_COLUMNS = ['state', 'end', 'reason', 'tau', 'monitor_tau']
+_TEXTS = {'task': str, 'variant': str, 'reason': str}
+# What runs that no plan asked for are held against.
+_NO_PLAN = {
+    'name': 'runs',
+    'question': '',
+    'exploratory': True,
+    'contrasts': [],
+    'margin': 0.02,
+    'alpha': 0.05,
+    'failure_reward': 0.,
+    'collapse_margin': 0.05,
+}
 
 
 def _about(file):
