@@ -97,7 +97,7 @@ _RULES: tuple[Run | Look, ...] = (
     Look(r'python experiments/bench\.py --suite=kernels',
          'it compiles the train step of the default run, beside its kernels'),
     Run(r'python experiments/bench\.py --suite=logprobs',
-        '--rounds=2 --shapes=2x3x5 --variants=none'),
+        '--rounds=2 --shapes=2x3x5 --variants=naive'),
     Run(r'python experiments/bench\.py --suite=attention',
         '--rounds=2 --shapes=1x2x1x1x2 --variants=plain'),
     Look(r'python experiments/bench\.py --suite=(step|rollout|runs).*',

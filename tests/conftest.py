@@ -43,7 +43,7 @@ def _compiler_effort(request):
   import jax  # pylint: disable=import-outside-toplevel
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv(_QUICK, '1')
-    before = getattr(jax.config, _QUICK.lower())
+    before = jax.config.read(_QUICK.lower())
     jax.config.update(_QUICK.lower(), True)
     yield
     jax.config.update(_QUICK.lower(), before)
