@@ -40,13 +40,27 @@ def main(_) -> None:
   """Writes the bundle."""
   with command_line.reported():
     workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
-    plan = json.loads((workdir / 'plan.json').read_text(encoding='utf-8'))
+    plan = _plan(workdir / 'plan.json')
     rows = [_export(workdir, out, run['folder']) for run in plan['runs']]
     description = json.loads((out / plan['runs'][0]['folder'] /
                               run_folder.CONFIG).read_text(encoding='utf-8'))
     (out / 'README.md').write_text(
         _card(plan, rows, description), encoding='utf-8')
   print(f'{len(rows)} runs in {out}')
+
+
+def _plan(file):
+  """Name and runs of a plan."""
+  try:
+    plan = json.loads(file.read_text(encoding='utf-8'))
+    folders = [run['folder'] for run in plan['runs']]
+    if not folders or not plan['name']:
+      raise ValueError('it has no run')
+  except (ValueError, KeyError, TypeError) as error:
+    raise config_lib.ConfigError(
+        f'--workdir={file.parent}: {file.name} is not that of a plan '
+        f'({error!r})') from error
+  return plan
 
 
 def _export(workdir, out, name):
@@ -106,6 +120,10 @@ def _card(plan, rows, description):
       num_steps=config['num_steps'],
       episodes=config['rollout.num_prompts'] * config['rollout.group_size'],
       updates=config['train.num_epochs'] * config['train.num_minibatches'],
+      task=config['task.name'],
+      num_seeds=len(
+          {pathlib.PurePath(run['folder']).name for run in plan['runs']}),
+      eval_every=config['eval.every'],
       layers=config['model.num_layers'],
       width=config['model.embed_dim'],
       name=plan['name'],
@@ -119,7 +137,7 @@ _CARD = """# AGM telemetry: records of real runs
 
 For those who develop controllers that read the metrics.jsonl of a run: {num_runs}
 runs of {num_steps} steps, each step {episodes} responses and {updates} updates of
-a small transformer that learns to sort digits.
+a small transformer (task: {task}).
 
 Made by
 
@@ -147,10 +165,10 @@ ended the run, by `python experiments/replay_controller.py --workdir=FOLDER
 --controller=hmpo_jax.controllers:FullConvergence`, and with
 `ClipNormalisedConvergence` on the clip-normalised histories.
 
-What it is not: one seed a cell, so no comparison of the means; sorting digits with
-{layers} layers of width {width}, not a language model; `td_mean` is 0 but for rounding,
-since advantages are centred in each group; `eval_reward` is measured every 8 steps
-and repeated between. MIT licence, as the code; the data holds nothing about
+What it is not: seeds in each cell: {num_seeds}, so no comparison of the means;
+{layers} layers of width {width}, not a language model; `td_mean` is 0 but for
+rounding where advantages are centred in each group; `eval_reward` is measured every
+{eval_every} steps and repeated between. MIT licence, as the code; the data holds nothing about
 persons.
 """
 

@@ -40,6 +40,7 @@ GROUPS = {
 
 # Lists that are shown as histograms, and metrics that show nothing new.
 _LISTS = ('qk/max_logit_per_head',)
+_NUM_BINS = 30  # of a list, as many as TensorBoard draws
 _TOLD = ('qk/max_logit_per_update', 'arithmetic_history', 'harmonic_history',
          'eval/step', 'mechanism/step', 'rollout/digest')
 
@@ -216,7 +217,8 @@ def _shown(name, value):
   if name.startswith(_TOLD) or isinstance(value, list) and not value:
     return []
   if name in _LISTS:
-    return _histogram(name, *np.histogram(value, bins='auto'))
+    # Not 'auto': one logit that explodes would ask NumPy for billions of bins.
+    return _histogram(name, *np.histogram(value, bins=_NUM_BINS))
   if isinstance(value, list):
     return [_scalar(f'{name}/max', max(value))]
   return [_scalar(name, value)] if math.isfinite(value) else []

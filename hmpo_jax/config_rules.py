@@ -38,6 +38,7 @@ _FINITE_OR_INF = (lambda x: x > -math.inf, 'finite (inf = loss.p)')
 _UNIT = (lambda x: 0 <= x <= 1, 'from 0 to 1')
 _OPEN_UNIT = (lambda x: 0 < x < 1, 'above 0 and below 1')
 _MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
+_TIMEOUT = (lambda x: 0 < x <= 1e6, 'above 0 and at most 1e6 seconds')
 _ITERATIONS = (lambda x: 1 <= x <= agm.MAX_ITERATIONS,
                f'from 1 to {agm.MAX_ITERATIONS}')
 
@@ -50,7 +51,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('task.pad', _at_least(0)),
     ('task.stop', (lambda x: x >= -1, 'at least 0 (-1 = none)')),
     ('task.response_len', _at_least(0)),
-    ('reward.timeout', _POSITIVE),
+    ('reward.timeout', _TIMEOUT),
     ('reward.kl_estimator', _one_of('none', *kl.REWARD_ESTIMATORS)),
     ('reward.kl_weight', _finite_at_least(0)),
     ('model.num_layers', _at_least(1)),
@@ -138,7 +139,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('eval.every', _at_least(1)),
     ('eval.num_prompts', _at_least(2)),
     ('mechanism.every', _at_least(1)),
-    ('control.timeout', _POSITIVE),
+    ('control.timeout', _TIMEOUT),
     ('control.every', _at_least(1)),
     ('control.agm_iterations', _ITERATIONS),
     ('control.learning_rate_low', _finite_at_least(0)),

@@ -7,13 +7,14 @@ configuration and holds from the next step on. No answer stops a run, unless
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+import copy
 import functools
 import inspect
 import math
-import numbers
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
@@ -46,7 +47,8 @@ class Answer(NamedTuple):
   settings: Settings
   changes: list[Change]
   stop: str  # reason for which it asks to stop; '' if it doesn't
-  error: str  # what went wrong in the call; '' if nothing
+  error: str = ''  # what went wrong in the call; '' if nothing
+  timed_out: bool = False  # so that the controller may not know the record
 
   def line(self, may_stop: bool) -> dict:
     """What control.jsonl holds of it, beside the step."""
@@ -77,15 +79,18 @@ def applied(hparams: base.HParams, first: Settings,
   """
   if settings.learning_rate != first.learning_rate:
     # From a rate of 0 no factor leads anywhere: Adam's stays.
-    factor = settings.learning_rate / (first.learning_rate or math.inf) or 1
+    factor = (
+        settings.learning_rate /
+        first.learning_rate if first.learning_rate else 1.)
     hparams = hparams._replace(
         learning_rate=jnp.float32(settings.learning_rate),
         adam_learning_rate=hparams.adam_learning_rate * factor)
   if settings.epsilon != first.epsilon:
-    low = hparams.loss['clip_eps_low'] * (settings.epsilon / first.epsilon)
+    low = hparams.loss['clip_eps_low']
+    moved = jnp.minimum(low * (settings.epsilon / first.epsilon), _LARGEST_LOW)
     hparams = hparams._replace(
         loss=hparams.loss | {
-            'clip_eps_low': jnp.minimum(low, _LARGEST_LOW),
+            'clip_eps_low': jnp.where(low < 1, moved, low),  # 1 is open
             'clip_eps_high': jnp.float32(settings.epsilon)
         })
   if settings.p != first.p:
@@ -94,14 +99,14 @@ def applied(hparams: base.HParams, first: Settings,
   return hparams
 
 
-def settings_in(lines: Iterable[Mapping], step: int,
-                first: Settings) -> Settings:
-  """The settings that held in a step, from the lines of control.jsonl."""
-  decided = {
-      change['name']: change['after'] for line in lines if line['step'] < step
-      for change in line['changes'] if change['name'] in Settings._fields
+def settings_of(record: Mapping, first: Settings) -> Settings:
+  """The settings that held in a step, from its record."""
+  held = {
+      name: record[f'control/{name}']
+      for name in Settings._fields
+      if f'control/{name}' in record
   }
-  return first._replace(**decided)
+  return first._replace(**held)
 
 
 class Controller:
@@ -132,9 +137,9 @@ class Controller:
       try:
         self._function = self._host.call(_maker(self._function, config))
       except host_function.Failure as failure:
-        raise config_lib.ConfigError(
-            f'config.control.function = '
-            f'{control.function!r} {failure}') from failure
+        raise _refused(control.function, str(failure)) from failure
+      if not callable(self._function):
+        raise _refused(control.function, 'makes objects without __call__')
 
   def is_due(self, step: int) -> bool:
     """Whether it decides after a step."""
@@ -147,25 +152,30 @@ class Controller:
       record: of the last step, as metrics.jsonl holds it.
       settings: that held in that step.
     """
+    # A copy, with its lists: what it does to them is its own.
+    copied = copy.deepcopy(dict(record))
     try:
-      result = self._host.call(self._function, dict(record))
-      asked, stop = _read(result)
-    except (host_function.Failure, _NoDecisions) as error:
-      return Answer(settings, [], '', str(error))
-    changes = [
-        self._change(name,
-                     settings._asdict().get(name), value)
-        for name, value in asked.items()
-    ]
-    decided = {c.name: c.after for c in changes if c.name in Settings._fields}
-    return Answer(settings._replace(**decided), changes, stop, '')
+      # All that touches its answer happens there: any of it may raise or hang.
+      return self._host.call(self._answer, copied, settings)
+    except host_function.Failure as failure:
+      timed_out = isinstance(failure, host_function.TimedOut)
+      return Answer(settings, [], '', str(failure), timed_out)
+
+  def held(self, settings: Settings) -> dict:
+    """What a record says of the settings that it can change."""
+    return {
+        f'control/{name}': value
+        for name, value in settings._asdict().items()
+        if not _refusal(self._config, name)
+    }
 
   def replay(self, records: Iterable[Mapping]) -> Iterator[tuple[int, Answer]]:
     """Hands it the records of finished steps, in their order.
 
     Yields:
       Each step after which it decides, and its answer, as if what it decided
-      before had held.
+      before had held. After one that took too long there is no other: what the
+      controller knows then can't be told.
     """
     settings = first_settings(self._config)
     for record in records:
@@ -173,26 +183,55 @@ class Controller:
         answer = self.ask(record, settings)
         settings = answer.settings
         yield record['step'], answer
+        if answer.timed_out:
+          return
+
+  def _answer(self, record, settings):
+    asked, stop = _read(self._function(record))
+    changes = [
+        self._change(name,
+                     settings._asdict().get(name), value)
+        for name, value in asked.items()
+    ]
+    decided = {c.name: c.after for c in changes if c.name in Settings._fields}
+    return Answer(settings._replace(**decided), changes, stop)
 
   def _change(self, name, before, asked):
     """One decision within its bounds."""
-    is_number = isinstance(asked, numbers.Real) and math.isfinite(asked)
-    refusal = '' if is_number else 'must be a finite number'
+    number = _number(asked)
+    refusal = '' if number is not None else 'must be a finite number'
     refusal = refusal or _refusal(self._config, name)
     if refusal:
-      shown = float(asked) if is_number else repr(asked)
+      shown = repr(asked) if number is None else number
       return Change(name, before, shown, before, refusal)
-    bound = lambda end: self._config.control[f'{name}_{end}']
-    low, high, asked = bound('low'), bound('high'), float(asked)
-    after = min(max(asked, low), high)
-    note = '' if after == asked else f'must be from {low} to {high}'
-    if name == 'agm_iterations':
+    low, high = (
+        self._config.control[f'{name}_{end}'] for end in ('low', 'high'))
+    after = min(max(number, low), high)
+    note = '' if after == number else f'must be from {low} to {high}'
+    if name == 'agm_iterations' and after != round(after):
+      after, note = round(after), 'rounded'
+    elif name == 'agm_iterations':
       after = round(after)
-    return Change(name, before, asked, after, note)
+    return Change(name, before, number, after, note)
 
 
-class _NoDecisions(Exception):
+class _NoDecisions(host_function.Failure):
   """The answer is none."""
+
+
+def _refused(name, text):
+  return config_lib.ConfigError(f'config.control.function = {name!r} {text}')
+
+
+def _number(asked):
+  """A finite number, also of an array without axes; else None."""
+  if isinstance(asked, (str, bool, np.bool_)) or np.ndim(asked):
+    return None
+  try:
+    number = float(asked)
+  except (TypeError, ValueError, OverflowError):
+    return None
+  return number if math.isfinite(number) else None
 
 
 def _maker(made, config):
@@ -223,11 +262,14 @@ _NAMES = (*Settings._fields, 'batch_size')
 
 
 def _stop(early_stop):
+  """Why to stop; '' if it is not asked for."""
+  reason = None
   if isinstance(early_stop, Mapping):
-    asked, reason = early_stop.get('should_stop'), early_stop.get('reason')
-  else:
-    asked, reason = early_stop, None
-  return str(reason or 'no reason given') if asked else ''
+    early_stop, reason = early_stop.get('should_stop'), early_stop.get('reason')
+  if isinstance(early_stop, str) or np.ndim(early_stop):
+    raise _NoDecisions(f'returned early_stop = {early_stop!r}, must be a '
+                       'boolean')
+  return str(reason or 'no reason given') if early_stop else ''
 
 
 def _refusal(config, name):

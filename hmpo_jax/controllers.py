@@ -41,8 +41,8 @@ class Adaptive:
 class FullConvergence:
   """Asks for the end of a run as the detector of AGM controllers does.
 
-  The rate of a record is 1 - mean_k |a_k - h_k| / (|a_k| + |h_k|) over its two
-  histories; 20 records with a mean rate above 0.99 and a variance below 1e-6
+  The rate of a record is 1 - mean_k |a_k - h_k| / (|a_k| + |h_k| + 1e-8) over
+  its two histories; 20 records with a mean rate above 0.99 and a variance below 1e-6
   are "full convergence". Near the policy that sampled that holds of any healthy
   run, so this stands here to be replayed, not to be obeyed.
   """
@@ -56,7 +56,8 @@ class FullConvergence:
     a, h = (
         np.array(record[f'{name}_history{self.suffix}'])
         for name in ('arithmetic', 'harmonic'))
-    self._rates.append(1 - np.mean(np.abs(a - h) / (np.abs(a) + np.abs(h))))
+    self._rates.append(1 -
+                       np.mean(np.abs(a - h) / (np.abs(a) + np.abs(h) + 1e-8)))
     converged = (
         len(self._rates) == _WINDOW and np.mean(self._rates) > 0.99 and
         np.var(self._rates) < 1e-6)

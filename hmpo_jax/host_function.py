@@ -18,6 +18,10 @@ class Failure(Exception):
   """The function raised or took too long; says which, in one line."""
 
 
+class TimedOut(Failure):
+  """It took too long."""
+
+
 class HostFunction:
   """What `function` and `timeout` of a section of the configuration name."""
 
@@ -41,7 +45,8 @@ class HostFunction:
     One that takes longer than the timeout goes on in its thread, unheard.
 
     Raises:
-      Failure: it raised, or took longer.
+      Failure: it raised, which passes as it is if it is a Failure itself.
+      TimedOut: it took longer.
     """
     results: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -55,8 +60,10 @@ class HostFunction:
     try:
       result, error = results.get(timeout=self._timeout)
     except queue.Empty:
-      raise Failure(f'took longer than config.{self._section}.timeout = '
+      raise TimedOut(f'took longer than config.{self._section}.timeout = '
                     f'{self._timeout} s') from None
+    if isinstance(error, Failure):
+      raise error
     if error is not None:
       raise Failure(f'raised {_in_one_line(error)}') from error
     return result
@@ -84,6 +91,6 @@ def _in_one_line(error):
   """Type and text of an exception that is not ours: its text can fail too."""
   try:
     text = f'{type(error).__name__}: {error}'
-  except Exception:  # pylint: disable=broad-exception-caught
+  except BaseException:  # pylint: disable=broad-exception-caught
     text = f'{type(error).__name__} (its text could not be made)'
   return ' '.join(text.split())

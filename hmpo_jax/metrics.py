@@ -166,8 +166,8 @@ def plain(value) -> Value:
 def _finite(value, last):
   """The value or, where it is not finite, the last one; and whether it was."""
   if isinstance(value, list):
-    if not isinstance(last, list) or len(last) != len(value):
-      last = [None] * len(value)
+    known = last if isinstance(last, list) and last else [None]
+    last = known[:len(value)] + known[-1:] * (len(value) - len(known))
     pairs = [_finite(item, old) for item, old in zip(value, last)]
     return [item for item, _ in pairs], any(bad for _, bad in pairs)
   if math.isfinite(value):
@@ -219,6 +219,8 @@ def _whole_lines(file):
       records.append(json.loads(line))
       if not isinstance(records[-1]['step'], int):
         raise TypeError('"step" is no integer')
+      if file.name == CONTROL:
+        _ = [change['after'] for change in records[-1]['changes']]
     if file.name == METRICS:
       if [r['step'] for r in records] != list(range(1, len(records) + 1)):
         raise ValueError('the steps are not 1, 2, 3, ...')

@@ -213,9 +213,7 @@ class OpenRun(contextlib.AbstractContextManager):
     record |= telemetry.fields(record, self._writer.last,
                                self._settings.agm_iterations)
     if self.programs.controller:
-      record |= {
-          f'control/{name}': x for name, x in self._settings._asdict().items()
-      }
+      record |= self.programs.controller.held(self._settings)
     causes = numerical_skips(record)
     if causes:
       self._write_fault(causes, key)
@@ -231,6 +229,10 @@ class OpenRun(contextlib.AbstractContextManager):
       raise NumericalFault(reason)
     self._ask()
     return {'step': step} | record | timing
+
+  def conclude(self, evaluation: base.Metrics) -> None:
+    """Takes held-out metrics after the last step, for the summary."""
+    self._extra['eval'] = _plain(evaluation) | {'eval/step': self.step}
 
   def save(self, state: learner.TrainState) -> None:
     """Makes a checkpoint after the step, unless there is one."""
@@ -277,15 +279,19 @@ class OpenRun(contextlib.AbstractContextManager):
     """Brings a new controller to where that of the last process was."""
     if not self.programs.controller:
       return
-    settings = self._first
-    for _, answer in self.programs.controller.replay(
+    settings, name = self._first, self.config.control.function
+    for step, answer in self.programs.controller.replay(
         metrics_lib.read(self.workdir)):
       settings = answer.settings
+      if answer.timed_out:
+        self._note(f'warning: config.control.function = {name!r} '
+                   f'{answer.error} on the record of step {step}; it is not '
+                   f'shown those up to step {self.step}')
+        return
     if settings != self._settings:
       self._note(
-          f'warning: config.control.function = '
-          f'{self.config.control.function!r} decides otherwise than it did '
-          f'up to step {self.step}, on the same records; what it decided then '
+          f'warning: config.control.function = {name!r} decides otherwise than '
+          f'it did up to step {self.step}, on the same records; what it decided then '
           'holds')
 
   def _write_fault(self, causes, key):

@@ -58,9 +58,9 @@ class Recorded:
     self._workdir = workdir
     self._note = note
     self.config = config_file.load(str(workdir / run_folder.CONFIG), {})
-    self.programs = programs_lib.Programs(self.config)
+    self.programs = programs_lib.Programs(self.config, controlled=False)
     self._first = control.first_settings(self.config)
-    self._answers = metrics.read_control(workdir)
+    self._records = metrics.read(workdir)
 
   def verify(self) -> Check:
     """Does the steps between two checkpoints again and compares all bits.
@@ -79,7 +79,7 @@ class Recorded:
       start = steps[0] if len(steps) > 1 else 0
       state = self._at(start, saver)
       recorded = saver.restore(state, steps[-1]).state
-    records = metrics.read(self._workdir)
+    records = self._records
     if len(records) < steps[-1]:
       raise config_lib.ConfigError(
           f'{self._workdir} holds records of {len(records)} steps and a '
@@ -102,7 +102,7 @@ class Recorded:
     Raises:
       ConfigError: the run did not reach that step.
     """
-    last = len(metrics.read(self._workdir))
+    last = len(self._records)
     if not 1 <= step <= last:
       raise config_lib.ConfigError(
           f'--step={step}: must be from 1 to {last}, the steps of the run')
@@ -181,7 +181,11 @@ class Recorded:
                               self._hparams(step))
 
   def _settings(self, step):
-    return control.settings_in(self._answers, step, self._first)
+    """What held in a step; after the last record, what held there."""
+    if not self._records:
+      return self._first
+    record = self._records[min(step, len(self._records)) - 1]
+    return control.settings_of(record, self._first)
 
   def _hparams(self, step):
     return control.applied(self.programs.hparams, self._first,

@@ -95,6 +95,8 @@ def _run(config, workdir, programs, interruption):
         run.save(state)
         raise
       record = run.write(*made)
+      if run.early_stop and record['eval/step'] < run.step:
+        run.conclude(jax.device_get(programs.evaluate(state.params)))
       _show(progress, record)
       asked = interruption.is_asked()
       if asked or run.is_over or open_run.is_saved(config, run.step):

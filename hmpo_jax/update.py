@@ -298,7 +298,7 @@ def _loss(static, hparams, controls, batch, params, probes):
   metrics |= kl.kl_metrics(logprobs, old_logprobs, batch.mask)
   ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
                            hparams.loss['log_ratio_max'])
-  metrics |= agm.histories(ratio.x, batch.mask, *controls.widths)
+  metrics |= agm.histories(ratio.x, batch.mask, *_clip_range(static, controls))
   if static.loss.kl_estimator != 'none':
     penalty, kl_metrics = kl.kl_penalty(
         logprobs,
@@ -317,6 +317,16 @@ def _loss(static, hparams, controls, batch, params, probes):
   pulls = (hparams.kl_weight > 0) | (hparams.entropy_weight != 0)
   metrics['loss/live_frac'] = jnp.where(pulls, 1., metrics['loss/live_frac'])
   return loss, _Forward(logprobs, max_logits, metrics)
+
+
+def _clip_range(static, controls):
+  """Distances of the ratio below and above 1 at which a loss clips."""
+  low, high = controls.widths
+  if 'clip_eps_high' not in losses.options(static.loss.name):
+    return 1., jnp.inf  # both sides are open
+  if static.loss.clip == 'token_log':
+    return -jnp.expm1(-low), jnp.expm1(high)
+  return low, high
 
 
 def _skip_cause(batch, forward, loss, grads, updates):

@@ -17,6 +17,7 @@ import numpy as np
 from hmpo_jax import metrics
 from hmpo_jax import telemetry
 from hmpo_jax import trainer
+from hmpo_jax import update
 from hmpo_jax.kernels import agm
 from tests import small
 
@@ -109,6 +110,41 @@ def _record(**changes):
       'eval/reward': .5,
       'qk/clipped_frac': np.float32(.25),
   } | changes
+
+
+class RangeTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({}, math.log(1.4) - math.log(.6)),
+      ({
+          'loss__clip': 'token_log'
+      }, .8),
+      ({
+          'loss__name': 'reinforce'
+      }, 2.),
+      ({
+          'loss__name': 'sapo'
+      }, 2.),
+      ({
+          'loss__name': 'cispo',
+          'loss__clip_eps_low': 1.
+      }, 2 * math.log(1.4)),
+  )
+  def test_histories_are_in_widths_of_the_loss(self, overrides, both):
+    widths = {} if overrides.get('loss__name') in ('reinforce', 'sapo') else {
+        'loss__clip_eps_low': .4,
+        'loss__clip_eps_high': .4
+    }
+    static, hparams, _ = small.start(small.config(**(widths | overrides)))
+    low, high = update._clip_range(  # pylint: disable=protected-access
+        static, update.start_controls(hparams))
+    x = jnp.array([[.1, -.1]])
+    result = _histories(x, jnp.ones((1, 2), bool), low, high)
+    log_a = math.log(math.cosh(.1))
+    np.testing.assert_allclose(
+        np.log(result['arithmetic_history_clip'][0]),
+        log_a / (both / 2),
+        rtol=1e-4)
 
 
 class FieldsTest(parameterized.TestCase):

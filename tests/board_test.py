@@ -71,6 +71,15 @@ def _text(value):
   return value.tensor.string_val[0].decode('utf-8')
 
 
+class ExplodedTest(absltest.TestCase):
+
+  def test_a_logit_that_explodes_asks_for_no_more_bins(self):
+    for largest in (1e9, 1e30):
+      value, = board._shown(  # pylint: disable=protected-access
+          'qk/max_logit_per_head', [.7, 1., 2., largest])
+      self.assertLess(value.ByteSize(), 2000)
+
+
 class BoardTest(absltest.TestCase):
 
   def setUp(self):

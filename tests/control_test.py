@@ -47,6 +47,23 @@ class Picky:
 class Broken:
   def __init__(self): raise OSError('no disk')
 def hang(record): time.sleep(30)
+def hangs_when_asked_again(record):
+  import pathlib
+  if pathlib.Path(__file__).with_name('again').exists(): time.sleep(30)
+  return {'p': -.5}
+def clears(record):
+  for value in record.values():
+    if isinstance(value, list): value.clear()
+  record.clear()
+class Plain: pass
+class BadText(Exception):
+  def __str__(self): raise SystemExit
+def bad_text(record): raise BadText
+class Bad:
+  def __repr__(self): raise ValueError('no text')
+  __str__ = __bool__ = __float__ = __repr__
+class BadDict(dict):
+  def get(self, *_): raise ValueError('no get')
 number = 3
 """
 
@@ -140,6 +157,64 @@ class AnswerTest(_FolderTest):
     self.assertEqual(answer.settings, (.002, .3, -1., 5))
     self.assertEqual(answer.stop, '')
 
+  @parameterized.parameters(
+      '{"learning_rate": Bad()}', '{"early_stop": Bad()}',
+      '{"early_stop": {"should_stop": True, "reason": Bad()}}', 'BadDict(p=1)',
+      '{"early_stop": "False"}', '{"early_stop": [False, False]}')
+  def test_answer_that_breaks_changes_nothing(self, answer):
+    self.file.write_text(_FILE.replace('ANSWER', answer), 'utf-8')
+    config = self.config('asks')
+    first = control.first_settings(config)
+    answer = control.Controller(config).ask({'step': 1}, first)
+    self.assertEqual((answer.settings, answer.changes), (first, []))
+    self.assertNotEmpty(answer.error)
+    self.assertNotIn('\n', answer.error)
+
+  @parameterized.parameters('10**400', 'True')
+  def test_odd_numbers_change_nothing(self, asked):
+    self.file.write_text(
+        _FILE.replace('ANSWER', f'{{"learning_rate": {asked}}}'), 'utf-8')
+    config = self.config('asks')
+    first = control.first_settings(config)
+    answer = control.Controller(config).ask({'step': 1}, first)
+    self.assertEqual(answer.settings, first)
+    self.assertEqual(answer.changes[0].note, 'must be a finite number')
+
+  @parameterized.parameters('np.float32(.25)', 'np.array(.25)',
+                            '__import__("jax").numpy.float32(.25)')
+  def test_numbers_of_arrays(self, asked):
+    self.file.write_text(
+        'import numpy as np\n' + _FILE.replace('ANSWER', f'{{"p": {asked}}}'),
+        'utf-8')
+    config = self.config('asks')
+    answer = control.Controller(config).ask({'step': 1},
+                                            control.first_settings(config))
+    self.assertEqual(answer.settings.p, .25)
+
+  def test_exception_without_a_text(self):
+    config = self.config('bad_text')
+    answer = control.Controller(config).ask({'step': 1},
+                                            control.first_settings(config))
+    self.assertIn('BadText', answer.error)
+
+  def test_record_stays_as_it_is(self):
+    record = {'step': 1, 'arithmetic_history': [1., 2.]}
+    config = self.config('clears')
+    control.Controller(config).ask(record, control.first_settings(config))
+    self.assertEqual(record, {'step': 1, 'arithmetic_history': [1., 2.]})
+
+  def test_rounding_is_told(self):
+    change, = self._ask({'agm_iterations': 4.6}).changes
+    self.assertEqual((change.after, change.note), (5, 'rounded'))
+
+  def test_record_holds_what_can_be_changed(self):
+    config = self.config('lower', exponent__kind='adaptive', tracking__rate=.1)
+    held = control.Controller(config).held(control.first_settings(config))
+    self.assertEqual(held, {
+        'control/learning_rate': .01,
+        'control/agm_iterations': 5
+    })
+
   @parameterized.parameters(3, [[1, 2]], 'text')
   def test_other_answers_are_errors(self, answer):
     answer = self._ask(answer)
@@ -147,7 +222,7 @@ class AnswerTest(_FolderTest):
     self.assertEqual(answer.changes, [])
 
   def test_none_decides_nothing(self):
-    self.assertEqual(self._ask(None)[1:], ([], '', ''))
+    self.assertEqual(self._ask(None)[1:], ([], '', '', False))
 
   @parameterized.parameters((True, 'no reason given'), (False, ''), ({
       'should_stop': True,
@@ -166,7 +241,7 @@ class AnswerTest(_FolderTest):
     self.assertIn('took longer than config.control.timeout = 0.1 s',
                   answer.error)
 
-  @parameterized.parameters('number', 'nobody', 'Broken')
+  @parameterized.parameters('number', 'nobody', 'Broken', 'Plain')
   def test_function_that_cannot_be_made_is_refused(self, name):
     with self.assertRaisesRegex(config_lib.ConfigError,
                                 r'config\.control\.function = .*' + name):
@@ -203,6 +278,16 @@ class AppliedTest(_FolderTest):
     self.assertAlmostEqual(after.loss['clip_eps_low'], .15)
     self.assertAlmostEqual(after.loss['clip_eps_high'], .3)
     self.assertEqual(after.exponent.start, .5)
+
+  def test_rate_of_zero_stops_all(self):
+    config = self.config(optim__name='muon_clip')
+    _, after = self._applied(config, learning_rate=0.)
+    self.assertEqual((after.learning_rate, after.adam_learning_rate), (0, 0))
+
+  def test_open_side_stays_open(self):
+    config = self.config(loss__name='cispo', loss__clip_eps_low=1.)
+    _, after = self._applied(config, epsilon=.02)
+    self.assertEqual(after.loss['clip_eps_low'], 1)
 
   def test_degenerate_starts(self):
     config = self.config(optim__learning_rate=0., loss__clip_eps_low=.9)
@@ -297,6 +382,36 @@ class RunTest(_FolderTest):
     line = _lines(self.folder / 'run', metrics.CONTROL)[1]
     self.assertEqual((line['stop'], line['stopped']), ('ripe', may_stop))
     self.assertEqual(trainer.train(config, self.folder / 'run'), summary)
+
+  def test_run_that_is_ended_is_evaluated(self):
+    config = self.config('stop', control__may_stop=True, eval__every=3)
+    summary = trainer.train(config, self.folder / 'run')
+    records = _lines(self.folder / 'run', metrics.METRICS)
+    self.assertEqual(records[-1]['eval/step'], 0)
+    whole = trainer.train(
+        self.config(num_steps=2, eval__every=3), self.folder / 'whole')
+    self.assertEqual(summary['heldout_reward_last'],
+                     whole['heldout_reward_last'])
+
+  def test_controller_that_hangs_is_not_caught_up(self):
+    config = self.config('hangs_when_asked_again', control__timeout=.5)
+    notes = []
+    with mock.patch.object(
+        trainer.open_run.OpenRun, 'finish', side_effect=KeyboardInterrupt):
+      with self.assertRaises(KeyboardInterrupt):
+        trainer.train(config, self.folder / 'run')
+    (self.folder / 'again').touch()
+    with mock.patch.object(trainer.progress_lib.Progress, 'note',
+                           lambda _, text: notes.append(text)):
+      trainer.train(config, self.folder / 'run')
+    self.assertLen(notes, 1)
+    self.assertIn('on the record of step 1; it is not shown those up to step 4',
+                  notes[0])
+
+  def test_damaged_log_is_bad_input(self):
+    (self.folder / metrics.CONTROL).write_text('{"step": 3}\n', 'utf-8')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'line 1: damaged'):
+      metrics.read_control(self.folder)
 
   def test_runs_of_a_group_have_controllers_of_their_own(self):
     configs = [self.config('lower', seed=s) for s in (0, 1)]

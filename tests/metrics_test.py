@@ -45,6 +45,14 @@ class WriterTest(absltest.TestCase):
     timing = json.loads((self.folder / 'timing.jsonl').read_text('utf-8'))
     self.assertEqual(timing, {'step': 1, 'step_s': 0.5})
 
+  def test_list_that_is_not_finite_repeats_one_of_another_length(self):
+    with metrics.Writer(self.folder, 0) as writer:
+      writer.write(1, {'history': np.array([1., 2., 3.])}, {})
+      writer.write(2, {'history': np.full(5, np.nan)}, {})
+      writer.write(3, {'history': np.array([np.nan, 7.])}, {})
+    self.assertEqual([r['history'] for r in metrics.read(self.folder)],
+                     [[1., 2., 3.], [1., 2., 3., 3., 3.], [1., 7.]])
+
   def test_table_has_the_scalars(self):
     self._write([1, 2])
     with open(self.folder / 'metrics.csv', encoding='utf-8') as file:
