@@ -42,9 +42,9 @@ class FullConvergence:
   """Asks for the end of a run as the detector of AGM controllers does.
 
   The rate of a record is 1 - mean_k |a_k - h_k| / (|a_k| + |h_k| + 1e-8) over
-  its two histories; 20 records with a mean rate above 0.99 and a variance below 1e-6
-  are "full convergence". Near the policy that sampled that holds of any healthy
-  run, so this stands here to be replayed, not to be obeyed.
+  its two histories; 20 records with a mean rate above 0.99 and a variance below
+  1e-6 are "full convergence". Near the policy that sampled that holds of any
+  healthy run, so this stands here to be replayed, not to be obeyed.
   """
   suffix = ''  # of the histories
 
