@@ -89,9 +89,9 @@ class RerunTest(absltest.TestCase):
         scores = scores._replace(reward=scores.reward.at[5].set(np.nan))
       return rollout, scores
 
-    def step(self, state, measure):
+    def step(self, state, measure, hparams):
       return programs._learn(  # pylint: disable=protected-access
-          self.static, state, self.hparams, *self.collect(state), measure)
+          self.static, state, hparams, *self.collect(state), measure)
 
     with mock.patch.object(programs.Programs, 'collect', spoilt):
       with mock.patch.object(programs.Programs, 'step', step):
