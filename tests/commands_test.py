@@ -42,7 +42,7 @@ class Look(NamedTuple):
 _SMALL = ('--config.model.num_layers=1 --config.model.embed_dim=16 '
           '--config.model.mlp_dim=16 --config.task.num_digits=4 '
           '--config.rollout.num_prompts=4 --config.warm_start.num_steps=2 '
-          '--config.eval.num_prompts=8')
+          '--config.eval.num_prompts=8 --config.optim.name=adamw')
 _RUN = f'{_SMALL} --config.num_steps=12 --config.checkpoint.every=5'
 _TWO = f'{_SMALL} --config.num_steps=2'
 
