@@ -26,8 +26,9 @@ def _programs(_):
   return types.SimpleNamespace(
       task=types.SimpleNamespace(response_len=6),
       warm_params=dict,
+      hparams=(),
       first_state=lambda params: params,
-      step=lambda state, measure: (state, {
+      step=lambda state, measure, hparams: (state, {
           'measured': measure
       }))
 
