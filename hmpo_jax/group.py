@@ -177,7 +177,7 @@ class _Group:
         self._tell(Report('failed', index, str(error), self._finished))
 
   def _take_settings(self):
-    """The traced parts of all configurations, as their controllers left them."""
+    """The traced parts of all runs, as their controllers left them."""
     self._hparams = self._place({
         i: run.hparams for i, run in self._opened.items()
     })
