@@ -61,7 +61,7 @@ class HostFunction:
       result, error = results.get(timeout=self._timeout)
     except queue.Empty:
       raise TimedOut(f'took longer than config.{self._section}.timeout = '
-                    f'{self._timeout} s') from None
+                     f'{self._timeout} s') from None
     if isinstance(error, Failure):
       raise error
     if error is not None:
