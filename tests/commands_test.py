@@ -229,8 +229,8 @@ def missing(command: str) -> list[str]:
     known = _help(words[1])
     names = [word.split('=')[0].removeprefix('--') for word in words[2:]]
     absent += [
-        f'--{name}' for name in names
-        if not re.search(rf'^  (-\w,)?--(\[no\])?{name}:', known, re.M)
+        f'--{name}' for name in names if not re.search(
+            rf'^  (-\w,)?--(\[no\])?{name.replace("-", "_")}:', known, re.M)
     ]
   setup = configparser.ConfigParser()
   setup.read(_ROOT / 'setup.cfg')
