@@ -33,6 +33,10 @@ class Settings(NamedTuple):
   agm_iterations: int  # K of the histories in the record
 
 
+# What is read of an answer; batch_size to say that it can't be changed.
+_NAMES = (*Settings._fields, 'batch_size')
+
+
 class Change(NamedTuple):
   """One decision, as control.jsonl holds it."""
   name: str
@@ -257,10 +261,6 @@ def _read(result):
   }, _stop(flat.get('early_stop'))
 
 
-# What is read of an answer; batch_size to say that it can't be changed.
-_NAMES = (*Settings._fields, 'batch_size')
-
-
 def _stop(early_stop):
   """Why to stop; '' if it is not asked for."""
   reason = None
@@ -274,19 +274,18 @@ def _stop(early_stop):
 
 def _refusal(config, name):
   """Why a setting can't be changed in this run; '' if it can."""
-  taken = losses.options(config.loss.name)
-  if name == 'batch_size':
-    return 'the shape of the program is fixed'
-  if name == 'epsilon':
-    if 'clip_eps_high' not in taken:
-      return f'loss.name = {config.loss.name!r} has no clip range'
-    if not math.isfinite(config.loss.clip_eps_high):
-      return 'loss.clip_eps_high is inf'
-    if config.tracking.rate:
-      return 'tracking.rate moves the range'
-  if name == 'p':
-    if 'p' not in taken:
-      return f'loss.name = {config.loss.name!r} has no order'
-    if config.exponent.kind != 'fixed':
-      return f'exponent.kind = {config.exponent.kind!r} moves the order'
-  return ''
+  taken, kind = losses.options(config.loss.name), config.exponent.kind
+  loss = f'loss.name = {config.loss.name!r}'
+  reasons = {
+      'batch_size': ((True, 'the shape of the program is fixed'),),
+      'epsilon': (
+          ('clip_eps_high' not in taken, f'{loss} has no clip range'),
+          (math.isinf(config.loss.clip_eps_high), 'loss.clip_eps_high is inf'),
+          (config.tracking.rate > 0, 'tracking.rate moves the range'),
+      ),
+      'p': (
+          ('p' not in taken, f'{loss} has no order'),
+          (kind != 'fixed', f'exponent.kind = {kind!r} moves the order'),
+      ),
+  }
+  return next((why for holds, why in reasons.get(name, ()) if holds), '')

@@ -290,9 +290,9 @@ class OpenRun(contextlib.AbstractContextManager):
         return
     if settings != self._settings:
       self._note(
-          f'warning: config.control.function = {name!r} decides otherwise than '
-          f'it did up to step {self.step}, on the same records; what it decided '
-          'then holds')
+          f'warning: config.control.function = {name!r} decides otherwise '
+          f'than it did up to step {self.step}, on the same records; what it '
+          'decided then holds')
 
   def _write_fault(self, causes, key):
     data = jax.random.key_data(key).tolist()
