@@ -65,8 +65,8 @@ class LayeringTest(absltest.TestCase):
         'group.py', 'host_function.py', 'interruption.py', 'launch.py',
         'metrics.py', 'open_run.py', 'own_peer.py', 'probe.py', 'profile.py',
         'prompt_file.py', 'records.py', 'report.py', 'rerun.py',
-        'run_folder.py', 'summary.py', 'trainer.py', 'trajectory.py',
-        'tuning.py', 'worker.py'
+        'run_folder.py', 'states.py', 'summary.py', 'trainer.py',
+        'trajectory.py', 'tuning.py', 'worker.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:

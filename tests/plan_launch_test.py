@@ -19,6 +19,7 @@ from hmpo_jax import run_folder
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
+from hmpo_jax.plan import states
 
 _WORKER = str(pathlib.Path(__file__).with_name('standin_worker.py'))
 
@@ -136,9 +137,9 @@ class LaunchTest(absltest.TestCase):
     run = _runs([1])[0]
     self._describe([run])
     self.assertEmpty(self._train([run]))
-    self.assertTrue(launch.is_finished(self.folder / run.folder))
+    self.assertTrue(states.is_finished(self.folder / run.folder))
     (self.folder / run.folder / 'metrics.jsonl').write_text('{}\n')
-    self.assertFalse(launch.is_finished(self.folder / run.folder))
+    self.assertFalse(states.is_finished(self.folder / run.folder))
 
   def test_folder_that_can_not_be_opened_is_no_failure(self):
     runs = _runs([5, 1])
@@ -174,7 +175,7 @@ class LaunchTest(absltest.TestCase):
 
   def test_groups_have_one_program_and_no_idle_worker(self):
     runs = _runs([0, 1, 2, 3]) + _runs([4], **{'loss.clip': 'token'})
-    pending, failures = launch.ready(runs, self.folder)
+    pending, failures = states.ready(runs, self.folder)
     self.assertEmpty(failures)
     jobs = launch.jobs_of(pending, self.folder, 1, 64)
     self.assertEqual([len(job.runs) for job in jobs], [4, 1])
@@ -187,7 +188,7 @@ class LaunchTest(absltest.TestCase):
     runs = _runs([0, 1, 2])
     self._describe(runs)
     (self.folder / runs[1].folder / 'checkpoints' / '50').mkdir(parents=True)
-    pending, _ = launch.ready(runs, self.folder)
+    pending, _ = states.ready(runs, self.folder)
     jobs = launch.jobs_of(pending, self.folder, 1, 64)
     self.assertEqual([[run.name for run in job.runs] for job in jobs],
                      [['task/p0/seed-0', 'task/p2/seed-2'], ['task/p1/seed-1']])

@@ -25,11 +25,10 @@ from hmpo_jax import interruption as interruption_lib
 from hmpo_jax import metrics
 from hmpo_jax import open_run
 from hmpo_jax import progress as progress_lib
-from hmpo_jax import run_folder
-from hmpo_jax import summary as summary_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import probe
+from hmpo_jax.plan import states
 from hmpo_jax.plan import worker
 
 LOG = 'workers.log'  # what workers say on stderr
@@ -53,76 +52,6 @@ class Job(NamedTuple):
         Job(self.runs[:middle], self.num_steps),
         Job(self.runs[middle:], self.num_steps)
     ]
-
-
-class _BadOverrides(Exception):
-  """What a run overrides makes no configuration."""
-
-
-def ready(planned: Sequence[design.Run],
-          workdir: pathlib.Path,
-          given: pathlib.Path | None = None):
-  """Splits runs into those to make, with their configurations, and failures.
-
-  Args:
-    planned: runs.
-    workdir: of the plan.
-    given: the same as the user named it, for the configurations.
-
-  Returns:
-    [(run, config)] of runs that are neither finished nor failed for good, and
-    {name: reason} of those that can't start or have failed for good.
-
-  Raises:
-    ConfigError: a folder holds a run of another configuration.
-  """
-  pending, failures = [], {}
-  for run in planned:
-    folder = workdir / run.folder
-    try:
-      config = _own_configuration(run, workdir, given or workdir)
-    except _BadOverrides as error:
-      open_run.fail(folder, str(error), 0)
-      failures[run.name] = str(error)
-      continue
-    failure = failure_of(folder)
-    if failure and failure['final']:
-      failures[run.name] = failure['reason']
-    elif not is_finished(folder):
-      pending.append((run, config))
-  return pending, failures
-
-
-def _own_configuration(run, workdir, given):
-  """The configuration of a run whose folder is its own, or new."""
-  try:
-    config = design.configuration(run, str(given / folder_lib.WARM_STARTS))
-  except config_lib.ConfigError as error:
-    raise _BadOverrides(str(error)) from error
-  run_folder.refuse_other_run(workdir / run.folder,
-                              run_folder.described_config(config))
-  return config
-
-
-def is_finished(folder: pathlib.Path) -> bool:
-  """Whether a run folder holds a whole summary, of as many steps as records.
-
-  One that has lost records is not: whoever opens it says so.
-  """
-  summary = summary_lib.read(folder / open_run.SUMMARY)
-  if summary is None:
-    return False
-  file = folder / metrics.METRICS
-  return file.exists() and file.read_bytes().count(b'\n') == summary['steps']
-
-
-def failure_of(folder: pathlib.Path) -> dict | None:
-  """What failed.json says; None if there is none that is whole."""
-  try:
-    content = json.loads((folder / open_run.FAILED).read_text(encoding='utf-8'))
-    return {key: content[key] for key in ('reason', 'step', 'final')}
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
 
 
 def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
@@ -194,7 +123,7 @@ class Launcher:
     """
     for stage in ([run for run in planned if not run.source],
                   [run for run in planned if run.source]):
-      pending, failures = ready(stage, self._workdir, self._given)
+      pending, failures = states.ready(stage, self._workdir, self._given)
       self._fail(failures)
       if pending:
         self._train(pending)
@@ -202,8 +131,8 @@ class Launcher:
   def refuse_others(self, planned: Sequence[design.Run]) -> None:
     """Raises ConfigError if a folder holds a run of another configuration."""
     for run in planned:
-      with contextlib.suppress(_BadOverrides):
-        _own_configuration(run, self._workdir, self._given)
+      with contextlib.suppress(states.BadOverrides):
+        states.own_configuration(run, self._workdir, self._given)
 
   def probe(self, pending) -> list[probe.Found]:
     """Probes runs in one worker.
@@ -259,7 +188,7 @@ class Launcher:
     code, error = self._work(request, lambda line: self._take(job, line, board))
     left = [
         run for run in job.runs if run.name not in self.failures
-        | self._refused and not is_finished(self._workdir / run.folder)
+        | self._refused and not states.is_finished(self._workdir / run.folder)
     ]
     if not left or self._stopping:
       return []
@@ -285,7 +214,7 @@ class Launcher:
       self._refused[run.name] = report.text
     elif report.kind == 'failed':
       folder = self._workdir / run.folder
-      if failure_of(folder) is None:
+      if states.failure_of(folder) is None:
         open_run.fail(folder, report.text, report.step)
       self._fail({run.name: report.text}, board)
     elif report.kind == 'note':

@@ -1,0 +1,93 @@
+"""How far runs of a plan are: finished, failed for good, or still to make."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+
+import ml_collections
+
+from hmpo_jax import config as config_lib
+from hmpo_jax import metrics
+from hmpo_jax import open_run
+from hmpo_jax import run_folder
+from hmpo_jax import summary as summary_lib
+from hmpo_jax.plan import design
+from hmpo_jax.plan import folder as folder_lib
+
+
+class BadOverrides(Exception):
+  """What a run overrides makes no configuration."""
+
+
+def ready(planned: Sequence[design.Run],
+          workdir: pathlib.Path,
+          given: pathlib.Path | None = None):
+  """Splits runs into those to make, with their configurations, and failures.
+
+  Args:
+    planned: runs.
+    workdir: of the plan.
+    given: the same as the user named it, for the configurations.
+
+  Returns:
+    [(run, config)] of runs that are neither finished nor failed for good, and
+    {name: reason} of those that can't start or have failed for good.
+
+  Raises:
+    ConfigError: a folder holds a run of another configuration.
+  """
+  pending, failures = [], {}
+  for run in planned:
+    folder = workdir / run.folder
+    try:
+      config = own_configuration(run, workdir, given or workdir)
+    except BadOverrides as error:
+      open_run.fail(folder, str(error), 0)
+      failures[run.name] = str(error)
+      continue
+    failure = failure_of(folder)
+    if failure and failure['final']:
+      failures[run.name] = failure['reason']
+    elif not is_finished(folder):
+      pending.append((run, config))
+  return pending, failures
+
+
+def own_configuration(run: design.Run, workdir: pathlib.Path,
+                      given: pathlib.Path) -> ml_collections.ConfigDict:
+  """The configuration of a run whose folder is its own, or new.
+
+  The arguments are those of `ready`.
+
+  Raises:
+    BadOverrides: they make none.
+    ConfigError: the folder holds a run of another configuration.
+  """
+  try:
+    config = design.configuration(run, str(given / folder_lib.WARM_STARTS))
+  except config_lib.ConfigError as error:
+    raise BadOverrides(str(error)) from error
+  run_folder.refuse_other_run(workdir / run.folder,
+                              run_folder.described_config(config))
+  return config
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  """Whether a run folder holds a whole summary, of as many steps as records.
+
+  One that has lost records is not: whoever opens it says so.
+  """
+  summary = summary_lib.read(folder / open_run.SUMMARY)
+  if summary is None:
+    return False
+  file = folder / metrics.METRICS
+  return file.exists() and file.read_bytes().count(b'\n') == summary['steps']
+
+
+def failure_of(folder: pathlib.Path) -> dict | None:
+  """What failed.json says; None if there is none that is whole."""
+  try:
+    content = json.loads((folder / open_run.FAILED).read_text(encoding='utf-8'))
+    return {key: content[key] for key in ('reason', 'step', 'final')}
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
