@@ -1,8 +1,6 @@
 """A user's reward function: what it gets, and every way in which it fails."""
 
 import json
-import pathlib
-import tempfile
 from unittest import mock
 
 from absl.testing import absltest
@@ -16,6 +14,7 @@ from hmpo_jax import run_folder
 from hmpo_jax import trainer
 from hmpo_jax.tasks import reward
 from tests import small
+from tests import user_file
 
 # The share of right tokens, as the task's own reward counts it; it breaks once
 # the file `fault` stands beside it.
@@ -45,15 +44,8 @@ def mute(prompts, responses): raise Mute
 """
 
 
-class _FolderTest(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
-    self.addCleanup(folder.cleanup)
-    self.folder = pathlib.Path(folder.name)
-    self.file = self.folder / 'judges.py'
-    self.file.write_text(_SORTED, encoding='utf-8')
+class _FolderTest(user_file.UserFileTest):
+  TEXT = _SORTED
 
 
 class HostRewardTest(_FolderTest):
