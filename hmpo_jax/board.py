@@ -35,7 +35,7 @@ GROUPS = {
     'learning':
         ('loss/', 'grad/', 'update/', 'mechanism/', 'policy/', 'kl/', 'total/'),
     'agm': ('agm/', 'exponent/', 'arithmetic_history', 'harmonic_history'),
-    'other': ('rollout/', 'step_s', 'eval_s', 'tokens_per_s'),
+    'other': ('rollout/', 'control/', 'step_s', 'eval_s', 'tokens_per_s'),
 }
 
 # Lists that are shown as histograms, and metrics that show nothing new.
