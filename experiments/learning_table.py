@@ -11,6 +11,7 @@ all its runs.
 
 import csv
 import importlib.util
+import math
 import pathlib
 
 from absl import app
@@ -82,7 +83,8 @@ def _run(workdir, name, arm, seed, overrides):
       'arm': arm,
       'seed': seed
   } | {
-      column: round(summary[column], 5) for column in _COLUMNS
+      # No gradients are compared with config.mechanism.every=0.
+      column: round(summary.get(column, math.nan), 5) for column in _COLUMNS
   }
 
 

@@ -138,7 +138,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('warm_start.learning_rate', _finite_at_least(0)),
     ('eval.every', _at_least(1)),
     ('eval.num_prompts', _at_least(2)),
-    ('mechanism.every', _at_least(1)),
+    ('mechanism.every', _at_least(0)),
     ('control.timeout', _TIMEOUT),
     ('control.every', _at_least(1)),
     ('control.agm_iterations', _ITERATIONS),

@@ -305,18 +305,18 @@ def _update_epochs(static, state, hparams, batch, orders, measure):
   number = jnp.arange(len(orders))
 
   def body(carry, inputs):
-    learned, measured, skips = carry
+    before, measured, skips = carry
     rows, is_first, is_last = inputs
     minibatch = take(static, batch, rows, is_first)
-    before = learned
-    measured = _when(
-        measure & is_last, measured,
+    when = functools.partial(_when, measure & is_last)
+    measured = when(
+        measured,
         lambda: mechanism.compare_means(static, before, hparams, minibatch
                                        ) | {'mechanism/step': state.step + 1})
     learned, reports = update.update(static, before, hparams, minibatch)
-    measured = _when(
-        measure & is_last, measured, lambda: clip_drift.measure(
-            static, learned, hparams, minibatch, reports.cause))
+    measured = when(
+        measured, lambda: clip_drift.measure(static, learned, hparams,
+                                             minibatch, reports.cause))
     skips = jnp.where(update.is_sound(reports.cause), 0, skips + 1)
     return (learned, measured, skips), reports
 
@@ -329,7 +329,9 @@ def _update_epochs(static, state, hparams, batch, orders, measure):
 
 
 def _unmeasured(static):
-  """What stands for measurements before the first."""
+  """What stands for measurements before the first; empty if none are made."""
+  if not static.mechanism.is_on:
+    return {}
   names = (*mechanism.KEYS, *clip_drift.keys(static))
   return {
       name: jnp.float32(0) for name in names
@@ -340,6 +342,8 @@ def _unmeasured(static):
 
 def _when(is_due, measured, measure):
   """`measured`, with what `measure` returns in it where that is due."""
+  if not measured:
+    return measured
   return jax.lax.cond(is_due, lambda: measured | measure(), lambda: measured)
 
 

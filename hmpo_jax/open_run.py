@@ -41,7 +41,8 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 def is_measured(config, step: int) -> bool:
   """Whether a step compares means and what its QK-clip does to the policy."""
-  return step == 1 or is_due(step, config.mechanism.every, config.num_steps)
+  every = config.mechanism.every
+  return every > 0 and (step == 1 or is_due(step, every, config.num_steps))
 
 
 def is_evaluated(config, step: int) -> bool:

@@ -112,4 +112,5 @@ def static(config) -> ml_collections.FrozenConfigDict:
           key: config[section][key] for key in keys or config[section]
       } for section, keys in _STATIC.items()
   }
+  parts['mechanism'] = {'is_on': config.mechanism.every > 0}
   return ml_collections.FrozenConfigDict(parts)

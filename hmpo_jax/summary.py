@@ -63,10 +63,7 @@ def make(records, extra, baselines, config):
           float(column('clip/high_frac').mean()),
       'sigma':
           float(column('log_ratio/last_update_sigma').mean()),
-      'cosine':
-          _mean_compared(records, 'mechanism/cosine'),
-      'cosine_unclipped':
-          _mean_compared(records, 'mechanism/cosine_unclipped'),
+      **_compared(records),
       'max_logit':
           float(column('qk/max_logit').max()),
       'updates_over_monitor_tau_frac':
@@ -96,10 +93,14 @@ def read(file: pathlib.Path) -> dict | None:
   return summary
 
 
-def _mean_compared(records, name):
-  """Mean over the steps at which means were compared."""
-  measured = [r[name] for r in records if r['mechanism/step'] == r['step']]
-  return float(np.mean(measured))
+def _compared(records):
+  """Means over the steps at which gradients were compared, if at any."""
+  measured = [r for r in records if r.get('mechanism/step') == r['step']]
+  return {
+      name: float(np.mean([r[f'mechanism/{name}'] for r in measured]))
+      for name in ('cosine', 'cosine_unclipped')
+      if measured
+  }
 
 
 def rows(summary, workdir):
@@ -126,8 +127,9 @@ def rows(summary, workdir):
       ('clipped low, high', f'{summary["clip_low_frac"]:.1%}, '
        f'{summary["clip_high_frac"]:.1%}'),
       ('sigma of the log-ratios, last update', f'{summary["sigma"]:.3f}'),
-      ('cosine of gradients p = 0, -1 (unclipped)',
-       f'{summary["cosine"]:.3f} ({summary["cosine_unclipped"]:.3f})'),
+      *([('cosine of gradients p = 0, -1 (unclipped)',
+          f'{summary["cosine"]:.3f} ({summary["cosine_unclipped"]:.3f})')]
+        if 'cosine' in summary else []),
       ('largest attention logit', f'{summary["max_logit"]:.1f}'),
       ('updates with one above monitor_tau',
        f'{summary["updates_over_monitor_tau_frac"]:.1%}'

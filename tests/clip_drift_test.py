@@ -25,7 +25,10 @@ _batch = jax.jit(small.batch, static_argnums=0)
 def _start(qk_clip):
   """Static part, hyperparameters and a state with large attention logits."""
   static, hparams, state = small.start(
-      small.config(optim__qk_clip=qk_clip, model__qk_norm=qk_clip == 'gain'))
+      small.config(
+          optim__qk_clip=qk_clip,
+          model__qk_norm=qk_clip == 'gain',
+          mechanism__every=1))
   if qk_clip != 'off':
     hparams = hparams._replace(qk_alpha=jnp.float32(0.3))
   attention = state.params['layers']['attention']

@@ -44,6 +44,7 @@ def get_config():
           'eval.every': 2,
           'eval.num_prompts': 16,
           'checkpoint.every': 2,
+          'mechanism.every': 0,
       }},
       variants={{
           'gspo': variant({{'loss.p': 0.}}, exploratory=False),

@@ -68,6 +68,7 @@ _STATIC = st.fixed_dictionaries({
     'loss__kl_estimator': st.sampled_from(['none', *kl.LOSS_ESTIMATORS]),
     'loss__entropy_bonus': st.booleans(),
     'reward__kl_estimator': st.sampled_from(['none', *kl.REWARD_ESTIMATORS]),
+    'mechanism__every': st.integers(0, 1),
     'train__num_epochs': st.integers(1, 3),
     'train__num_minibatches': st.sampled_from([1, 2, 4, 8]),
     'train__num_microbatches': st.sampled_from([1, 2, 4]),
@@ -104,7 +105,7 @@ class ConfigPropertyTest(absltest.TestCase):
   @hypothesis.settings(max_examples=12, **_QUIET)
   @hypothesis.given(_TRACED)
   def test_traced_values_train(self, values):
-    self._assert_trains(small.config(**values))
+    self._assert_trains(small.config(mechanism__every=1, **values))
 
   @hypothesis.settings(max_examples=2, **_QUIET)
   @hypothesis.given(_STATIC)

@@ -95,7 +95,8 @@ class TrainStepTest(parameterized.TestCase):
         'rollout__temperature': 0.7
     })
     for seed, variant in enumerate(variants):
-      static, hparams, state = small.start(small.config(**variant), seed)
+      config = small.config(mechanism__every=1 + seed, **variant)
+      static, hparams, state = small.start(config, seed)
       state, _ = step(static, state, hparams, _NO)
       step(static, state, hparams, jnp.asarray(True))
     self.assertLen(traces, 1)
@@ -157,7 +158,8 @@ class TrainStepTest(parameterized.TestCase):
 
   def test_what_was_measured_stays_until_the_next(self):
     static, hparams, state = small.start(
-        small.config(optim__qk_clip='weights', optim__tau=0.01))
+        small.config(
+            optim__qk_clip='weights', optim__tau=0.01, mechanism__every=1))
     _, unmeasured = _step(static, state, hparams, _NO)
     state, measured = _step(static, state, hparams, jnp.asarray(True))
     state, held = _step(static, state, hparams, _NO)
@@ -171,7 +173,8 @@ class TrainStepTest(parameterized.TestCase):
       self.assertEqual(held[name], measured[name])
 
   def test_lowers_for_every_platform(self):
-    config = small.config(optim__name='muon_clip', optim__qk_clip='weights')
+    config = small.config(
+        optim__name='muon_clip', optim__qk_clip='weights', mechanism__every=1)
     static, hparams, state = small.start(config)
 
     def step(key_data, state, hparams, measure):

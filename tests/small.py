@@ -34,6 +34,8 @@ def config(**overrides):
       'optim__qk_clip': 'off',
       'optim__learning_rate': 0.01,
       'eval__num_prompts': 16,
+      # Comparing gradients is a third of what a step compiles.
+      'mechanism__every': 0,
   }
   for name, value in (sizes | overrides).items():
     *sections, key = name.split('__')

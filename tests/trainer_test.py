@@ -9,6 +9,7 @@ from absl.testing import absltest
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
+from hmpo_jax import summary as summary_lib
 from hmpo_jax import trainer
 from tests import small
 
@@ -70,6 +71,17 @@ class TrainerTest(absltest.TestCase):
     cosines = [records[i]['mechanism/cosine'] for i in (0, 2, 4)]
     self.assertLen(set(cosines), 3)
     self.assertAlmostEqual(summary['cosine'], sum(cosines) / 3, delta=1e-9)
+
+  def test_run_without_comparisons_has_none_in_its_records(self):
+    summary = trainer.train(
+        _config(optim__qk_clip='weights', mechanism__every=0), self.folder)
+    for record in metrics.read(self.folder):
+      for name in record:
+        self.assertNotStartsWith(name, 'mechanism/')
+        self.assertNotStartsWith(name, 'qk/clip_drift')
+    self.assertNotIn('cosine', summary)
+    self.assertNotIn('cosine of gradients',
+                     str(summary_lib.rows(summary, self.folder)))
 
   def test_seeds_share_a_warm_start_folder_without_sharing_parameters(self):
     cache = self.folder / 'cache'
