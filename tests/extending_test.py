@@ -15,8 +15,6 @@ from absl.testing import parameterized
 _ROOT = pathlib.Path(__file__).parent.parent
 _COPIED = ('configs', 'experiments', 'hmpo_jax', 'tests')
 _NAMES = ('loss', 'task', 'optimizer')
-# So small a run is compiled for longer than it runs.
-_ENVIRONMENT = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 _MOST_LINES = 40  # outside tests, of a loss
 
 # Two responses with A = 2 and A = -1, whose log-probabilities have the means -2
@@ -109,8 +107,7 @@ class ExtendingTest(parameterized.TestCase):
     """What Python prints in the copy."""
     result = subprocess.run([sys.executable, *arguments],
                             cwd=self.copy,
-                            env=os.environ | _ENVIRONMENT
-                            | {'PYTHONPATH': str(self.copy)},
+                            env=os.environ | {'PYTHONPATH': str(self.copy)},
                             capture_output=True,
                             text=True,
                             check=False)

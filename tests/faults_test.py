@@ -34,6 +34,7 @@ _FILES = ('metrics.jsonl', 'metrics.csv', 'summary.json')
 
 def _start(command, *, limit=None, **overrides):
   """A process of the smoke run, with keys overridden."""
+  overrides |= {'mechanism__every': 0}  # compiles in two thirds of the time
   arguments = [f'--config={_ROOT}/configs/smoke.py'] + [
       f'--config.{key.replace("__", ".")}={value}'
       for key, value in overrides.items()
@@ -113,30 +114,31 @@ class FaultsTest(absltest.TestCase):
     judge = self.base / 'judge.py'
     judge.write_text('def judge(_, responses):\n'
                      '  return [len(set(r)) / 6 for r in responses]\n')
-    options = {'reward__function': f'{judge}:judge'}
+    options = {'reward__function': f'{judge}:judge', 'num_steps': 9}
     self.assertEqual(self._run(self.base / 'judged', **options)[0], 0)
+    workdir = self.base / 'signalled'
+    # The one run meets them all, one after the other.
     for phase, name in (('compile', 'SIGINT'), ('rollout', 'SIGTERM'),
                         ('update', 'SIGINT'), ('save', 'SIGTERM')):
       with self.subTest(phase):
-        workdir = self.base / phase
         process = _start((_SIGNALLED_MAIN, phase, name, f'--workdir={workdir}'),
                          **options)
         _, errors = process.communicate()
         self.assertEqual(process.returncode, 75, errors)
         self.assertIn('the same command goes on', errors)
         self.assertNotIn('Traceback', errors)
-        self.assertEqual(self._run(workdir, **options)[0], 0)
-        self._assert_same_bytes(workdir, 'judged')
+    self.assertEqual(self._run(workdir, **options)[0], 0)
+    self._assert_same_bytes(workdir, 'judged')
 
   def test_full_disk_is_one_line_and_nothing_is_lost(self):
+    workdir = self.base / 'full'
     for limit in (300, 20_000):
-      workdir = self.base / f'full_{limit}'
       code, _, errors = self._run(workdir, limit=limit)
       self.assertEqual(code, 75, errors)
       # Tensorstore may print of its own closed loop around our line.
       self.assertRegex(errors, '(?m)^error: .*File too large.*make room')
-      self.assertEqual(self._run(workdir)[0], 0)
-      self._assert_same_bytes(workdir)
+    self.assertEqual(self._run(workdir)[0], 0)
+    self._assert_same_bytes(workdir)
 
   def test_second_process_on_a_folder_refuses(self):
     workdir = self.base / 'doubled'
