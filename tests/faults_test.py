@@ -135,8 +135,8 @@ class FaultsTest(absltest.TestCase):
     for limit in (300, 20_000):
       code, _, errors = self._run(workdir, limit=limit)
       self.assertEqual(code, 75, errors)
-      # Tensorstore may print of its own closed loop around our line.
-      self.assertRegex(errors, '(?m)^error: .*File too large.*make room')
+      # Threads of Tensorstore may print around our line, before it too.
+      self.assertRegex(errors, 'error: .*File too large.*make room')
     self.assertEqual(self._run(workdir)[0], 0)
     self._assert_same_bytes(workdir)
 
