@@ -16,12 +16,13 @@ if _CACHE not in os.environ:
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 _QUICK = 'JAX_DISABLE_MOST_OPTIMIZATIONS'
-# What makes the kernels of fused operations, and takes half of the time; XLA
-# had no other way before it and has none after jaxlib 0.10.
+# Makes the kernels of fused operations, in half of the time that an unoptimised
+# program takes. The XLA of jaxlib 0.7 and 0.10 has a way without it; that of
+# 0.12 no longer knows the flag, and ends a process that is given it.
 _EMITTERS = 'xla_cpu_use_fusion_emitters'
-# Modules that hold for a program however it was compiled, which takes a third
-# of the time with less effort. Not those that compare two programs to the bit,
-# or that look at memory or bfloat16: that is what a compiler could break.
+# Modules that hold for a program however it was compiled, which with less
+# effort takes a fraction of the time. Not those that compare two programs to
+# the bit, or look at memory or bfloat16: that is what a compiler could break.
 _HOLD_FOR_ANY_CODE = frozenset((
     'adversarial_test',
     'agm_test',
@@ -64,7 +65,7 @@ def _compiler_effort(request):
     patch.setenv(_QUICK, '1')
     before = jax.config.read(_QUICK.lower())
     jax.config.update(_QUICK.lower(), True)
-    if jax.version.__version_info__ < (0, 11):
+    if jax.__version_info__ < (0, 11):
       _without_emitters(patch)
     yield
     jax.config.update(_QUICK.lower(), before)
