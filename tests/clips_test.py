@@ -31,6 +31,7 @@ class OneSidedTest(parameterized.TestCase):
     np.testing.assert_array_equal(clipped.low, [1, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(clipped.high, [0, 0, 0, 0, 0, 1, 0, 0])
     np.testing.assert_array_equal(clipped.stopped, clipped.low | clipped.high)
+    np.testing.assert_array_equal(clipped.outside, [1, 1, 1, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(clipped.values,
                                   np.float32([-.2, -1, -1, 1, 1, .3, .1, .1]))
 

@@ -112,6 +112,8 @@ class LoopTest(parameterized.TestCase):
         [reference.power_mean(np.exp(x), p) for x, _ in _rows(batch)])
     low = (advantages < 0) & (ratios < 1 - clip['clip_eps_low'])
     high = (advantages > 0) & (ratios > 1 + clip['clip_eps_high'])
+    outside = np.clip(ratios, 1 - clip['clip_eps_low'],
+                      1 + clip['clip_eps_high']) != ratios
     slopes = [reference.log_power_mean(x, p)[2] for x, _ in _rows(batch)]
     _assert_metrics(
         _SEQUENCE.run(batch, p=p, **clip).metrics,
@@ -120,6 +122,7 @@ class LoopTest(parameterized.TestCase):
             'clip/low_frac': np.mean(low),
             'clip/high_frac': np.mean(high),
             'clip/dual_frac': 0,
+            'clip/outside_frac': np.mean(outside),
             'mean/p': p,
             'mean/dlog_dp': np.mean(slopes),
         },
@@ -128,12 +131,13 @@ class LoopTest(parameterized.TestCase):
   @parameterized.product(sigma=(.1, .6, 2.), dual_clip=(np.inf, 2.))
   def test_of_the_token_clip(self, sigma, dual_clip):
     batch = loss_batches.scattered(sigma)
-    low, high, dual, weights = [], [], [], []
+    low, high, dual, outside, weights = [], [], [], [], []
     for x, a in _rows(batch):
       r = np.exp(x)
       low.append((a < 0) & (r < .8))
       high.append((a > 0) & (r > 1.3))
       dual.append((a < 0) & (r > dual_clip))
+      outside.append((r < .8) | (r > 1.3))
       weights.append(np.where(low[-1] | high[-1] | dual[-1], 0, r))
     _assert_metrics(
         _GRPO.run(batch, dual_clip=dual_clip).metrics,
@@ -142,7 +146,7 @@ class LoopTest(parameterized.TestCase):
                    [a for _, a in _rows(batch)]) | _of_weights(weights) | {
                        f'clip/{side}_frac': np.mean([np.mean(s) for s in of])
                        for side, of in (('low', low), ('high', high),
-                                        ('dual', dual))
+                                        ('dual', dual), ('outside', outside))
                    },
         rtol=5e-6)
 
@@ -259,6 +263,7 @@ class HandTest(parameterized.TestCase):
           case.run(batch).metrics, {
               'clip/high_frac': 1 / 5,
               'clip/low_frac': 1 / 5,
+              'clip/outside_frac': 1,
               'loss/live_frac': 2 / 5,
               'advantage/positive_frac': 2 / 5,
               'advantage/negative_frac': 2 / 5,

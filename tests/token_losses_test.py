@@ -244,7 +244,8 @@ class CISPOTest(parameterized.TestCase):
     self.assertEqual(result.metrics['loss/live_frac'], 1)
     # What is bounded is counted all the same, on both sides of either sign.
     r = np.exp(np.asarray(batch.log_ratios))
-    for side, bound in (('low', r < .8), ('high', r > 1.3)):
+    low, high = r < .8, r > 1.3
+    for side, bound in (('low', low), ('high', high), ('outside', low | high)):
       share = np.sum(batch.mask & bound, axis=1) / np.maximum(_LENGTHS, 1)
       np.testing.assert_allclose(
           result.metrics[f'clip/{side}_frac'], np.mean(share[:4]), rtol=1e-6)

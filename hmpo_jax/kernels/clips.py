@@ -21,6 +21,7 @@ class Clipped(NamedTuple):
   values: jax.Array
   low: jax.Array  # bool
   high: jax.Array  # bool
+  outside: jax.Array  # bool, beyond either edge whatever the sign of A
 
   @property
   def stopped(self) -> jax.Array:
@@ -41,12 +42,12 @@ def one_sided(log_ratio: jax.Array, advantages: jax.Array, low_edge: jax.Array,
               high_edge: jax.Array) -> Clipped:
   """The clip inside min(r A, clip(r) A): low where A < 0, high where A > 0.
 
-  A ratio that lies on an edge is not stopped. Shapes broadcast.
+  A ratio that lies on an edge is neither stopped nor outside. Shapes broadcast.
   """
-  low = (advantages < 0) & (log_ratio < low_edge)
-  high = (advantages > 0) & (log_ratio > high_edge)
+  below, above = log_ratio < low_edge, log_ratio > high_edge
+  low, high = (advantages < 0) & below, (advantages > 0) & above
   kept = jnp.where(low, low_edge, jnp.where(high, high_edge, log_ratio))
-  return Clipped(kept, low, high)
+  return Clipped(kept, low, high, below | above)
 
 
 def objective(log_value: jax.Array, advantages: jax.Array,

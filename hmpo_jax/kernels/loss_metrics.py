@@ -29,7 +29,7 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
     row_ratio: [B] what stands for the ratio of a row, not clipped.
     coefficients: [B, T] not negative; share of each token in the gradient of
       its row, up to a factor, without a clip of the whole row.
-    clipped: low and high [B] or [B, T].
+    clipped: low, high and outside [B] or [B, T].
     dual: bool [B] or [B, T], stopped by the dual clip.
 
   Returns:
@@ -57,6 +57,8 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
           fraction(clipped.high),
       'clip/dual_frac':
           fraction(dual),
+      'clip/outside_frac':
+          fraction(clipped.outside),
       'loss/live_frac':
           ratios.row_mean(live, rows),
       'advantage/negative_frac':

@@ -106,7 +106,8 @@ def cispo_loss(logprobs: jax.Array,
   low_edge, high_edge = clips.edges(clip_eps_low, clip_eps_high, ratio.x.dtype)
   x = jax.lax.stop_gradient(ratio.x)
   weight = jnp.exp(jnp.clip(x, low_edge, high_edge))
-  bound = clips.Clipped(x, x < low_edge, x > high_edge)
+  below, above = x < low_edge, x > high_edge
+  bound = clips.Clipped(x, below, above, below | above)
   return _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
                         length_scale)
 
@@ -200,7 +201,7 @@ def _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
                                  weight, _not_clipped(ratio.x),
                                  jnp.zeros_like(bound.low))
   rows = jnp.any(mask, axis=1)
-  for side in ('low', 'high'):
+  for side in ('low', 'high', 'outside'):
     metrics[f'clip/{side}_frac'] = ratios.row_mean(
         ratios.token_mean(getattr(bound, side), mask), rows)
   return -ratios.aggregate(
@@ -210,4 +211,4 @@ def _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
 
 def _not_clipped(x):
   nothing = jnp.zeros(x.shape, bool)
-  return clips.Clipped(x, nothing, nothing)
+  return clips.Clipped(x, nothing, nothing, nothing)
