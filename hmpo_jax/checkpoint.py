@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from orbax.checkpoint import checkpoint_managers
 _SEAL = '.sha256.json'
 _OVERHEAD_BYTES = 2**20  # of a checkpoint beside its arrays, generously
 _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
+_STEP = re.compile('0|[1-9][0-9]*')  # name of a checkpoint's folder
+_UNFINISHED = re.compile(r'[0-9]+\.orbax-checkpoint-tmp.*')
 
 
 def _is_for_user(record):
@@ -151,14 +154,22 @@ class Checkpointer:
 
   def _seal(self, step):
     self._manager.wait_until_finished()
-    seal = self._folder / f'{step}{_SEAL}'
+    made = self._folder / str(step)
+    seal = _seal_of(made)
     temporary = seal.with_name(f'{seal.name}.tmp')
-    temporary.write_text(
-        json.dumps(_digests(self._folder / str(step))), encoding='utf-8')
+    temporary.write_text(json.dumps(_digests(made)), encoding='utf-8')
     temporary.replace(seal)
     for other in self._folder.glob(f'*{_SEAL}'):
-      if not (self._folder / other.name.removesuffix(_SEAL)).exists():
+      sealed = other.name.removesuffix(_SEAL)
+      if _STEP.fullmatch(sealed) and not (self._folder / sealed).exists():
         other.unlink()
+
+
+def newest_step(folder: pathlib.Path) -> int:
+  """The newest step in a folder of checkpoints that has its seal; 0 if none."""
+  return max((step for step, path in _step_folders(folder).items()
+              if _seal_of(path).exists()),
+             default=0)
 
 
 def place(tree: Any) -> Any:
@@ -234,17 +245,30 @@ def _translated_errors():
     raise SaveError(f'checkpoint not written: {reason}') from error
 
 
+def _step_folders(folder):
+  """{step: its folder}, whole or not.
+
+  A save that was killed leaves other names, and so may a user: not one of
+  these is a step.
+  """
+  return {
+      int(path.name): path
+      for path in folder.glob('*')
+      if _STEP.fullmatch(path.name) and path.is_dir()
+  }
+
+
+def _seal_of(path):
+  return path.with_name(f'{path.name}{_SEAL}')
+
+
 def _set_aside_unusable(folder, note):
   """Moves away what no run can resume from, until the newest is whole."""
-  folders = [
-      path for path in folder.iterdir() if path.is_dir() and path.name != _ASIDE
-  ]
-  steps = [path for path in folders if path.name.isdigit()]
-  rest = [path for path in folders if not path.name.isdigit()]
-  for path in rest:
-    _move_aside(path, 'was not finished', note)
-  for path in sorted(steps, key=lambda path: int(path.name), reverse=True):
-    seal = folder / f'{path.name}{_SEAL}'
+  for path in sorted(folder.iterdir()):
+    if _UNFINISHED.fullmatch(path.name):
+      _move_aside(path, 'was not finished', note)
+  for _, path in sorted(_step_folders(folder).items(), reverse=True):
+    seal = _seal_of(path)
     fault = _fault(path, seal)
     if not fault:
       return

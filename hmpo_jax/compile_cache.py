@@ -98,7 +98,8 @@ def _entries(path) -> Iterator[tuple[pathlib.Path, os.stat_result]]:
   """Files of a cache; not those that go meanwhile."""
   for file in path.glob('*-cache'):
     with contextlib.suppress(FileNotFoundError):
-      yield file, file.stat()
+      if file.is_file():
+        yield file, file.stat()
 
 
 def _remove_oldest(path, max_bytes):

@@ -161,6 +161,22 @@ class CheckpointTest(absltest.TestCase):
         (file.name for file in (self.folder / 'damaged').iterdir()),
         ['2', '3.orbax-checkpoint-tmp'])
 
+  def test_what_is_no_step_stays_and_counts_for_nothing(self):
+    others = ('\u00b2', '007', '9 (copy)', 'notes')
+    for name in others:
+      (self.folder / name).mkdir(parents=True)
+    seal = self.folder / 'mine.sha256.json'
+    seal.touch()
+    self._save(1, 2)
+    (self.folder / '3').mkdir()  # without a seal
+    self.assertEqual(checkpoint.newest_step(self.folder), 2)
+    self.assertEqual(checkpoint.newest_step(self.folder / 'nowhere'), 0)
+    with self._checkpoints() as saver:
+      self.assertEqual(saver.restore(_state(0)).step, 2)
+    for name in others:
+      self.assertTrue((self.folder / name).is_dir(), name)
+    self.assertTrue(seal.exists())
+
   def test_damaged_checkpoints_are_never_overwritten(self):
     for _ in range(3):
       self._save(7)

@@ -168,6 +168,7 @@ class CompileCacheTest(parameterized.TestCase):
     return {'zstandard': module, 'compression.zstd': module}
 
   def test_files_are_read_once(self):
+    (self.caches / 'folder-cache').mkdir()  # a user's
     compile_cache.tidy(self.caches)
     old, new = (self.caches / f'{name}-cache' for name in ('old', 'new'))
     old.write_bytes(b'damaged')

@@ -187,11 +187,21 @@ class LaunchTest(absltest.TestCase):
   def test_runs_that_have_come_equally_far_go_together(self):
     runs = _runs([0, 1, 2])
     self._describe(runs)
-    (self.folder / runs[1].folder / 'checkpoints' / '50').mkdir(parents=True)
+    self._save(runs[1], '50', '9')
+    # A save that was killed, one without its seal, and files of the user's.
+    self._save(runs[2], '50.orbax-checkpoint-tmp', '060', '\u00b2', '7 (copy)')
+    (self.folder / runs[2].folder / 'checkpoints' / '70').mkdir()
     pending, _ = states.ready(runs, self.folder)
     jobs = launch.jobs_of(pending, self.folder, 1, 64)
     self.assertEqual([[run.name for run in job.runs] for job in jobs],
                      [['task/p0/seed-0', 'task/p2/seed-2'], ['task/p1/seed-1']])
+
+  def _save(self, run, *names):
+    """Makes folders with a seal among the checkpoints of a run."""
+    checkpoints = self.folder / run.folder / 'checkpoints'
+    for name in names:
+      (checkpoints / name).mkdir(parents=True)
+      (checkpoints / f'{name}.sha256.json').touch()
 
 
 class ClaimTest(absltest.TestCase):

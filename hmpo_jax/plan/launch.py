@@ -19,6 +19,7 @@ import tempfile
 import threading
 from typing import NamedTuple
 
+from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import group
 from hmpo_jax import interruption as interruption_lib
@@ -82,9 +83,7 @@ def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
 
 
 def _saved_step(folder):
-  """The newest step in a folder of checkpoints, whole or not; 0 if none."""
-  found = (folder / open_run.CHECKPOINTS).glob('[0-9]*')
-  return max((int(path.name) for path in found if path.is_dir()), default=0)
+  return checkpoint.newest_step(folder / open_run.CHECKPOINTS)
 
 
 class Launcher:
