@@ -26,6 +26,7 @@ _OVERHEAD_BYTES = 2**20  # of a checkpoint beside its arrays, generously
 _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
 _STEP = re.compile('0|[1-9][0-9]*')  # name of a checkpoint's folder
 _UNFINISHED = re.compile(r'[0-9]+\.orbax-checkpoint-tmp.*')
+_UNSCORED = -1.  # below every reward
 
 
 def _is_for_user(record):
@@ -69,11 +70,15 @@ class Checkpointer:
     folder.mkdir(parents=True, exist_ok=True)
     _set_aside_unusable(folder, note)
     newest = checkpoint_managers.LatestN(keep)
-    best = checkpoint_managers.BestN(get_metric_fn=lambda m: m['score'], n=1)
+    score = lambda metrics: metrics['score']
+    best = checkpoint_managers.BestN(get_metric_fn=score, n=1)
     policy = checkpoint_managers.AnyPreservationPolicy([newest, best])
+    # Without `best_fn` no score is on disk, and what a process finds there,
+    # which has none for it, stays for ever.
     self._manager = ocp.CheckpointManager(
         folder,
-        options=ocp.CheckpointManagerOptions(preservation_policy=policy))
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=score))
     self._pool = futures.ThreadPoolExecutor(1)
     self._sealing: futures.Future | None = None
 
@@ -96,7 +101,8 @@ class Checkpointer:
       with _translated_errors():
         self._manager.close()
 
-  def save(self, step: int, state: Any, extra: dict, score: float) -> None:
+  def save(self, step: int, state: Any, extra: dict,
+           score: float | None) -> None:
     """Saves a pytree of arrays and a JSON-able dict; returns before the end.
 
     The arrays are copied to the host first: the caller may donate them.
@@ -105,7 +111,8 @@ class Checkpointer:
       step: finished steps.
       state: to restore bit for bit.
       extra: what else a run carries.
-      score: the checkpoint of the highest one is kept.
+      score: the checkpoint of the highest one is kept; None where this one was
+        not scored, and is not kept for it.
 
     Raises:
       SaveError: this or the save before failed, on a full disk for one.
@@ -116,7 +123,8 @@ class Checkpointer:
         extra=ocp.args.JsonSave(extra))
     _require_room(self._folder, state)
     with _translated_errors():
-      self._manager.save(step, args=args, metrics={'score': score})
+      metrics = {'score': _UNSCORED if score is None else score}
+      self._manager.save(step, args=args, metrics=metrics)
     self._sealing = self._pool.submit(self._seal, step)
 
   def restore(self, like: Any, step: int | None = None) -> Restored | None:

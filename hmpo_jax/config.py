@@ -223,8 +223,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.control.agm_iterations_high = 10
 
   config.checkpoint = ml_collections.ConfigDict()
-  config.checkpoint.every = 50  # steps; the last step always
-  config.checkpoint.keep = 2  # newest ones kept
+  # Steps; the last one always. Each is evaluated: it may become the best one.
+  config.checkpoint.every = 50
+  config.checkpoint.keep = 2  # newest ones kept, beside the best one
   return config
 
 

@@ -46,13 +46,21 @@ def is_measured(config, step: int) -> bool:
 
 
 def is_evaluated(config, step: int) -> bool:
-  """Whether the policy is evaluated after a step."""
-  return is_due(step, config.eval.every, config.num_steps)
+  """Whether the policy is evaluated after a step.
+
+  For its record, or to score its checkpoint, which may become the best one.
+  """
+  return _is_recorded(config, step) or is_saved(config, step)
 
 
 def is_saved(config, step: int) -> bool:
   """Whether a step ends with a checkpoint."""
   return is_due(step, config.checkpoint.every, config.num_steps)
+
+
+def _is_recorded(config, step):
+  """Whether an evaluation after a step stands in the records."""
+  return is_due(step, config.eval.every, config.num_steps)
 
 
 def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
@@ -114,6 +122,7 @@ class OpenRun(contextlib.AbstractContextManager):
     self._note = note
     # What a checkpoint holds beside the state.
     self._extra: dict = {}
+    self._score: float | None = None  # held-out reward after the last step
     self._first = control.first_settings(config)
     self._settings = self._first  # that hold in the next step
     self._still = 0  # steps in a row in which no ratio left 1
@@ -189,7 +198,8 @@ class OpenRun(contextlib.AbstractContextManager):
     Args:
       key: [] that decided its randomness.
       metrics: of the step, on the host.
-      evaluation: held-out metrics after it, on the host, where it was made.
+      evaluation: held-out metrics after it, on the host, where it was made, see
+        `is_evaluated`.
       timing: seconds by name, of which 'step_s' gives tokens_per_s.
 
     Returns:
@@ -202,8 +212,14 @@ class OpenRun(contextlib.AbstractContextManager):
     step = self.step = self.step + 1
     config, tokens = self.config, int(metrics['rollout/tokens'])
     extra = self._extra | {'tokens': self._extra['tokens'] + tokens}
+    self._score = None
     if evaluation is not None:
-      extra['eval'] = _plain(evaluation) | {'eval/step': step}
+      found = _plain(evaluation)
+      self._score = found['eval/reward']
+      if _is_recorded(config, step):
+        extra['eval'] = found | {'eval/step': step}
+      else:
+        evaluation = None
     self._extra = extra
     record = metrics | (evaluation or {}) | extra['eval'] | {
         'total/episodes':
@@ -234,12 +250,12 @@ class OpenRun(contextlib.AbstractContextManager):
   def conclude(self, evaluation: base.Metrics) -> None:
     """Takes held-out metrics after the last step, for the summary."""
     self._extra['eval'] = _plain(evaluation) | {'eval/step': self.step}
+    self._score = self._extra['eval']['eval/reward']
 
   def save(self, state: learner.TrainState) -> None:
     """Makes a checkpoint after the step, unless there is one."""
     if self._saver.latest_step() != self.step > 0:
-      self._saver.save(self.step, state, self._extra,
-                       self._extra['eval']['eval/reward'])
+      self._saver.save(self.step, state, self._extra, self._score)
 
   def finish(self) -> dict:
     """The summary of all steps, as it is written to summary.json."""

@@ -92,6 +92,18 @@ class CheckpointTest(absltest.TestCase):
     with self._checkpoints() as saver:
       self.assertEqual(saver.steps(), [2, 3, 4])
 
+  def test_next_process_knows_the_best_and_drops_the_others(self):
+    scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4, 6: None, 7: 0.1}
+    for steps in ((1, 2, 3), (4, 5), (6,), (7,)):
+      self._save(*steps, scores=scores)
+    with self._checkpoints() as saver:
+      self.assertEqual(saver.steps(), [2, 6, 7])
+
+  def test_what_was_not_scored_is_never_the_best(self):
+    self._save(1, 2, 3, 4, scores={1: 0., 2: None, 3: None, 4: None})
+    with self._checkpoints() as saver:
+      self.assertEqual(saver.steps(), [1, 3, 4])
+
   def test_donated_state_is_saved_whole(self):
     advance = jax.jit(
         lambda state: state._replace(

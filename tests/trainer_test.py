@@ -7,6 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
+from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
 from hmpo_jax import summary as summary_lib
@@ -62,6 +63,46 @@ class TrainerTest(absltest.TestCase):
     trainer.train(_config(), self.folder)
     steps = [record['eval/step'] for record in metrics.read(self.folder)]
     self.assertEqual(steps, [0, 2, 2, 4, 5])
+
+  def _scores(self):
+    """Scores of the checkpoints that are made from now on, by their steps."""
+    scores = {}
+    save = checkpoint.Checkpointer.save
+
+    def save_and_tell(saver, step, state, extra, score):
+      scores[step] = score
+      save(saver, step, state, extra, score)
+
+    self.enterContext(
+        mock.patch.object(checkpoint.Checkpointer, 'save', save_and_tell))
+    return scores
+
+  def test_what_can_become_the_best_is_evaluated(self):
+    scores = self._scores()
+    trainer.train(_config(checkpoint__every=3), self.folder / 'run')
+    self.assertEqual(list(scores), [3, 5])
+    records = metrics.read(self.folder / 'run')
+    # No record knows of it.
+    self.assertEqual([r['eval/step'] for r in records], [0, 2, 2, 4, 5])
+    trainer.train(_config(eval__every=1), self.folder / 'every')
+    every = metrics.read(self.folder / 'every')
+    self.assertNotEqual(every[2]['eval/reward'], every[1]['eval/reward'])
+    self.assertEqual([scores[3], scores[5]],
+                     [every[step - 1]['eval/reward'] for step in (3, 5)])
+
+  def test_interrupted_run_scores_no_policy_that_it_has_not_evaluated(self):
+    scores = self._scores()
+    with mock.patch.object(
+        trainer.interruption_lib.Interruption,
+        'is_asked',
+        side_effect=[False, True]):
+      with self.assertRaises(trainer.Interrupted):
+        trainer.train(_config(), self.folder)
+    self.assertEqual(scores, {1: None})
+    trainer.train(_config(), self.folder)
+    self.assertEqual(
+        [step for step, score in scores.items() if score is not None],
+        [2, 4, 5])
 
   def test_mechanism_has_steps_of_its_own(self):
     summary = trainer.train(_config(mechanism__every=3), self.folder)

@@ -1,11 +1,11 @@
 """Can a plan answer its question, and what does it cost?"""
 
 from collections.abc import Mapping, Sequence
-import math
 from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import group
+from hmpo_jax import open_run
 from hmpo_jax.analysis import statistics
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
@@ -33,7 +33,9 @@ def programs(planned: Sequence[design.Run]) -> list[Program]:
       config = design.configuration(run, '')
     except config_lib.ConfigError:
       continue
-    evaluations = 1 + math.ceil(config.num_steps / config.eval.every)
+    evaluations = 1 + sum(
+        open_run.is_evaluated(config, step + 1)
+        for step in range(config.num_steps))
     groups.setdefault(
         group.key(config), Program([], config.num_steps,
                                    evaluations)).runs.append(run)
