@@ -1,5 +1,6 @@
 """Where the weights of queries and keys lie in the parameters of a model."""
 
+import collections
 from collections.abc import Callable
 import itertools
 import math
@@ -10,6 +11,8 @@ import chex
 import jax
 
 HEAD_ORDERS = ('repeat', 'tile')
+# How a path into nnx.Variable or nn.Partitioned ends.
+_BOXED = jax.tree_util.GetAttrKey('value')
 
 
 class Weight(NamedTuple):
@@ -18,7 +21,9 @@ class Weight(NamedTuple):
   A projection as one kernel [D, 3, H, Dh] is three of them with parts along
   axis 1; the kernel [D, (H + 2 K) Dh] of another model is parts along axis 1.
   """
-  path: tuple[Any, ...]  # keys, indices or names that lead to it
+  # Keys, indices or names that lead to it; of a variable of NNX or a boxed
+  # parameter of Linen without the `value` inside.
+  path: tuple[Any, ...]
   # Axis along which the heads lie one after the other, each with the same
   # number of entries; None where all heads share the whole.
   heads: int | None
@@ -78,13 +83,26 @@ def resolve(blocks: Blocks, params: Any) -> Any:
 
 
 def by_path(tree: Any) -> dict[tuple, Any]:
-  """The leaves of a pytree under the keys, indices and names to them."""
-  name = lambda entry: next(
-      getattr(entry, field)
-      for field in ('key', 'idx', 'name')
-      if hasattr(entry, field))
+  """The leaves of a pytree under the keys, indices and names to them.
+
+  The attribute `value` of a box that holds nothing else is not part of a path:
+  nnx.Optimizer hands its transformation boxed parameters in init and bare ones
+  in update, and Linen boxes what has a sharding.
+  """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {tuple(map(name, path)): leaf for path, leaf in leaves}
+  in_node = collections.Counter(
+      path[:end] for path, _ in leaves for end in range(len(path)))
+  is_boxed = lambda path: (
+      path and path[-1] == _BOXED and in_node[path[:-1]] == 1)
+  return {
+      tuple(map(_name, path[:-1] if is_boxed(path) else path)): leaf
+      for path, leaf in leaves
+  }
+
+
+def _name(entry):
+  fields = (field for field in ('key', 'idx', 'name') if hasattr(entry, field))
+  return getattr(entry, next(fields))
 
 
 def chosen(block: Attention, mode: str) -> tuple[tuple, tuple, tuple]:
