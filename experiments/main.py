@@ -2,7 +2,7 @@
 
 Any key is overridden as --config.loss.p=-0.5; --config=RUN/config.json repeats
 a run. The same command on the same folder resumes an interrupted run and prints
-the summary of a finished one.
+the summary of a finished one; with a larger config.num_steps it goes on.
 """
 
 import pathlib

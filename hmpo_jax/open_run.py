@@ -24,7 +24,7 @@ from hmpo_jax import telemetry
 from hmpo_jax import update
 
 CHECKPOINTS = 'checkpoints'  # folder in the run folder
-START, SUMMARY, FAILED = 'start.json', 'summary.json', 'failed.json'
+START, FAILED = 'start.json', 'failed.json'
 # Ratios this close to 1 in a whole rollout are rounding, not learning.
 _SAME_POLICY = 1e-6
 _PATIENCE = 5  # steps without a moving ratio before the run says so
@@ -262,7 +262,7 @@ class OpenRun(contextlib.AbstractContextManager):
     summary = summary_lib.make(
         metrics_lib.read(self.workdir), self._extra, self.programs.baselines(),
         self.config)
-    run_folder.write_json(self.workdir / SUMMARY, summary)
+    run_folder.write_json(self.workdir / run_folder.SUMMARY, summary)
     return summary
 
   def _open_writer(self):

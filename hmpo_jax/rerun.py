@@ -177,8 +177,14 @@ class Recorded:
     return saver.restore(state, step).state if step else state
 
   def _step(self, state, step):
-    return self.programs.step(state, open_run.is_measured(self.config, step),
+    return self.programs.step(state, self._is_measured(step),
                               self._hparams(step))
+
+  def _is_measured(self, step):
+    """Also where its record says so: the run may have ended there once."""
+    records = self._records[step - 1:step]
+    return open_run.is_measured(self.config, step) or any(
+        record.get('mechanism/step') == step for record in records)
 
   def _settings(self, step):
     """What held in a step; after the last record, what held there."""

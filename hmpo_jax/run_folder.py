@@ -14,6 +14,7 @@ import subprocess
 import jax
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import growth
 
 _JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_default_prng_impl',
                  'jax_threefry_partitionable')
@@ -25,9 +26,11 @@ _IDENTITY = ('config', 'inputs', 'settings', 'versions')
 # Where a cache lies, and a file whose digest stands among the inputs: they may
 # move.
 _PLACES = ('config.warm_start.folder', 'config.exponent.path')
-CONFIG, _LOCK = 'config.json', '.lock'
+# Which alone may grow.
+_LENGTH = 'config.num_steps'
+CONFIG, SUMMARY, _LOCK = 'config.json', 'summary.json', '.lock'
 # What a run leaves beside its config.json.
-_CONTENT = ('checkpoints', 'metrics.jsonl', 'summary.json')
+_CONTENT = ('checkpoints', 'metrics.jsonl', SUMMARY)
 
 
 def describe(config) -> dict:
@@ -71,12 +74,17 @@ def versions() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
+def refuse_other_run(workdir: pathlib.Path,
+                     description: dict,
+                     bound: str = '') -> None:
   """Checks that a folder is new or holds the run that is described.
+
+  That run may have fewer steps than described, see growth.py.
 
   Args:
     workdir: run folder.
     description: from `describe`, or a part of it, which alone is compared.
+    bound: why its number of steps must be the same; '' where it may grow.
 
   Raises:
     ConfigError: the path is no folder, its config.json is not readable, or
@@ -92,16 +100,22 @@ def refuse_other_run(workdir: pathlib.Path, description: dict) -> None:
           'it is can\'t be told: choose another --workdir')
     return
   theirs = _read_description(file)
-  differing = [
-      f'{key}: {there} there, {here} here' for part in _IDENTITY
+  differing = {
+      key: f'{key}: {there} there, {here} here' for part in _IDENTITY
       if part in description for key, there, here in _differences(
           config_lib.flat(theirs[part], f'{part}.'),
           config_lib.flat(description[part], f'{part}.'))
-  ]
+  }
+  if list(differing) == [_LENGTH]:
+    bound = bound or growth.refusal(theirs['config'],
+                                    description['config']['num_steps'])
+    if not bound:
+      return
+    differing[_LENGTH] += f', and {bound}'
   if differing:
     raise config_lib.ConfigError(
         f'{workdir} holds a run of another configuration or version '
-        f'({"; ".join(differing)}): choose another --workdir')
+        f'({"; ".join(differing.values())}): choose another --workdir')
 
 
 @contextlib.contextmanager
@@ -130,6 +144,7 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
     refuse_other_run(workdir, description)
     if not (workdir / CONFIG).exists():
       write_json(workdir / CONFIG, description)
+    _lengthen(workdir, description['config'])
     yield
 
 
@@ -138,6 +153,18 @@ def write_json(file: pathlib.Path, content: dict) -> None:
   temporary = file.with_name(f'{file.name}.tmp')
   temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
   temporary.replace(file)
+
+
+def _lengthen(workdir, config):
+  """Gives the run of a folder its number of steps in a configuration.
+
+  The summary goes first: killed in between, a run ends where it did.
+  """
+  content = json.loads((workdir / CONFIG).read_text(encoding='utf-8'))
+  if content['config'].get('num_steps') != config.get('num_steps'):
+    (workdir / SUMMARY).unlink(missing_ok=True)
+    content['config']['num_steps'] = config['num_steps']
+    write_json(workdir / CONFIG, content)
 
 
 def _refuse_file(workdir):

@@ -83,14 +83,23 @@ def make(records, extra, baselines, config):
   }
 
 
-def read(file: pathlib.Path) -> dict | None:
-  """The summary of a finished run; None if there is none that is whole."""
+def read(file: pathlib.Path, num_steps: int) -> dict | None:
+  """The summary of a finished run.
+
+  Args:
+    file: which it stands in.
+    num_steps: of the run, if no controller ends it.
+
+  Returns:
+    None if there is none that is whole, or one of a run that was shorter.
+  """
   try:
     summary = json.loads(file.read_text(encoding='utf-8'))
     rows(summary, file.parent)
+    is_over = summary['steps'] >= num_steps or bool(summary.get('early_stop'))
   except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
     return None
-  return summary
+  return summary if is_over else None
 
 
 def _compared(records):

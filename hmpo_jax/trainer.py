@@ -62,7 +62,7 @@ def _train(config, workdir, interruption):
   programs = programs_lib.Programs(config)
   description = run_folder.describe(config)
   run_folder.refuse_other_run(workdir, description)
-  summary = summary_lib.read(workdir / open_run.SUMMARY)
+  summary = summary_lib.read(workdir / run_folder.SUMMARY, config.num_steps)
   if summary is None:
     with run_folder.claimed(workdir, description):
       try:

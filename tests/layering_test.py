@@ -12,9 +12,9 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
           'warm_start', 'update', 'mechanism', 'clip_drift', 'step_metrics',
           'learner', 'runs', 'trajectory', 'control', 'controllers', 'programs',
           'checkpoint', 'board', 'metrics', 'telemetry', 'progress',
-          'interruption', 'overshoot', 'run_folder', 'summary', 'open_run',
-          'trainer', 'group', 'rerun', 'oracle', 'analysis', 'bench',
-          'compile_cache', 'command_line', 'plan')
+          'interruption', 'overshoot', 'growth', 'run_folder', 'summary',
+          'open_run', 'trainer', 'group', 'rerun', 'oracle', 'analysis',
+          'bench', 'compile_cache', 'command_line', 'plan')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 

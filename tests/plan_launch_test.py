@@ -20,6 +20,7 @@ from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
 from hmpo_jax.plan import states
+from hmpo_jax.plan import tuning
 
 _WORKER = str(pathlib.Path(__file__).with_name('standin_worker.py'))
 
@@ -29,7 +30,8 @@ def _runs(orders, **overrides):
       design.Run('task', f'p{order}-{i}', i,
                  design.folder_of('task', f'p{order}', i), {
                      'loss.p': float(order),
-                     'seed': i
+                     'seed': i,
+                     'num_steps': 2
                  } | overrides) for i, order in enumerate(orders)
   ]
 
@@ -80,6 +82,27 @@ class LaunchTest(absltest.TestCase):
     launcher.train(runs[:1])
     launcher.train(runs)
     self.assertEqual([self._made(run) for run in runs], [1, 1])
+
+  def test_plan_of_more_steps_goes_on_with_what_is_finished(self):
+    runs, longer = _runs([0, 1]), _runs([0, 1], num_steps=3)
+    self._describe(runs)
+    launcher = self._launcher()
+    launcher.train(runs)
+    launcher.refuse_others(longer)
+    launcher.train(longer)
+    self.assertEqual([self._made(run) for run in longer], [2, 2])
+    self._describe(longer)
+    with self.assertRaisesRegex(config_lib.ConfigError, 'made shorter'):
+      launcher.train(runs)
+
+  def test_grid_of_another_length_is_refused_before_a_worker_starts(self):
+    run = _runs([0])[0]
+    run = run._replace(folder=pathlib.PurePath(tuning.FOLDER, run.folder))
+    self._describe([run])
+    longer = run._replace(overrides=run.overrides | {'num_steps': 3})
+    with self.assertRaisesRegex(config_lib.ConfigError, 'chosen by runs'):
+      self._train([longer])
+    self.assertEqual(self._made(run), 0)
 
   def test_numerical_failure_is_named_kept_and_not_tried_again(self):
     runs = _runs([0, 9, 1])
@@ -137,9 +160,9 @@ class LaunchTest(absltest.TestCase):
     run = _runs([1])[0]
     self._describe([run])
     self.assertEmpty(self._train([run]))
-    self.assertTrue(states.is_finished(self.folder / run.folder))
+    self.assertTrue(states.is_finished(self.folder / run.folder, 2))
     (self.folder / run.folder / 'metrics.jsonl').write_text('{}\n')
-    self.assertFalse(states.is_finished(self.folder / run.folder))
+    self.assertFalse(states.is_finished(self.folder / run.folder, 2))
 
   def test_folder_that_can_not_be_opened_is_no_failure(self):
     runs = _runs([5, 1])

@@ -61,6 +61,12 @@ class OfRunsTest(plan_case.PlanTestCase):
     axes, = picture.axes
     self.assertLen(axes.lines, 6)  # two seeds and a mean of each
 
+  def test_run_that_is_to_be_longer_goes_on(self):
+    for run in self.plan_['runs']:
+      self._describe(run, num_steps=self.plan_['horizon'] + 1)
+    runs = records.of_runs(self._folders()).runs
+    self.assertEqual(set(runs['state']), {records.RUNNING})
+
   def test_refuses_what_is_no_comparison(self):
     folders = self._folders()
     twice = {'hmpo': folders['hmpo'] * 2}

@@ -48,6 +48,14 @@ class RerunTest(absltest.TestCase):
     self.assertEqual((check.start, check.end, check.difference), (2, 4, ''))
     self.assertGreater(check.num_arrays, 20)
 
+  def test_run_that_was_made_longer_is_verified_over_its_old_end(self):
+    overrides = {'checkpoint__every': 4, 'mechanism__every': 5}
+    self._train(num_steps=2, **overrides)
+    self._train(num_steps=4, **overrides)
+    with mock.patch.object(checkpoint.Checkpointer, 'steps', lambda saver: [4]):
+      check = self._verify()
+    self.assertEqual((check.start, check.end, check.difference), (0, 4, ''))
+
   def test_one_checkpoint_is_verified_from_the_warm_start(self):
     self._train(checkpoint__every=4, optim__name='muon_clip')
     check = self._verify()

@@ -168,6 +168,55 @@ class RunFolderTest(parameterized.TestCase):
     self._assert_refused(_OURS, r'config\.json is not the description of a run')
     self.assertEqual((self.folder / 'config.json').read_bytes(), content)
 
+  def _of_length(self, num_steps, **changes):
+    config = _OURS['config'] | {
+        'num_steps': num_steps,
+        'exponent': {
+            'kind': 'fixed'
+        },
+        'control': {
+            'function': ''
+        }
+    }
+    return _with(config=config | changes)
+
+  def test_length_alone_may_grow(self):
+    self._claim(self._of_length(3))
+    (self.folder / 'summary.json').touch()
+    longer = self._of_length(5) | {'commit': 'there'}
+    run_folder.refuse_other_run(self.folder, longer)
+    self.assertTrue((self.folder / 'summary.json').exists())
+    self._claim(longer)
+    self.assertFalse((self.folder / 'summary.json').exists())
+    text = (self.folder / 'config.json').read_text(encoding='utf-8')
+    self.assertEqual(json.loads(text), self._of_length(5))
+
+  def test_growth_that_is_killed_leaves_the_shorter_run(self):
+    self._claim(self._of_length(3))
+    before = (self.folder / 'config.json').read_bytes()
+    (self.folder / 'summary.json').touch()
+    with mock.patch.object(run_folder, 'write_json', side_effect=OSError):
+      with self.assertRaises(OSError):
+        self._claim(self._of_length(5))
+    self.assertEqual((self.folder / 'config.json').read_bytes(), before)
+    self.assertFalse((self.folder / 'summary.json').exists())
+
+  def test_length_is_refused_with_its_reason_and_stays(self):
+    self._claim(self._of_length(3))
+    (self.folder / 'summary.json').touch()
+    self._assert_refused(
+        self._of_length(2),
+        r'\(config\.num_steps: 3 there, 2 here, and a run can\'t be made '
+        r'shorter\)')
+    self._assert_refused(
+        self._of_length(5, seed=1), r'\(config\.num_steps: 3 there, 5 here; '
+        r'config\.seed: 0 there, 1 here\)')
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                '3 there, 5 here, and it is tuned'):
+      run_folder.refuse_other_run(self.folder, self._of_length(5),
+                                  'it is tuned')
+    self.assertTrue((self.folder / 'summary.json').exists())
+
   def test_two_claims_at_once(self):
     with run_folder.claimed(self.folder, _OURS):
       with self.assertRaisesRegex(config_lib.ConfigError,

@@ -12,8 +12,6 @@ import signal
 import sys
 import time
 
-_STEPS = 2
-
 
 def main() -> int:
   """Does a request of launch.Launcher."""
@@ -21,7 +19,7 @@ def main() -> int:
   for index, (overrides, folder) in enumerate(request['runs']):
     order, path = overrides['loss.p'], pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    for step in range(1, _STEPS + 1) if order != 8 else ():
+    for step in range(1, overrides['num_steps'] + 1) if order != 8 else ():
       _tell('step', step=step)
     if order == 9:
       _tell('failed', index, text='not a number', step=1)
@@ -36,7 +34,7 @@ def main() -> int:
     elif order == 6:
       return _wait()
     else:
-      _finish(path)
+      _finish(path, overrides['num_steps'])
       _tell('done', index)
   return 0
 
@@ -54,7 +52,7 @@ def _wait():
   return 75
 
 
-def _finish(path):
+def _finish(path, steps):
   """A summary that summary.read takes for whole."""
   count = int((path / 'made').read_text()) if (path / 'made').exists() else 0
   (path / 'made').write_text(str(count + 1), encoding='utf-8')
@@ -65,9 +63,12 @@ def _finish(path):
        'clip_low_frac', 'clip_high_frac', 'sigma', 'cosine', 'cosine_unclipped',
        'max_logit', 'updates_over_monitor_tau_frac', 'exploded',
        'updates_qk_clipped_frac'), 0)
-  (path / 'metrics.jsonl').touch()
+  (path / 'metrics.jsonl').write_text('{}\n' * steps, encoding='utf-8')
   (path / 'summary.json').write_text(
-      json.dumps(zero | {'skipped': {}}), encoding='utf-8')
+      json.dumps(zero | {
+          'steps': steps,
+          'skipped': {}
+      }), encoding='utf-8')
 
 
 if __name__ == '__main__':

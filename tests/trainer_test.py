@@ -6,10 +6,13 @@ import tempfile
 from unittest import mock
 
 from absl.testing import absltest
+import jax
+import numpy as np
 
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
+from hmpo_jax import programs
 from hmpo_jax import summary as summary_lib
 from hmpo_jax import trainer
 from tests import small
@@ -36,7 +39,7 @@ class TrainerTest(absltest.TestCase):
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
 
-  def _killed_at(self, step, workdir):
+  def _killed_at(self, step, workdir, **overrides):
     """Runs until the record of a step should be written."""
     write = metrics.Writer.write
 
@@ -47,7 +50,7 @@ class TrainerTest(absltest.TestCase):
 
     with mock.patch.object(metrics.Writer, 'write', write_or_die):
       with self.assertRaises(_Killed):
-        trainer.train(_config(), workdir)
+        trainer.train(_config(**overrides), workdir)
 
   def test_resumed_run_equals_undisturbed_run(self):
     summary = trainer.train(_config(), self.folder / 'whole')
@@ -103,6 +106,75 @@ class TrainerTest(absltest.TestCase):
     self.assertEqual(
         [step for step, score in scores.items() if score is not None],
         [2, 4, 5])
+
+  def _lengthen(self, workdir, **overrides):
+    """Runs 3 steps and then 6, and the longer run in a folder beside it."""
+    longer = _config(num_steps=6, **overrides)
+    trainer.train(_config(num_steps=3, **overrides), workdir)
+    summary = trainer.train(longer, workdir)
+    return summary, trainer.train(longer, workdir.with_name('undisturbed'))
+
+  def _final_state(self, workdir, **overrides):
+    config = _config(num_steps=6, **overrides)
+    made = programs.Programs(config)
+    with checkpoint.Checkpointer(workdir / 'checkpoints', 2,
+                                 self.fail) as saver:
+      like = made.first_state(made.warm_params())
+      return saver.restore(like, 6).state
+
+  def test_run_that_is_made_longer_is_the_longer_run(self):
+    # What is carried from step to step, and the end of step 3 in records.
+    overrides = {
+        'mechanism__every': 2,
+        'rollout__staleness': 1,
+        'optim__weight_decay': 0.1
+    }
+    summary, longer = self._lengthen(self.folder / 'grown', **overrides)
+    self.assertEqual(summary['steps'], 6)
+    self.assertEqual(summary | {
+        'cosine': 0,
+        'cosine_unclipped': 0
+    }, longer | {
+        'cosine': 0,
+        'cosine_unclipped': 0
+    })
+    states = [
+        self._final_state(self.folder / name, **overrides)
+        for name in ('grown', 'undisturbed')
+    ]
+    for leaf, other in zip(*map(jax.tree.leaves, states), strict=True):
+      if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf, other = jax.random.key_data(leaf), jax.random.key_data(other)
+      self.assertEqual(np.asarray(leaf).tobytes(), np.asarray(other).tobytes())
+    grown, undisturbed = (
+        metrics.read(self.folder / name) for name in ('grown', 'undisturbed'))
+    other = [{name
+              for name in record
+              if record[name] != there[name]}
+             for record, there in zip(grown, undisturbed, strict=True)]
+    self.assertEqual([r['eval/step'] for r in grown], [0, 2, 3, 4, 4, 6])
+    self.assertEqual([r['mechanism/step'] for r in grown], [1, 2, 3, 4, 4, 6])
+    for step, names in enumerate(other, 1):
+      self.assertEqual(bool(names), step == 3)
+      for name in names:
+        self.assertTrue(name.startswith(('eval', 'mechanism/')), name)
+
+  def test_run_killed_while_it_grows_goes_on(self):
+    *_, longer = self._lengthen(self.folder / 'whole')
+    for step in (4, 5):
+      workdir = self.folder / f'killed_{step}'
+      trainer.train(_config(num_steps=3), workdir)
+      self._killed_at(step, workdir, num_steps=6)
+      self.assertFalse((workdir / 'summary.json').exists())
+      self.assertEqual(trainer.train(_config(num_steps=6), workdir), longer)
+      for name in ('metrics.jsonl', 'metrics.csv', 'summary.json'):
+        self.assertEqual((workdir / name).read_bytes(),
+                         (self.folder / 'whole' / name).read_bytes())
+
+  def test_run_killed_before_it_grows_ends_where_it_did(self):
+    summary = trainer.train(_config(num_steps=3), self.folder)
+    (self.folder / 'summary.json').unlink()
+    self.assertEqual(trainer.train(_config(num_steps=3), self.folder), summary)
 
   def test_mechanism_has_steps_of_its_own(self):
     summary = trainer.train(_config(mechanism__every=3), self.folder)

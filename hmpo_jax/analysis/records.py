@@ -135,7 +135,7 @@ def _read(about, workdir):
   rows, steps, heldout = [], [], []
   for run in about['runs']:
     name = {key: run[key] for key in RUN}
-    row, frame, evaluations = _run(workdir / run['folder'])
+    row, frame, evaluations = _run(workdir / run['folder'], about['horizon'])
     rows.append(name | row
                 | _thresholds(_json(workdir / run['folder'] / 'config.json')))
     steps.append(frame.assign(**name))
@@ -189,7 +189,7 @@ def _about(file):
   return about
 
 
-def _run(folder):
+def _run(folder, horizon):
   """State of a run, its records and its evaluations."""
   try:
     records = metrics.read(folder)
@@ -197,7 +197,7 @@ def _run(folder):
         _json(folder / f'{name}.json')
         for name in ('summary', 'failed', 'start'))
     heldout = _evaluations(records, summary, start)
-    state = _state(records, summary, failure)
+    state = _state(records, summary, failure, horizon)
   except (config_lib.ConfigError, KeyError, TypeError) as error:
     records, heldout, summary = [], {}, None
     state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}
@@ -234,8 +234,10 @@ def _ordered(about, runs):
   return runs.loc[order].reset_index(drop=True)
 
 
-def _state(records, summary, failure):
-  if summary is not None:
+def _state(records, summary, failure, horizon):
+  is_shorter = summary is not None and (summary['steps'] < horizon and
+                                        not summary.get('early_stop'))
+  if summary is not None and not is_shorter:
     if summary['steps'] != len(records):
       raise KeyError(f'{len(records)} records of {summary["steps"]} are left')
     return {'state': FINISHED, 'end': len(records), 'reason': ''}

@@ -123,7 +123,7 @@ def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
   folder = workdir / run.folder
   records = metrics.read(folder)
   failure = read(folder / open_run.FAILED)
-  if not failure and not (folder / open_run.SUMMARY).exists():
+  if not failure and not (folder / run_folder.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
   # A loss without a clip clips nothing.
   clipped = [

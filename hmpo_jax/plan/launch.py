@@ -186,8 +186,9 @@ class Launcher:
         [str(self._workdir / run.folder) for run in job.runs])
     code, error = self._work(request, lambda line: self._take(job, line, board))
     left = [
-        run for run in job.runs if run.name not in self.failures
-        | self._refused and not states.is_finished(self._workdir / run.folder)
+        run for run in job.runs
+        if run.name not in self.failures | self._refused and
+        not states.is_finished(self._workdir / run.folder, job.num_steps)
     ]
     if not left or self._stopping:
       return []

@@ -13,6 +13,10 @@ from hmpo_jax import run_folder
 from hmpo_jax import summary as summary_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
+from hmpo_jax.plan import tuning
+
+# Why the runs of a grid can't be made longer.
+_TUNED = 'the settings of its variants were chosen by runs of that length'
 
 
 class BadOverrides(Exception):
@@ -48,7 +52,7 @@ def ready(planned: Sequence[design.Run],
     failure = failure_of(folder)
     if failure and failure['final']:
       failures[run.name] = failure['reason']
-    elif not is_finished(folder):
+    elif not is_finished(folder, config.num_steps):
       pending.append((run, config))
   return pending, failures
 
@@ -67,17 +71,21 @@ def own_configuration(run: design.Run, workdir: pathlib.Path,
     config = design.configuration(run, str(given / folder_lib.WARM_STARTS))
   except config_lib.ConfigError as error:
     raise BadOverrides(str(error)) from error
+  is_tuning = run.folder.parts[0] == tuning.FOLDER
   run_folder.refuse_other_run(workdir / run.folder,
-                              run_folder.described_config(config))
+                              run_folder.described_config(config),
+                              _TUNED if is_tuning else '')
   return config
 
 
-def is_finished(folder: pathlib.Path) -> bool:
+def is_finished(folder: pathlib.Path, num_steps: int) -> bool:
   """Whether a run folder holds a whole summary, of as many steps as records.
+
+  One of fewer than `num_steps` is of a run that is to be longer now.
 
   One that has lost records is not: whoever opens it says so.
   """
-  summary = summary_lib.read(folder / open_run.SUMMARY)
+  summary = summary_lib.read(folder / run_folder.SUMMARY, num_steps)
   if summary is None:
     return False
   file = folder / metrics.METRICS
