@@ -15,6 +15,7 @@ from hmpo_jax import checkpoint
 from hmpo_jax import compile_cache
 from hmpo_jax import config as config_lib
 from hmpo_jax import interruption
+from hmpo_jax import progress
 from hmpo_jax import trainer
 from hmpo_jax.tasks import reward
 
@@ -51,7 +52,7 @@ def reported() -> Iterator[None]:
 
 
 def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
-  """Parses the flags of a program.
+  """Parses the flags of a program, whose output may lose its reader from now.
 
   Args:
     argv: command line, with the name of the program.
@@ -60,6 +61,7 @@ def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
   Returns:
     The arguments that are no flags.
   """
+  sys.stdout, sys.stderr = map(progress.outliving, (sys.stdout, sys.stderr))
   try:
     rest = flags.FLAGS(argv, known_only=True)[1:]
   except flags.Error as error:

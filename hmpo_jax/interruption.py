@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the first asks, the second ends the process."""
 
+from collections.abc import Callable
 import os
 import signal
 import socket
@@ -16,9 +17,16 @@ class Interruption:
   would wait for the end of a compilation. The C handler writes each signal to
   a socket at once, and a thread reads it there. Outside the main thread, where
   Python allows no handlers, signals keep their meaning.
+
+  Attributes:
+    tell: takes a line for the user when the first signal comes; None: silent.
+    waits_for: what the process does before it ends, for that line.
   """
 
-  def __init__(self):
+  def __init__(self,
+               tell: Callable[[str], None] | None = None,
+               waits_for: str = ''):
+    self.tell, self.waits_for = tell, waits_for
     self._asked = threading.Event()
     self._reader, self._writer = socket.socketpair()
     self._former: dict = {}
@@ -57,3 +65,8 @@ class Interruption:
         if self._asked.is_set():
           os._exit(EXIT_CODE)  # pylint: disable=protected-access
         self._asked.set()
+        if self.tell:
+          # A terminal that takes no more may not keep the second signal.
+          line = (f'interrupted: waits for {self.waits_for}; a second signal '
+                  'ends it at once')
+          threading.Thread(target=self.tell, args=(line,), daemon=True).start()

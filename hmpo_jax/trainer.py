@@ -53,7 +53,9 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     RewardStop: the reward function failed; all steps before are kept.
     OSError: the disk takes no more; what was written is whole.
   """
-  with interruption_lib.Interruption() as interruption:
+  with interruption_lib.Interruption(
+      progress_lib.tell,
+      'the start of the run, which compiles') as interruption:
     return _train(config, pathlib.Path(workdir).absolute(), interruption)
 
 
@@ -80,15 +82,20 @@ def _run(config, workdir, programs, interruption):
   with (progress_lib.Progress(config.num_steps) as
         progress, open_run.OpenRun(config, programs, workdir,
                                    progress.note) as run):
+    interruption.tell = progress.note
     state = run.restore()
     if state is None:
       state = run.first_state()
       run.begin(jax.device_get(programs.evaluate(state.params)))
-    asked = interruption.is_asked()
+    asked, record = interruption.is_asked(), None
     while not run.is_over:
       if asked:
         raise Interrupted(f'interrupted after step {run.step}: the same '
                           'command goes on from there')
+      interruption.waits_for = (
+          f'step {run.step + 1} and its checkpoint' +
+          ('' if record else ', while programs compile, which takes up to '
+           'minutes'))
       try:
         state, *made = _step(run, programs, state)
       except reward_lib.RewardError:

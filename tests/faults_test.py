@@ -32,7 +32,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 _FILES = ('metrics.jsonl', 'metrics.csv', 'summary.json')
 
 
-def _start(command, *, limit=None, **overrides):
+def _start(command, *, limit=None, stream=subprocess.PIPE, **overrides):
   """A process of the smoke run, with keys overridden."""
   overrides |= {'mechanism__every': 0}  # compiles in two thirds of the time
   arguments = [f'--config={_ROOT}/configs/smoke.py'] + [
@@ -44,8 +44,8 @@ def _start(command, *, limit=None, **overrides):
   return subprocess.Popen(  # pylint: disable=consider-using-with
       [sys.executable, *command, *arguments],
       env=os.environ | {'PYTHONPATH': str(_ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stdout=stream,
+      stderr=stream,
       text=True)
 
 
@@ -126,9 +126,24 @@ class FaultsTest(absltest.TestCase):
         _, errors = process.communicate()
         self.assertEqual(process.returncode, 75, errors)
         self.assertIn('the same command goes on', errors)
+        told = re.search(r'interrupted: waits for (.*); a second', errors)
+        self.assertIn({
+            'compile': 'step 1 and its checkpoint, while programs compile',
+            'save': 'step 6 and its checkpoint'
+        }.get(phase, 'its checkpoint'), told[1])
         self.assertNotIn('Traceback', errors)
     self.assertEqual(self._run(workdir, **options)[0], 0)
     self._assert_same_bytes(workdir, 'judged')
+
+  def test_reader_that_goes_away_ends_nothing(self):
+    workdir = self.base / 'unread'
+    for _ in range(2):  # the run, and then its summary
+      reader, writer = os.pipe()
+      os.close(reader)
+      process = _start((_MAIN, f'--workdir={workdir}'), stream=writer)
+      os.close(writer)
+      self.assertEqual(process.wait(), 0)
+    self._assert_same_bytes(workdir)
 
   def test_full_disk_is_one_line_and_nothing_is_lost(self):
     workdir = self.base / 'full'

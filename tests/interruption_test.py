@@ -43,6 +43,12 @@ _IN_C = """
   threading.Thread(target=wait, daemon=True).start()
   hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)
 """
+# The user's terminal takes no more, as one that was stopped by ^S.
+_STUCK = """
+  interruption.tell = lambda text: (say(text), time.sleep(60))
+  interruption.waits_for = 'step 7'
+  say('stuck')
+"""
 _LEFT = """
 say('left')
 time.sleep(60)
@@ -86,6 +92,17 @@ class ChildTest(parameterized.TestCase):
     self._assert_says(child, 'asked')
     self.assertIsNone(child.poll())
     child.send_signal(second)
+    self._assert_ends(child, interruption.EXIT_CODE)
+
+  def test_first_is_told_at_once_and_never_in_the_way_of_the_second(self):
+    child = self._start(_STUCK, _IN_C)
+    self._assert_says(child, 'stuck')
+    child.send_signal(signal.SIGINT)
+    self.assertCountEqual([child.stdout.readline() for _ in range(2)], [
+        'asked\n', 'interrupted: waits for step 7; a second signal ends it at '
+        'once\n'
+    ])
+    child.send_signal(signal.SIGINT)
     self._assert_ends(child, interruption.EXIT_CODE)
 
   def test_other_signals_ask_for_nothing(self):

@@ -1,5 +1,7 @@
 """Workers of a plan: what they are given, and what becomes of their faults."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -176,8 +178,14 @@ class LaunchTest(absltest.TestCase):
   def test_interruption_asks_the_workers_and_is_told(self):
     launcher = self._launcher()
     self._signal_when_running(launcher)
-    with self.assertRaises(launch.Interrupted):
+    errors = io.StringIO()
+    with (contextlib.redirect_stderr(errors),
+          self.assertRaises(launch.Interrupted)):
       launcher.train(_runs([6]))
+    self.assertEqual(
+        errors.getvalue().splitlines()[-1],
+        'interrupted: waits for a step of 1 run, to be saved; a second signal '
+        'ends it at once')
     self.assertEmpty(launcher.failures)
 
   def _signal_when_running(self, launcher):
@@ -195,6 +203,12 @@ class LaunchTest(absltest.TestCase):
   def test_killed_probe_is_told(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'killed by SIGKILL'):
       self._launcher().probe([(_runs([8])[0], False)])
+
+  def test_worker_that_never_reads_its_request_is_told(self):
+    run = _runs([0], **{'task.prompts': 'x' * 200_000})[0]  # more than a pipe
+    with mock.patch.object(launch, 'COMMAND', ['false']):
+      with self.assertRaisesRegex(config_lib.ConfigError, 'ended with code 1'):
+        self._launcher().probe([(run, False)])
 
   def test_groups_have_one_program_and_no_idle_worker(self):
     runs = _runs([0, 1, 2, 3]) + _runs([4], **{'loss.clip': 'token'})

@@ -20,12 +20,13 @@ runpy.run_path({str(_PROGRAM)!r}, run_name='__main__')
 """
 
 
-def _main(*arguments):
+def _main(*arguments, stdout=subprocess.PIPE):
   path = [str(_ROOT), os.environ.get('PYTHONPATH', '')]
   return subprocess.run([sys.executable, *arguments],
                         env=os.environ
                         | {'PYTHONPATH': os.pathsep.join(filter(None, path))},
-                        capture_output=True,
+                        stdout=stdout,
+                        stderr=subprocess.PIPE,
                         text=True,
                         check=False)
 
@@ -44,6 +45,15 @@ class ProgramTest(plan_case.PlanTestCase):
     self.assertTrue((out / 'tables' / 'seeds.csv').exists())
     self.assertTrue((out / 'tables' / 'mine.csv').exists())
     self.assertFalse((self.folder / 'report').exists())
+
+  def test_reader_that_goes_away_is_no_fault(self):
+    self.plan({'hmpo': .3}, seeds=1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = _main(
+        _PROGRAM, f'--workdir={self.folder}', '--nofigures', stdout=writer)
+    os.close(writer)
+    self.assertEqual((result.returncode, result.stderr), (0, ''))
 
   def test_a_folder_without_a_plan_ends_in_one_line(self):
     result = _main(_PROGRAM, f'--workdir={self.folder}')

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from hmpo_jax import config as config_lib
 from hmpo_jax import group
 from hmpo_jax import open_run
+from hmpo_jax import progress
 from hmpo_jax.analysis import statistics
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
@@ -138,18 +139,10 @@ def cost_rows(made: Sequence[tuple[Program, probe.Found]],
   runs = sum(len(program.runs) for program, _ in made)
   return [
       ('runs, programs', f'{runs}, {len(made)}'),
-      ('time, estimated', f'{_duration(seconds + compiling)}, of which '
-       f'{_duration(compiling)} compilation, on {made[0][1].platform}'),
+      ('time, estimated', f'{progress.duration(seconds + compiling)}, of which '
+       f'{progress.duration(compiling)} compilation, on {made[0][1].platform}'),
       ('memory of the largest program, at most', f'{largest / 1e9:.2f} GB'),
   ]
-
-
-def _duration(seconds):
-  if seconds < 120:
-    return f'{seconds:.0f} s'
-  if seconds < 7200:
-    return f'{seconds / 60:.0f} min'
-  return f'{seconds / 3600:.1f} h'
 
 
 def _fault(run):

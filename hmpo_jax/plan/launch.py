@@ -28,6 +28,7 @@ from hmpo_jax import open_run
 from hmpo_jax import progress as progress_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
+from hmpo_jax.plan import overview
 from hmpo_jax.plan import probe
 from hmpo_jax.plan import states
 from hmpo_jax.plan import worker
@@ -45,6 +46,11 @@ class Job(NamedTuple):
   """A group of runs for one worker."""
   runs: list[design.Run]
   num_steps: int  # of each
+
+  @property
+  def names(self) -> list[str]:
+    """Of its runs."""
+    return [run.name for run in self.runs]
 
   def halves(self) -> list['Job']:
     """Two jobs with its runs."""
@@ -157,15 +163,24 @@ class Launcher:
   def _train(self, pending):
     jobs = jobs_of(pending, self._workdir, self.num_workers, self._max_runs)
     total = sum(len(job.runs) * job.num_steps for job in jobs)
+    what = f'steps of {overview.count(len(pending))}'
     with (interruption_lib.Interruption() as
-          interruption, progress_lib.Progress(total) as
+          interruption, progress_lib.Progress(total, what) as
           progress, futures.ThreadPoolExecutor(self.num_workers) as pool):
-      board = _Board(progress, self._workdir, jobs)
+      board = overview.Overview(
+          progress, {
+              run.name:
+                  overview.Way(
+                      _saved_step(self._workdir / run.folder), job.num_steps)
+              for job in jobs for run in job.runs
+          })
+      interruption.tell = board.note
       waiting = {pool.submit(self._job, job, board) for job in jobs}
       while waiting:
         done, waiting = futures.wait(waiting, 0.2, futures.FIRST_COMPLETED)
         if interruption.is_asked():
           self._stop()
+        interruption.waits_for = board.before_end()
         for future in done:
           if not self._stopping:
             waiting |= {
@@ -181,6 +196,7 @@ class Launcher:
     """Has a worker train a group; returns what must be taken up again."""
     if self._stopping:
       return []
+    board.started(job.names)
     request = self._request(
         worker.TRAIN, job.runs,
         [str(self._workdir / run.folder) for run in job.runs])
@@ -202,36 +218,36 @@ class Launcher:
       return Job(left, job.num_steps).halves()
     folder = self._workdir / left[0].folder
     open_run.fail(folder, reason, _recorded_steps(folder))
+    board.ended(left[0].name, overview.FAILED)
     self._fail({left[0].name: reason}, board)
     return []
 
   def _take(self, job, line, board):
     report = group.Report(**line)
     if report.kind == 'step':
-      return board.step(job, report.step)
+      return board.step(job.names, report.step)
     run = job.runs[report.run]
     if report.kind == 'refused':
       self._refused[run.name] = report.text
+      board.ended(run.name, overview.REFUSED)
     elif report.kind == 'failed':
       folder = self._workdir / run.folder
       if states.failure_of(folder) is None:
         open_run.fail(folder, report.text, report.step)
+      board.ended(run.name, overview.FAILED)
       self._fail({run.name: report.text}, board)
     elif report.kind == 'note':
       board.note(f'{run.name}: {report.text}')
     else:
-      board.finished(run)
+      board.ended(run.name, overview.DONE)
     return None
 
   def _fail(self, failures, board=None):
     with self._lock:
       self.failures |= failures
+    tell = board.note if board else progress_lib.tell
     for name, reason in failures.items():
-      text = f'failed: {name}: {reason}'
-      if board:
-        board.note(text)
-      else:
-        print(text, file=sys.stderr, flush=True)
+      tell(f'failed: {name}: {reason}')
 
   def _request(self, task, runs, folders):
     warm = {_CONFIG_KEY: str(self._given / folder_lib.WARM_STARTS)}
@@ -250,12 +266,16 @@ class Launcher:
           errors, self._worker(errors) as process):
       with self._lock:
         self._workers.add(process)
-      # The pipe stays open: a worker that sees it end has lost its plan.
-      print(json.dumps(request), file=process.stdin, flush=True)
+      # The pipe stays open: a worker that sees it end has lost its plan. One
+      # that dies before it has read all says by its code why.
+      with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(request), file=process.stdin, flush=True)
       for line in process.stdout:
         if line.startswith('{'):  # else a library's word
           take(json.loads(line))
       code = process.wait()
+      with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
       with self._lock:
         self._workers.discard(process)
       errors.seek(0)
@@ -290,40 +310,6 @@ class Launcher:
     if not already:
       for process in workers:
         process.send_signal(signal.SIGTERM)
-
-
-class _Board:
-  """How far the runs of a plan are, on one line."""
-
-  def __init__(self, progress, workdir, jobs):
-    self._progress = progress
-    self._lock = threading.Lock()
-    self._runs = sum(len(job.runs) for job in jobs)
-    self._steps = {
-        run.name: _saved_step(workdir / run.folder) for job in jobs
-        for run in job.runs
-    }
-    self._ended: set[str] = set()
-
-  def step(self, job, step):
-    """A group has finished a step."""
-    with self._lock:
-      self._steps |= {run.name: step for run in job.runs}
-      self._progress.update(
-          sum(self._steps.values()), {
-              'runs done': f'{len(self._ended)}/{self._runs}',
-              'now': f'{job.runs[0].name} and {len(job.runs) - 1} more'
-          })
-
-  def finished(self, run):
-    """A run has its summary."""
-    with self._lock:
-      self._ended.add(run.name)
-
-  def note(self, text):
-    """A line for the user."""
-    with self._lock:
-      self._progress.note(text)
 
 
 def _recorded_steps(folder):
