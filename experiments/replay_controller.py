@@ -8,6 +8,7 @@ It reads config.json and metrics.jsonl of the folder and changes nothing there.
 changed stands in no record: the run went on as it did.
 """
 
+import collections
 import json
 import pathlib
 from typing import Any
@@ -58,10 +59,10 @@ def main(argv: list[str]) -> None:
 
 
 def _print_changes(lines):
-  moved = [(line['step'], change)
-           for line in lines
-           for change in line['changes']
-           if change['after'] != change['before'] or change['note']]
+  asked = [
+      (line['step'], change) for line in lines for change in line['changes']
+  ]
+  moved = [(step, c) for step, c in asked if c['after'] != c['before']]
   for step, change in moved[:_SHOWN]:
     note = f' (asked {change["asked"]}: {change["note"]})' if change[
         'note'] else ''
@@ -69,8 +70,14 @@ def _print_changes(lines):
           f'{change["after"]}{note}')
   if len(moved) > _SHOWN:
     print(f'... {len(moved) - _SHOWN} more; --out=FILE writes all')
+  refused = [(c['name'], c['note'])
+             for _, c in asked
+             if c['after'] == c['before'] and c['note']]
+  for (name, note), count in collections.Counter(refused).items():
+    print(f'{name} left as it is, {count} times: {note}')
   errors = [line for line in lines if line['error']]
-  print(f'{len(lines)} answers, {len(moved)} decisions that change something, '
+  print(f'{len(lines)} answers, {len(asked)} decisions: {len(moved)} change '
+        f'something, {len(refused)} are refused or cut to what holds; '
         f'{len(errors)} errors')
   if errors:
     print(f'step {errors[0]["step"]}: {errors[0]["error"]}')
