@@ -124,6 +124,7 @@ def _card(plan, rows, description):
       num_seeds=len(
           {pathlib.PurePath(run['folder']).name for run in plan['runs']}),
       eval_every=config['eval.every'],
+      history=config['control.history'],
       layers=config['model.num_layers'],
       width=config['model.embed_dim'],
       name=plan['name'],
@@ -149,6 +150,10 @@ python experiments/export_telemetry.py --workdir=runs/{name}
 at commit {commit} ({versions}; device: {device}). Records depend on nothing else:
 on the same versions and device the commands give the same bytes.
 
+`arithmetic_history` and `harmonic_history` of a record are A and H of its last
+{history} steps, newest last; the iterates of one step are `agm/arithmetic_iterates`
+and `agm/harmonic_iterates`.
+
 Each folder holds
 
 - `metrics.jsonl`, one record per step as the run wrote it. What every record
@@ -168,7 +173,7 @@ ended the run, by `python experiments/replay_controller.py --workdir=FOLDER
 What it is not: seeds in each cell: {num_seeds}, so no comparison of the means;
 {layers} layers of width {width}, not a language model; `td_mean` is 0 but for
 rounding where advantages are centred in each group; `eval_reward` is measured every
-{eval_every} steps and repeated between. MIT licence, as the code; the data holds nothing about
+{eval_every} steps, where `eval_is_new` is true, and repeated between. MIT licence, as the code; the data holds nothing about
 persons.
 """
 

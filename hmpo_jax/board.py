@@ -42,7 +42,8 @@ GROUPS = {
 _LISTS = ('qk/max_logit_per_head',)
 _NUM_BINS = 30  # of a list, as many as TensorBoard draws
 _TOLD = ('qk/max_logit_per_update', 'arithmetic_history', 'harmonic_history',
-         'eval/step', 'mechanism/step', 'rollout/digest')
+         'agm/arithmetic_iterates', 'agm/harmonic_iterates', 'eval/step',
+         'eval_is_new', 'mechanism/step', 'rollout/digest')
 
 # Values that stay in the records until they are measured again, and the metric
 # that says when that was.

@@ -211,7 +211,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.control.timeout = 60.  # seconds for one call
   config.control.every = 1  # steps between decisions
   config.control.may_stop = False  # whether it may end the run
-  config.control.agm_iterations = 5  # K of arithmetic_history, 1 to 10
+  config.control.history = 10  # steps in arithmetic_history, at least 5
+  config.control.agm_iterations = 5  # K of agm/arithmetic_iterates, 1 to 10
   # Bounds on what it may decide; what it asks beyond them is cut to them.
   config.control.learning_rate_low = 1e-5
   config.control.learning_rate_high = 5e-3
@@ -286,7 +287,7 @@ def _check_unused(config):
     unused |= {
         f'control.{key}': 'control.function'
         for key in default.control
-        if key not in ('function', 'agm_iterations')
+        if key not in ('function', 'history', 'agm_iterations')
     }
   if config.optim.qk_clip == 'off':
     unused['optim.qk_alpha'] = 'optim.qk_clip'

@@ -36,7 +36,9 @@ _POSITIVE_OR_INF = (lambda x: x > 0, 'above 0 (inf = off)')
 _FINITE = (math.isfinite, 'finite')
 _FINITE_OR_INF = (lambda x: x > -math.inf, 'finite (inf = loss.p)')
 _UNIT = (lambda x: 0 <= x <= 1, 'from 0 to 1')
-_OPEN_UNIT = (lambda x: 0 < x < 1, 'above 0 and below 1')
+# A narrower clip range is one of rounding. In float32 1e-6 is a little less.
+_NARROWEST = 9.999e-7
+_WIDTH = (lambda x: _NARROWEST <= x < 1, 'at least 1e-6 and below 1')
 _MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
 _TIMEOUT = (lambda x: 0 < x <= 1e6, 'above 0 and at most 1e6 seconds')
 _ITERATIONS = (lambda x: 1 <= x <= agm.MAX_ITERATIONS,
@@ -83,8 +85,9 @@ RULES = tuple((key, *rule) for key, rule in (
     ('loss.p_grad', _FINITE_OR_INF),
     ('loss.clip', _one_of(*losses.CLIPS)),
     ('loss.clip_center', _one_of(*clips.CENTERS)),
-    ('loss.clip_eps_low', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
-    ('loss.clip_eps_high', _POSITIVE_OR_INF),
+    ('loss.clip_eps_low', (lambda x: _NARROWEST <= x <= 1, 'from 1e-6 to 1')),
+    ('loss.clip_eps_high', (lambda x: x >= _NARROWEST,
+                            'at least 1e-6 (inf = off)')),
     ('loss.dual_clip', (lambda x: x > 1, 'above 1 (inf = off)')),
     ('loss.tau_positive', _POSITIVE),
     ('loss.tau_negative', _POSITIVE),
@@ -111,8 +114,8 @@ RULES = tuple((key, *rule) for key, rule in (
     ('tracking.rate', _finite_at_least(0)),
     ('tracking.target_low', _UNIT),
     ('tracking.target_high', _UNIT),
-    ('tracking.eps_min', _OPEN_UNIT),
-    ('tracking.eps_max', _OPEN_UNIT),
+    ('tracking.eps_min', _WIDTH),
+    ('tracking.eps_max', _WIDTH),
     ('train.num_epochs', _at_least(1)),
     ('train.num_minibatches', _at_least(1)),
     ('train.num_microbatches', _at_least(1)),
@@ -141,11 +144,12 @@ RULES = tuple((key, *rule) for key, rule in (
     ('mechanism.every', _at_least(0)),
     ('control.timeout', _TIMEOUT),
     ('control.every', _at_least(1)),
+    ('control.history', _at_least(5)),
     ('control.agm_iterations', _ITERATIONS),
     ('control.learning_rate_low', _finite_at_least(0)),
     ('control.learning_rate_high', _finite_at_least(0)),
-    ('control.epsilon_low', _OPEN_UNIT),
-    ('control.epsilon_high', _OPEN_UNIT),
+    ('control.epsilon_low', _WIDTH),
+    ('control.epsilon_high', _WIDTH),
     ('control.p_low', _FINITE),
     ('control.p_high', _FINITE),
     ('control.agm_iterations_low', _ITERATIONS),

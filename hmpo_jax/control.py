@@ -30,7 +30,7 @@ class Settings(NamedTuple):
   learning_rate: float  # optim.learning_rate; Adam's moves by the same factor
   epsilon: float  # loss.clip_eps_high; the low side moves by the same factor
   p: float  # loss.p
-  agm_iterations: int  # K of the histories in the record
+  agm_iterations: int  # K of the iterates in the record
 
 
 # What is read of an answer; batch_size to say that it can't be changed.

@@ -41,10 +41,11 @@ class Adaptive:
 class FullConvergence:
   """Asks for the end of a run as the detector of AGM controllers does.
 
-  The rate of a record is 1 - mean_k |a_k - h_k| / (|a_k| + |h_k| + 1e-8) over
-  its two histories; 20 records with a mean rate above 0.99 and a variance below
-  1e-6 are "full convergence". Near the policy that sampled that holds of any
-  healthy run, so this stands here to be replayed, not to be obeyed.
+  The rate of a record is 1 - mean_t |a_t - h_t| / (|a_t| + |h_t| + 1e-8) over
+  the steps t of its two histories, 0.5 where they are empty; 20 records with a
+  mean rate above 0.99 and a variance below 1e-6 are "full convergence". The
+  nearer updates stay to the policy that sampled the sooner that holds, whatever
+  the run learns, so this stands here to be replayed, not to be obeyed.
   """
   suffix = ''  # of the histories
 
@@ -56,8 +57,8 @@ class FullConvergence:
     a, h = (
         np.array(record[f'{name}_history{self.suffix}'])
         for name in ('arithmetic', 'harmonic'))
-    self._rates.append(1 -
-                       np.mean(np.abs(a - h) / (np.abs(a) + np.abs(h) + 1e-8)))
+    distances = np.abs(a - h) / (np.abs(a) + np.abs(h) + 1e-8)
+    self._rates.append(1 - np.mean(distances) if distances.size else 0.5)
     converged = (
         len(self._rates) == _WINDOW and np.mean(self._rates) > 0.99 and
         np.var(self._rates) < 1e-6)

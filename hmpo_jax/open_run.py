@@ -227,8 +227,12 @@ class OpenRun(contextlib.AbstractContextManager):
         'total/tokens':
             extra['tokens'],
     }
-    record |= telemetry.fields(record, self._writer.last,
-                               self._settings.agm_iterations)
+    record |= telemetry.fields(
+        record,
+        self._writer.last,
+        step=step,
+        iterations=self._settings.agm_iterations,
+        history=config.control.history)
     if self.programs.controller:
       record |= self.programs.controller.held(self._settings)
     causes = numerical_skips(record)

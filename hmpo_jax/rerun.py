@@ -89,6 +89,9 @@ class Recorded:
       if records[step - 1]['eval/step'] == step:
         values |= self.programs.evaluate(state.params)
       values |= telemetry.cut(values, self._settings(step).agm_iterations)
+      previous = records[step - 2] if step > 1 else {}
+      values |= telemetry.histories(values, previous,
+                                    self.config.control.history)
       difference = _record_difference(step, values, records[step - 1])
       if difference:
         return Check(start, step, 0, difference)

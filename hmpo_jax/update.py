@@ -51,7 +51,7 @@ _REDUCE = {
 
 class Reports(NamedTuple):
   """What an update reports; a scan stacks each leaf to [U, ...]."""
-  metrics: base.Metrics  # scalars, histories [K + 1], counts of histograms
+  metrics: base.Metrics  # scalars, iterates [K + 1], counts of histograms
   max_logits: jax.Array  # [N_l, H]
   effective: jax.Array  # [B] effective advantages, see `update`; 0 if skipped
   cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
@@ -298,7 +298,7 @@ def _loss(static, hparams, controls, batch, params, probes):
   metrics |= kl.kl_metrics(logprobs, old_logprobs, batch.mask)
   ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
                            hparams.loss['log_ratio_max'])
-  metrics |= agm.histories(ratio.x, batch.mask, *_clip_range(static, controls))
+  metrics |= agm.iterates(ratio.x, batch.mask, *_clip_range(static, controls))
   if static.loss.kl_estimator != 'none':
     penalty, kl_metrics = kl.kl_penalty(
         logprobs,

@@ -15,6 +15,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from hmpo_jax import config_file
+from tests import agm_client
 from tests import doc_pages
 from tests import extending_test
 
@@ -54,6 +55,10 @@ _RULES: tuple[Run | Look, ...] = (
         r'python experiments/main\.py --config=configs/hmpo\.py '
         r'--config\.control\.function=my_controller\.py:\w+',
         f'{_TWO} --workdir=runs/controlled'),
+    Run(
+        r'python experiments/main\.py --config=configs/hmpo\.py '
+        r'--config\.control\.function=experiments/agm_adapter\.py:Adapter',
+        f'{_TWO} --workdir=runs/adapted'),
     Run(
         r'python experiments/main\.py --config=configs/[\w.:]+'
         r'( --config\.[\w.]+=\S+)*', f'{_TWO} --workdir=runs/other'),
@@ -157,6 +162,7 @@ def _scratch():
       for language, body in doc_pages.blocks(page.read_text(encoding='utf-8'))
       if language == 'python' and 'class Controller' in body
   ]
+  agm_client.install(path)
   if controllers:
     (path / 'my_controller.py').write_text(controllers[0], encoding='utf-8')
   return folder
@@ -186,7 +192,8 @@ class RunTest(parameterized.TestCase):
       self._results[command] = subprocess.run(
           arguments,
           cwd=self._folder.name,
-          env=os.environ | {'PYTHONPATH': str(_ROOT)},
+          env=os.environ
+          | {'PYTHONPATH': f'{_ROOT}{os.pathsep}{self._folder.name}'},
           capture_output=True,
           text=True,
           check=False)

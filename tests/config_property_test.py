@@ -26,10 +26,9 @@ _QUIET = {'deadline': None, 'derandomize': True, 'database': None}
 _KEYS = sorted(config_lib.flat(config_lib.default_config().to_dict()))
 
 _POSITIVE = st.one_of(st.floats(1e-6, 1e38), st.just(math.inf))
-_UNIT = st.floats(2.**-20, 1 - 2.**-20)
 _TRACED = st.fixed_dictionaries({
     'loss__p': st.floats(-50, 50),
-    'loss__clip_eps_low': _UNIT,
+    'loss__clip_eps_low': st.floats(1e-6, 1 - 2.**-20),
     'loss__clip_eps_high': _POSITIVE,
     'loss__log_ratio_max': _POSITIVE,
     'loss__p_clip': st.floats(-50, 50),

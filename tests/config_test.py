@@ -13,6 +13,31 @@ class ConfigTest(parameterized.TestCase):
   def test_defaults_are_valid(self):
     config_lib.validate(config_lib.default_config())
 
+  @parameterized.parameters('loss.clip_eps_low', 'loss.clip_eps_high',
+                            'tracking.eps_min', 'control.epsilon_low')
+  def test_clip_range_of_rounding_is_refused(self, key):
+    section, last = key.split('.')
+    config = config_lib.default_config()
+    config[section][last] = 9e-7
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                rf'{key} = 9e-07: must be .*1e-6'):
+      config_lib.validate(config)
+    # One that is used, so that nothing else is wrong with it.
+    config.control.function = 'hmpo_jax.controllers:Adaptive'
+    config.tracking.rate = 0.1
+    config[section][last] = 1e-6
+    config.tracking.eps_min = 1e-6
+    config_lib.validate(config)
+
+  def test_histories_reach_back_five_steps_or_more(self):
+    config = config_lib.default_config()
+    config.control.history = 5
+    config_lib.validate(config)
+    config.control.history = 4
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                'control.history = 4: must be at least 5'):
+      config_lib.validate(config)
+
   @parameterized.parameters(
       ('seed', -1),
       ('num_steps', 0),

@@ -86,7 +86,7 @@ class MainTest(parameterized.TestCase):
       ('unknown_key', ['--config.loss.pp=1'], 'loss.pp'),
       ('wrong_type', ['--config.num_steps=many'], 'num_steps'),
       ('out_of_range', ['--config.loss.clip_eps_low=1.5'],
-       'config.loss.clip_eps_low = 1.5: must be above 0 and at most 1'),
+       'config.loss.clip_eps_low = 1.5: must be from 1e-6 to 1'),
       ('stray', ['extra'], 'extra'),
   )
   def test_bad_input_is_one_line_and_leaves_nothing(self, arguments, expected):

@@ -10,9 +10,11 @@ import tempfile
 
 from absl.testing import absltest
 import jsonschema
+import numpy as np
 
 from hmpo_jax import run_folder
 from hmpo_jax import telemetry
+from tests import agm_client
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _BUNDLE = _ROOT / 'results' / 'agm_telemetry'
@@ -100,6 +102,70 @@ class BundleTest(absltest.TestCase):
     self.assertRegex(result.stderr, r'^error: .* not finished.*\n$')
 
 
+class ConsumerTest(absltest.TestCase):
+  """What the consumer's arithmetic makes of three of the runs."""
+
+  def _series(self, run, measure):
+    return np.array([
+        measure(record['arithmetic_history'], record['harmonic_history'])
+        for record in _records(_BUNDLE / run / 'seed-0')
+    ])
+
+  def _late(self, run, measure):
+    """Mean over the last 20 records, when one policy has collapsed."""
+    return np.mean(self._series(run, measure)[-20:])
+
+  def test_histories_are_those_of_the_last_ten_steps(self):
+    for run in ('calm/harmonic', 'calm/collapsing', 'stressed/harmonic'):
+      records = _records(_BUNDLE / run / 'seed-0')
+      for i, record in enumerate(records):
+        last = records[max(0, i - 9):i + 1]
+        for name in ('arithmetic', 'harmonic'):
+          self.assertEqual(record[f'{name}_history'],
+                           [r[f'agm/{name}'] for r in last])
+          self.assertEqual(record[f'{name}_history_clip'],
+                           [r[f'agm/{name}_iterates_clip'][0] for r in last])
+
+  def test_calm_and_collapsing_runs_differ(self):
+    calm, collapsing = 'calm/harmonic', 'calm/collapsing'
+    # The gap of a policy that learns does not close.
+    self.assertLess(self._late(calm, agm_client.speed), .15)
+    self.assertGreater(self._late(collapsing, agm_client.speed), .25)
+    variance = lambda a, h: np.var(a[-10:]) + np.var(h[-10:])
+    self.assertGreater(
+        self._late(calm, variance), 5 * self._late(collapsing, variance))
+    self.assertGreater(
+        self._late(calm, agm_client.spread),
+        3 * self._late(collapsing, agm_client.spread))
+
+  def test_stressed_run_differs_from_both(self):
+    for measure, factor in ((agm_client.spread, 1.5),
+                            (lambda a, h: np.var(a) + np.var(h), 3)):
+      stressed = self._late('stressed/harmonic', measure)
+      for other in ('calm/harmonic', 'calm/collapsing'):
+        self.assertGreater(stressed, factor * self._late(other, measure), other)
+
+  def test_suggestions_move_and_differ(self):
+    paths = []
+    for run in ('calm/harmonic', 'calm/collapsing', 'stressed/harmonic'):
+      client = agm_client.ControllerSuite(
+          base_hyperparams={
+              'learning_rate': 1e-3,
+              'epsilon': .1,
+              'batch_size': 256,
+              'agm_iterations': 5
+          })
+      rates = [
+          client.update(agm_client.build_telemetry_from_hmpo_record(r))
+          ['hyperparams']['learning_rate']
+          for r in _records(_BUNDLE / run / 'seed-0')
+      ]
+      self.assertGreater(len(set(rates)), 5, run)
+      paths.append(rates)
+    self.assertGreater(paths[1][-1], 1.1 * paths[0][-1])
+    self.assertNotEqual(paths[0], paths[2])
+
+
 class ReplayTest(absltest.TestCase):
 
   def setUp(self):
@@ -126,14 +192,13 @@ class ReplayTest(absltest.TestCase):
                      {'p'})
     self.assertIn(f'{steps // 2} answers', result.stdout)
 
-  def test_detector_of_full_convergence_ends_a_healthy_run_early(self):
+  def test_detector_of_full_convergence_ends_a_collapsed_run(self):
+    self.recorded = _BUNDLE / 'calm' / 'collapsing' / 'seed-0'
     result = self._replay('hmpo_jax.controllers:FullConvergence')
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertRegex(
         result.stdout, r'would have ended the run at step \d+ of \d+ '
         r'\(agm_full_convergence\): training reward 0\.\d+ there')
-    result = self._replay('hmpo_jax.controllers:ClipNormalisedConvergence')
-    self.assertNotIn('would have ended', result.stdout)
 
   def test_bounds_of_another_configuration(self):
     file = self.folder / 'mine.py'
@@ -141,6 +206,29 @@ class ReplayTest(absltest.TestCase):
     result = self._replay(f'{file}:high', '--config.control.epsilon_high=0.1')
     self.assertIn('step 1: epsilon 0.05 -> 0.1 (asked 0.4: must be from 0.01',
                   result.stdout)
+
+  def test_counts_what_it_refuses_apart_from_what_it_changes(self):
+    file = self.folder / 'mine.py'
+    file.write_text(
+        'def asks(record):\n'
+        '  step = record["step"]\n'
+        '  return {"batch_size": 64, "epsilon": 0.9,\n'
+        '          "p": -1. if step < 3 else "low",\n'
+        '          "agm_iterations": 5.2}\n', 'utf-8')
+    result = self._replay(f'{file}:asks')
+    self.assertEqual(result.returncode, 0, result.stderr)
+    steps = len(_records(self.recorded))
+    # Of all that is asked one moves, once: epsilon to its bound.
+    self.assertEqual(result.stdout.splitlines(), [
+        'step 1: epsilon 0.05 -> 0.5 (asked 0.9: must be from 0.01 to 0.5)',
+        f'agm_iterations left as it is, {steps} times: rounded',
+        f'batch_size left as it is, {steps} times: the shape of the program '
+        'is fixed',
+        f'epsilon left as it is, {steps - 1} times: must be from 0.01 to 0.5',
+        f'p left as it is, {steps - 2} times: must be a finite number',
+        f'{steps} answers, {4 * steps} decisions: 1 change something, '
+        f'{4 * steps - 3} are refused or cut to what holds; 0 errors',
+    ])
 
   def test_bad_input_ends_in_one_line(self):
     for arguments in (['nobody:home'], [

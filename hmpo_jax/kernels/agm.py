@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
 
-# Iterations that `histories` makes: after ten, a and h that differ by a factor
+# Iterations that `iterates` makes: after ten, a and h that differ by a factor
 # of 1e4 are within 1e-8 of their limit.
 MAX_ITERATIONS = 10
 _RATE_ITERATIONS = 5  # of agm/convergence_rate
@@ -49,8 +49,8 @@ def metrics(log_ratio: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
   }
 
 
-def histories(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
-              eps_high: ratios.Scalar) -> dict[str, jax.Array]:
+def iterates(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
+             eps_high: ratios.Scalar) -> dict[str, jax.Array]:
   """Iterates a_0 to a_K and h_0 to h_K, K = MAX_ITERATIONS, start included.
 
   Near the policy that sampled A and H are within a percent of each other, which
@@ -61,7 +61,8 @@ def histories(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
 
   is half the width of the clip range in nats: 1 is the policy that sampled, e
   and 1/e are the edges of a range that is even in the log, and a gap of order 1
-  is one that the clip can tell. Their logs are bounded at +-8.
+  is one that the clip can tell. Their logs are bounded at +-8, where a range of
+  no width puts all that is not on-policy.
 
   Args:
     log_ratio: [B, T] nats, 0 off the mask.
@@ -74,17 +75,18 @@ def histories(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
   """
   rows, log_a, log_h = _ends(log_ratio, mask)
   width = _half_width(eps_low, eps_high)
-  both = lambda x: jnp.stack(
-      [x, jnp.clip(x / width, -_MAX_WIDTHS, _MAX_WIDTHS)])
+  in_widths = lambda x: jnp.clip(
+      jnp.where(x == 0, 0, x / width), -_MAX_WIDTHS, _MAX_WIDTHS)
+  both = lambda x: jnp.stack([x, in_widths(x)])
   log_a, log_h = means.arithmetic_harmonic(
       both(log_a), both(log_h), MAX_ITERATIONS)
   rows_mean = jax.vmap(jax.vmap(lambda x: ratios.row_mean(jnp.exp(x), rows)))
   (a, a_clip), (h, h_clip) = rows_mean(log_a).T, rows_mean(log_h).T
   return {
-      'arithmetic_history': a,
-      'harmonic_history': h,
-      'arithmetic_history_clip': a_clip,
-      'harmonic_history_clip': h_clip,
+      'agm/arithmetic_iterates': a,
+      'agm/harmonic_iterates': h,
+      'agm/arithmetic_iterates_clip': a_clip,
+      'agm/harmonic_iterates_clip': h_clip,
   }
 
 
