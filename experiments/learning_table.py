@@ -83,9 +83,13 @@ def _run(workdir, name, arm, seed, overrides):
       'arm': arm,
       'seed': seed
   } | {
-      # No gradients are compared with config.mechanism.every=0.
-      column: round(summary.get(column, math.nan), 5) for column in _COLUMNS
+      column: _rounded(summary.get(column)) for column in _COLUMNS
   }
+
+
+def _rounded(value):
+  """NaN for what a run did not measure."""
+  return math.nan if value is None else round(value, 5)
 
 
 def _folder(workdir, name, arm, seed):
@@ -110,6 +114,7 @@ def _table(rows):
 
 def _table_row(name, arm, rows):
   column = lambda key: np.array([row[key] for row in rows])
+  mean = lambda key: _mean(column(key))
   first, last = column('heldout_reward_first'), column('heldout_reward_last')
   error = np.hypot(
       column('heldout_reward_first_stderr'),
@@ -121,8 +126,17 @@ def _table_row(name, arm, rows):
           f'{ratio.min():.1f} to {ratio.max():.1f} | '
           f'{column("heldout_exact_first").mean():.3f} to '
           f'{column("heldout_exact_last").mean():.3f} | '
-          f'{column("sigma").mean():.2f} | {column("cosine").mean():.2f} '
-          f'({column("cosine_unclipped").mean():.2f} unclipped) |')
+          f'{column("sigma").mean():.2f} | {mean("cosine")} '
+          f'({mean("cosine_unclipped")} unclipped) |')
+
+
+def _mean(values):
+  """Of the seeds that measured it; says how many where not all did."""
+  known = values[~np.isnan(values)]
+  if not known.size:
+    return 'not measured'
+  count = f' of {known.size} seeds' if known.size < values.size else ''
+  return f'{known.mean():.2f}{count}'
 
 
 def _draw(workdir):

@@ -71,6 +71,14 @@ def tag(name: str) -> str:
   return f'other/{name}'
 
 
+def measured_at(name: str, values: Mapping) -> int | None:
+  """The step that measured a value; None if it has none of its own."""
+  for start, stamp in _MEASURED.items():
+    if name.startswith(start) and name != stamp:
+      return values.get(stamp)
+  return None
+
+
 def _lines(*names):
   return ['Multiline', [f'^{tag(name)}$' for name in names]]
 
@@ -172,7 +180,7 @@ class Board:
     measured = {
         name: value
         for name, value in values.items()
-        if name != 'step' and _measured_at(name, values) in (None, step)
+        if name != 'step' and measured_at(name, values) in (None, step)
     }
     shown = [_scalar(*level) for level in self._levels.items()]
     for name, value in _with_margins(measured).items():
@@ -189,14 +197,6 @@ class Board:
   def _write(self, **fields):
     self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
     self._file.flush()
-
-
-def _measured_at(name, values):
-  """The step that measured a value; None if it has none of its own."""
-  for start, stamp in _MEASURED.items():
-    if name.startswith(start):
-      return values.get(stamp)
-  return None
 
 
 def _with_margins(values):

@@ -127,8 +127,12 @@ class _Group:
       if open_run.is_saved(self._config, self._finished):
         self._save()
     for index, run in self._runs.items():
-      run.finish()
-      self._tell(Report('done', index))
+      try:
+        run.finish()
+      except open_run.NumericalFault as error:
+        self._tell(Report('failed', index, str(error), self._finished))
+      else:
+        self._tell(Report('done', index))
 
   def _start(self):
     """From the last step of which all runs have a checkpoint."""

@@ -1,5 +1,7 @@
 """Whether the choice of the mean mattered: gradients of one batch compared."""
 
+from collections.abc import Iterator, Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -46,6 +48,16 @@ def _named(values):
 
 
 KEYS = tuple(_named(dict.fromkeys(_keys())))
+_COSINES = tuple(key for key in KEYS if key.startswith('mechanism/cosine'))
+# Ratios to the norm of p0 by one clip, or none: 0 all of them where that is 0.
+_RATIOS = tuple(
+    tuple(
+        _named({
+            f'norm_ratio{kind}_{name}_p0': None
+            for name in LOSSES
+            if name != 'p0'
+        }))
+    for kind in ('', '_unclipped'))
 
 
 def compare_means(static, learned: update.Learned, hparams: base.HParams,
@@ -69,6 +81,7 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
     and the unclipped norm_ratio of pm1, have no names of losses behind theirs:
     cosine_a_b, cosine_unclipped_a_b: of the two gradients; 0 if one is 0.
     norm_ratio_a_p0, norm_ratio_unclipped_a_p0: |g_a| / |g_0|; 0 if g_0 is.
+      `undefined` tells which of them are.
     mask_disagreement_a_b: share of the rows whose gradient one of the two stops
       and the other doesn't; of a loss that clips tokens, mean over rows of
       that share of its tokens.
@@ -105,6 +118,21 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
   for (first, second), share in zip(_PAIRS, disagreements[0]):
     values[f'mask_disagreement_{first}_{second}'] = share
   return _named({name: values[name] for name in _keys()})
+
+
+def undefined(values: Mapping[str, float]) -> Iterator[str]:
+  """Names of the cosines and ratios that stand at 0 since a gradient is 0.
+
+  Nothing else makes a cosine 0: gradients of thousands of parameters are never
+  exactly orthogonal.
+
+  Args:
+    values: what `compare_means` returned, by name; others are ignored.
+  """
+  yield from (name for name in _COSINES if values.get(name) == 0)
+  for names in _RATIOS:
+    if not any(values.get(name) for name in names):
+      yield from (name for name in names if name in values)
 
 
 def _lowest(static):

@@ -15,12 +15,14 @@ import numpy as np
 
 from hmpo_jax import board
 from hmpo_jax import config as config_lib
+from hmpo_jax import measured
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
 FAULTS, CONTROL = 'faults.jsonl', 'control.jsonl'
 _APPENDED = (METRICS, TABLE, TIMING, FAULTS)
 # Counts the values of a record that were not finite.
 NONFINITE = 'nonfinite_values'
+_NAMES = 'nonfinite'  # in faults.jsonl: those that were not finite
 
 Value = bool | int | float | list
 
@@ -77,35 +79,46 @@ class Writer:
     """The record of the last step; empty before the first."""
     return self._last
 
-  def write(self, step: int, values: Mapping, timing: Mapping) -> None:
+  def write(self,
+            step: int,
+            values: Mapping,
+            timing: Mapping,
+            fault: Mapping | None = None) -> None:
     """Appends the record of a step, which `last` is then, and its times.
 
     Args:
       step: finished steps, this one included.
       values: numbers, booleans or arrays by name, the same names each time. A
         value that is not finite is written as the last finite one of its name,
-        0 if there was none, and counted under `nonfinite_values`. What
-        `board.is_for_board` is shown alone.
+        0 if there was none, counted under `nonfinite_values` and named in
+        faults.jsonl. What `board.is_for_board` is shown alone.
       timing: seconds and rates.
+      fault: what else went wrong in the step, for its line of faults.jsonl,
+        which is written before the record.
     """
     record: dict[str, Value] = {'step': step}
-    bad = 0
+    bad = []
     shown = {}
     for name, value in values.items():
       if board.is_for_board(name):
         shown[name] = value
         continue
       record[name], is_bad = _finite(plain(value), self._last.get(name))
-      bad += is_bad
-    record[NONFINITE] = bad
+      bad += [name] * is_bad
+    record[NONFINITE] = len(bad)
     self._last |= record
+    if fault or bad:
+      line = {'step': step} | dict(fault or {}) | {_NAMES: bad}
+      self._append(FAULTS, _line(line))
     self._append(METRICS, _line(record))
     if not self._columns:
       self._columns = _columns(record)
       self._append(TABLE, _row(self._columns))
     self._append(TABLE, _row([record[name] for name in self._columns]))
     self._append(TIMING, _line({'step': step} | dict(timing)))
-    self._board.show(step, record | dict(timing) | shown)
+    gaps = measured.missing(record, bad)
+    known = {name: v for name, v in record.items() if name not in gaps}
+    self._board.show(step, known | dict(timing) | shown)
 
   def show(self, step: int, values: Mapping) -> None:
     """Shows values in TensorBoard that no record has: before the first step."""
@@ -114,10 +127,6 @@ class Writer:
             name: value if board.is_for_board(name) else plain(value)
             for name, value in values.items()
         })
-
-  def write_fault(self, step: int, fault: Mapping) -> None:
-    """Appends what went wrong in a step to faults.jsonl, before its record."""
-    self._append(FAULTS, _line({'step': step} | dict(fault)))
 
   def write_control(self, step: int, answer: Mapping) -> None:
     """Appends what a controller answered to the record of a step."""
@@ -146,6 +155,22 @@ def read(workdir: pathlib.Path) -> list[dict]:
     ConfigError: the file is damaged.
   """
   return _whole_lines(workdir / METRICS)
+
+
+def read_measured(workdir: pathlib.Path) -> list[dict]:
+  """`read`, with NaN for what a step did not measure: see `measured.of`.
+
+  Raises:
+    ConfigError: a file is damaged.
+  """
+  names = {
+      fault['step']: fault.get(_NAMES, ())
+      for fault in _whole_lines(workdir / FAULTS)
+  }
+  return [
+      measured.of(record, names.get(record['step'], ()))
+      for record in read(workdir)
+  ]
 
 
 def read_control(workdir: pathlib.Path) -> list[dict]:

@@ -31,7 +31,12 @@ _PATIENCE = 5  # steps without a moving ratio before the run says so
 
 
 class NumericalFault(Exception):
-  """Update after update was skipped for a numerical cause."""
+  """Update after update was skipped for a numerical cause.
+
+  Attributes:
+    summary: of the run, where it came to its end that way.
+  """
+  summary: dict | None = None
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -236,10 +241,8 @@ class OpenRun(contextlib.AbstractContextManager):
     if self.programs.controller:
       record |= self.programs.controller.held(self._settings)
     causes = numerical_skips(record)
-    if causes:
-      self._write_fault(causes, key)
     timing = timing | {'tokens_per_s': tokens / timing['step_s']}
-    self._writer.write(step, record, timing)
+    self._writer.write(step, record, timing, self._fault(causes, key))
     self._warn_if_still(record, causes)
     skips = int(record['skipped/in_a_row'])
     if skips >= config.train.max_skips:
@@ -262,10 +265,23 @@ class OpenRun(contextlib.AbstractContextManager):
       self._saver.save(self.step, state, self._extra, self._score)
 
   def finish(self) -> dict:
-    """The summary of all steps, as it is written to summary.json."""
+    """The summary of all steps, as it is written to summary.json.
+
+    Raises:
+      NumericalFault: every update was skipped for a numerical cause: there is
+        nothing to sum up. The reason stands in failed.json.
+    """
     summary = summary_lib.make(
-        metrics_lib.read(self.workdir), self._extra, self.programs.baselines(),
-        self.config)
+        metrics_lib.read_measured(self.workdir), self._extra,
+        self.programs.baselines(), self.config)
+    if not summary_lib.num_sound(summary):
+      reason = (f'step {self.step}: every update of the run was skipped for a '
+                'numerical cause, see skipped/* in metrics.jsonl; nothing was '
+                'learned')
+      fail(self.workdir, reason, self.step, is_final=True)
+      fault = NumericalFault(reason)
+      fault.summary = summary
+      raise fault
     run_folder.write_json(self.workdir / run_folder.SUMMARY, summary)
     return summary
 
@@ -315,12 +331,14 @@ class OpenRun(contextlib.AbstractContextManager):
           f'than it did up to step {self.step}, on the same records; what it '
           'decided then holds')
 
-  def _write_fault(self, causes, key):
-    data = jax.random.key_data(key).tolist()
-    self._writer.write_fault(self.step, {'skipped': causes, 'key': data})
+  def _fault(self, causes, key):
+    """What faults.jsonl holds of the step's skips; {} without any."""
+    if not causes:
+      return {}
     self._note(f'warning: step {self.step} skipped updates, {causes}; look '
                'with python experiments/replay.py --workdir='
                f'{self.workdir} --step={self.step}')
+    return {'skipped': causes, 'key': jax.random.key_data(key).tolist()}
 
   def _warn_if_still(self, record, causes):
     # Where updates were skipped there is a reason that a note names already.

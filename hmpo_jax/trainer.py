@@ -27,7 +27,7 @@ class Interrupted(Stopped):
 
 
 class NumericalStop(Stopped):
-  """Update after update was skipped for a numerical cause."""
+  """Update after update, or every one, was skipped for a numerical cause."""
   exit_code = 3
 
 
@@ -49,7 +49,8 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   Raises:
     ConfigError: a value that can't run, or a folder of another configuration.
     Interrupted: a signal came; the step was finished and is in a checkpoint.
-    NumericalStop: see config.train.max_skips.
+    NumericalStop: see config.train.max_skips; also where every update of a run
+      was skipped for a numerical cause.
     RewardStop: the reward function failed; all steps before are kept.
     OSError: the disk takes no more; what was written is whole.
   """
@@ -72,6 +73,8 @@ def _train(config, workdir, interruption):
       except reward_lib.RewardError as error:
         raise RewardStop(str(error)) from error
       except open_run.NumericalFault as error:
+        if error.summary:
+          progress_lib.summary_table(summary_lib.rows(error.summary, workdir))
         raise NumericalStop(str(error)) from error
   progress_lib.summary_table(summary_lib.rows(summary, workdir))
   return summary

@@ -11,7 +11,7 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
           'config_file', 'host_function', 'model', 'rollout', 'tasks', 'policy',
           'warm_start', 'update', 'mechanism', 'clip_drift', 'step_metrics',
           'learner', 'runs', 'trajectory', 'control', 'controllers', 'programs',
-          'checkpoint', 'board', 'metrics', 'telemetry', 'progress',
+          'checkpoint', 'board', 'measured', 'metrics', 'telemetry', 'progress',
           'interruption', 'overshoot', 'growth', 'run_folder', 'summary',
           'open_run', 'trainer', 'group', 'rerun', 'oracle', 'analysis',
           'bench', 'compile_cache', 'command_line', 'plan')

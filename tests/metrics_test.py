@@ -5,11 +5,13 @@ import json
 import math
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 
+from hmpo_jax import board
 from hmpo_jax import metrics
 
 
@@ -92,6 +94,37 @@ class WriterTest(absltest.TestCase):
       writer.write(3, {'a': math.nan, 'heads': [math.nan]}, {})
     third = metrics.read(self.folder)[2]
     self.assertEqual((third['a'], third['heads']), (6., [1.]))
+
+  def test_what_was_not_finite_is_named_and_no_measurement(self):
+    with metrics.Writer(self.folder, 0) as writer:
+      writer.write(1, {'a': 5., 'b': 1.}, {})
+      writer.write(2, {'a': math.nan, 'b': 2.}, {}, {'skipped': {'loss': 4}})
+    with metrics.Writer(self.folder, 2) as writer:
+      writer.write(3, {'a': 7., 'b': math.inf}, {})
+    text = (self.folder / 'faults.jsonl').read_text('utf-8')
+    self.assertEqual([json.loads(line) for line in text.splitlines()], [{
+        'step': 2,
+        'skipped': {
+            'loss': 4
+        },
+        'nonfinite': ['a']
+    }, {
+        'step': 3,
+        'nonfinite': ['b']
+    }])
+    records = metrics.read_measured(self.folder)
+    np.testing.assert_equal([r['a'] for r in records], [5., math.nan, 7.])
+    np.testing.assert_equal([r['b'] for r in records], [1., 2., math.nan])
+
+  def test_board_shows_no_point_for_what_was_not_measured(self):
+    with metrics.Writer(self.folder, 0) as writer:
+      with mock.patch.object(board.Board, 'show') as show:
+        writer.write(1, {'a': math.nan, 'b': 2.}, {})
+    self.assertEqual(show.call_args.args[1], {
+        'step': 1,
+        'b': 2.,
+        'nonfinite_values': 1
+    })
 
   def test_list_that_grows_is_written_whole(self):
     with metrics.Writer(self.folder, 0) as writer:

@@ -1,5 +1,7 @@
 """What single runs of a plan came to."""
 
+import json
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -105,6 +107,23 @@ class OutcomesTest(plan_case.PlanTestCase):
     rewards = [line['reward/mean'] for line in self.records('sort/hmpo/0')]
     self.assertAlmostEqual(
         table['reward/mean:mean'][0], np.mean(rewards), places=5)
+
+  def test_means_are_over_what_was_measured(self):
+    self.plan(_ALIKE, seeds=1)
+    lines = self.records('sort/hmpo/0')
+    for line in lines:
+      step = line['step']
+      # Compared every tenth step, and every other time a gradient was 0.
+      line['mechanism/step'] = at = step - step % 10 or 1
+      line['mechanism/cosine'] = .9998 if at % 20 else 0.
+      line['ratio/mean'] = 2. if step == 5 else 1.
+    self.rewrite('sort/hmpo/0', lines)
+    faults = {'step': 5, 'nonfinite': ['ratio/mean']}
+    (self.folder / 'runs/sort/hmpo/0/faults.jsonl').write_text(
+        json.dumps(faults) + '\n', encoding='utf-8')
+    row = outcomes.per_seed(records.read(self.folder)).iloc[0]
+    self.assertAlmostEqual(row['mechanism/cosine:mean'], .9998)
+    self.assertEqual(row['ratio/mean:mean'], 1)
 
   def test_thirds_are_of_training(self):
     steps, values = np.arange(1, 31.), np.repeat([1., 2., 3.], 10)

@@ -1,6 +1,7 @@
 """What a plan keeps of its tuning, and what a run of a grid came to."""
 
 import json
+import math
 import pathlib
 import tempfile
 
@@ -77,7 +78,23 @@ class FolderTest(absltest.TestCase):
 
   def test_a_run_that_never_began(self):
     self._write('failed.json', {'reason': 'bad', 'step': 0, 'final': False})
-    self.assertEqual(self._result().area, 0.1)
+    found = self._result()
+    self.assertEqual(found.area, 0.1)
+    self.assertTrue(math.isnan(found.clip_frac))
+    (self.folder / tuning.FOLDER).mkdir(exist_ok=True)
+    folder.write_tuning(self.folder, [found])
+    kept, = folder.read_tuning(self.folder)['sort', 'gspo']
+    self.assertTrue(math.isnan(kept.clip_frac))
+
+  def test_steps_that_trained_no_row_clip_none(self):
+    self._record([0, 0.2, 0.4], **{'clip/low_frac': 0.5})
+    (self.path /
+     'faults.jsonl').write_text('{"step": 2, "nonfinite": ["clip/low_frac"]}\n')
+    lines = (self.path / 'metrics.jsonl').read_text().splitlines()
+    repeated = json.dumps(json.loads(lines[1]) | {'clip/low_frac': 0.1})
+    (self.path / 'metrics.jsonl').write_text(f'{lines[0]}\n{repeated}\n')
+    self._write('summary.json', {})
+    self.assertEqual(self._result().clip_frac, 0.5)
 
   def test_a_run_that_goes_on_has_no_result(self):
     self._record([0.4, 0.6])

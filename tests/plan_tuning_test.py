@@ -1,8 +1,11 @@
 """Grids: what is run, which point is chosen, where the grid grows."""
 
+import math
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import tuning
 
@@ -92,6 +95,19 @@ class TuningTest(parameterized.TestCase):
     self.assertEqual(find(0.15), 0.14)  # sqrt(.1 .2), two digits
     self.assertEqual(find(0.9), 0.05)
     self.assertEqual(find(0.01), 0.2)
+
+  def test_a_run_without_a_trained_row_clips_no_share(self):
+    unknown = [
+        tuning.Result('sort', 'gspo', 1e-3, eps, 9, 0., True, math.nan)
+        for eps in _GRID.eps
+    ]
+    results = _results(
+        _areas(tuning.Point(1e-3, 0.1)), lambda eps: 0.3 - 0.1 * eps)
+    self.assertEqual(
+        tuning.eps_that_clips(results + unknown, 1e-3, 0.29),
+        tuning.eps_that_clips(results, 1e-3, 0.29))
+    with self.assertRaisesRegex(config_lib.ConfigError, 'has trained a row'):
+      tuning.eps_that_clips(unknown, 1e-3, 0.29)
 
   def test_settings_of_own_inherited_and_shared(self):
     best = tuning.Point(1e-3, 0.1)

@@ -1,5 +1,7 @@
 """A user's reward function: what it gets, and every way in which it fails."""
 
+import contextlib
+import io
 import json
 from unittest import mock
 
@@ -133,14 +135,39 @@ class TrainTest(_FolderTest):
   def test_nan_rewards_are_skipped_and_counted(self):
     values = '[float("nan"), .3] + [.1, .2] * (len(p) // 2 - 1)'
     self.file.write_text(f'def judge(p, r): return {values}')
-    trainer.train(self._config(), self.folder / 'run')
-    for record in metrics.read(self.folder / 'run'):
+    run = self.folder / 'run'
+    table = self._stopped(run)
+    self.assertRegex(table, r'held-out reward +0\.\d+ -> 0\.\d+\n')
+    self.assertRegex(table, r'held-out rewards that are NaN +1, which count')
+    for record in metrics.read(run):
       # One group of four is spoiled; both minibatches of an epoch see it.
       self.assertGreater(record['skipped/reward'], 0)
       self.assertGreater(record['nonfinite_values'], 0)
       self.assertGreater(record['eval/nan_rewards'], 0)
-    summary = (self.folder / 'run' / 'summary.json').read_text('utf-8')
-    self.assertNotIn('NaN', summary)
+
+  def test_run_whose_rewards_are_all_nan_measures_nothing_and_fails(self):
+    self.file.write_text('def judge(p, r): return [float("nan")] * len(p)')
+    run = self.folder / 'run'
+    table = self._stopped(run)
+    for label in ('held-out reward', 'mean ratio', 'updates that QK-clip'):
+      self.assertRegex(table, rf'\n{label}.* not measured')
+    self.assertNotRegex(table, 'majority|0.0000|nan')
+    self.assertFalse((run / 'summary.json').exists())
+    failed = json.loads((run / 'failed.json').read_text('utf-8'))
+    self.assertEqual((failed['step'], failed['final']), (4, True))
+    before = (run / 'metrics.jsonl').read_bytes()
+    self.assertEqual(self._stopped(run), table)
+    self.assertEqual((run / 'metrics.jsonl').read_bytes(), before)
+
+  def _stopped(self, run):
+    """The table of a run that ends without a sound update."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      with self.assertRaisesRegex(trainer.NumericalStop,
+                                  'every update') as stop:
+        trainer.train(self._config(), run)
+    self.assertEqual(stop.exception.exit_code, 3)
+    return out.getvalue()
 
   def test_file_of_prompts_trains_without_answers(self):
     prompts = self.folder / 'prompts.jsonl'

@@ -30,7 +30,8 @@ class Plan(NamedTuple):
   # number of recorded steps), reason, tau of the QK-clip (NaN where it is off)
   # and monitor_tau.
   runs: pandas.DataFrame
-  # One row a record: RUN, step and every metric that is one number.
+  # One row a record: RUN, step and every metric that is one number, NaN where
+  # the step did not measure it.
   steps: pandas.DataFrame
   # One row an evaluation: RUN, step, reward, exact, and measured, which is
   # false where a failed run is scored.
@@ -198,6 +199,7 @@ def _run(folder, horizon):
         for name in ('summary', 'failed', 'start'))
     heldout = _evaluations(records, summary, start)
     state = _state(records, summary, failure, horizon)
+    records = metrics.read_measured(folder)
   except (config_lib.ConfigError, KeyError, TypeError) as error:
     records, heldout, summary = [], {}, None
     state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import fcntl
 import json
+import math
 import pathlib
 import sys
 import time
@@ -91,7 +92,10 @@ def write_tuning(workdir: pathlib.Path,
   with open(temporary, 'w', newline='', encoding='utf-8') as out:
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(tuning.Result._fields)
-    writer.writerows(results)
+    # As pandas has it: nothing where there is no number.
+    is_nan = lambda value: isinstance(value, float) and math.isnan(value)
+    for result_ in results:
+      writer.writerow('' if is_nan(value) else value for value in result_)
   temporary.replace(file)
 
 
@@ -109,7 +113,8 @@ def read_tuning(
           tuning.Result(*key, float(row['learning_rate']), float(row['eps']),
                         int(row['seed']),
                         float(row['area']), row['failed'] == 'True',
-                        float(row['clip_frac']), row['chosen'] == 'True'))
+                        float(row['clip_frac'] or
+                              'nan'), row['chosen'] == 'True'))
   return found
 
 
@@ -125,10 +130,6 @@ def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
   failure = read(folder / open_run.FAILED)
   if not failure and not (folder / run_folder.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
-  # A loss without a clip clips nothing.
-  clipped = [
-      r.get('clip/low_frac', 0.) + r.get('clip/high_frac', 0.) for r in records
-  ]
   return tuning.Result(
       run.task,
       run.variant,
@@ -136,7 +137,20 @@ def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
       run.seed,
       area=_area(plan, read(folder / open_run.START), records, failure),
       failed=bool(failure),
-      clip_frac=sum(clipped) / len(clipped) if clipped else 0.)
+      clip_frac=_clip_frac(folder))
+
+
+def _clip_frac(folder):
+  """Share of clipped rows in the steps that had any; NaN without such a step.
+
+  A loss without a clip clips nothing.
+  """
+  shares = [
+      record.get('clip/low_frac', 0.) + record.get('clip/high_frac', 0.)
+      for record in metrics.read_measured(folder)
+  ]
+  known = [share for share in shares if not math.isnan(share)]
+  return sum(known) / len(known) if known else math.nan
 
 
 def _area(plan, start, records, failure):

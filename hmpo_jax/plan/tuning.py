@@ -10,6 +10,7 @@ import math
 import pathlib
 from typing import NamedTuple
 
+from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 
 FOLDER = 'tuning'  # in the plan's folder
@@ -30,7 +31,7 @@ class Result(NamedTuple):
   seed: int
   area: float  # under the held-out reward, mean height
   failed: bool
-  clip_frac: float  # clipped rows, low and high side together
+  clip_frac: float  # clipped rows, low and high side; NaN if none was trained
   chosen: bool = False
 
 
@@ -117,11 +118,19 @@ def eps_that_clips(results: Sequence[Result], learning_rate: float,
 
   Linear in log eps between the points of its grid on both sides of the share;
   where all clip more or all clip less, the end of the grid.
+
+  Raises:
+    ConfigError: no run at that learning rate has trained a row.
   """
   shares: dict[float, list[float]] = {}
   for result in results:
-    if result.learning_rate == learning_rate:
+    is_known = not math.isnan(result.clip_frac)
+    if result.learning_rate == learning_rate and is_known:
       shares.setdefault(result.eps, []).append(result.clip_frac)
+  if not shares:
+    raise config_lib.ConfigError(
+        f'tuning: no run at learning rate {learning_rate:g} has trained a row, '
+        'so none tells what it clips')
   widths = sorted(shares)
   means = [sum(shares[eps]) / len(shares[eps]) for eps in widths]
   for i in range(len(widths) - 1):

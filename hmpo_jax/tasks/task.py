@@ -133,7 +133,8 @@ def baselines(task: Task, prompts: jax.Array,
 
   'majority' gives at each place the commonest token of training answers to
   every prompt, where answers are known; 'random' draws every token evenly from
-  the vocabulary. `judge` scores them.
+  the vocabulary. `judge` scores them; one of which it gives no number is left
+  out.
   """
   result = {}
   for name, tokens in _unskilled(task, len(prompts)).items():
@@ -145,6 +146,8 @@ def baselines(task: Task, prompts: jax.Array,
             valid=jnp.concatenate([prompts != task.pad, mask], 1),
             mask=mask,
             logprobs=jnp.zeros(mask.shape)))
+    if jnp.isnan(reward).all():
+      continue
     result[f'{name}_reward'] = float(jnp.nan_to_num(reward).mean())
     result[f'{name}_exact'] = float(exact.mean())
   return result
