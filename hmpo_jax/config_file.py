@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import json
 import pathlib
 import runpy
+import traceback
 
 import ml_collections
 
@@ -58,7 +59,15 @@ def read(path: str):
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise config_lib.ConfigError(
         f'--config={path}: must be a Python file with get_config(), or the '
-        f'config.json of a run; reading it ended in {text}') from error
+        f'config.json of a run; reading it ended in {text}{_at(file, error)}'
+    ) from error
+
+
+def _at(file, error):
+  """The line of a file at which an error was raised, if one was."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == file]
+  return f', at line {lines[-1]}' if lines else ''
 
 
 def _from_python(file, argument):

@@ -15,6 +15,7 @@ import numpy as np
 
 from hmpo_jax import board
 from hmpo_jax import config as config_lib
+from hmpo_jax import lines as lines_lib
 from hmpo_jax import measured
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
@@ -237,23 +238,31 @@ def _whole_lines(file):
   """Records of a JSONL file, without a last line that a kill cut."""
   if not file.exists():
     return []
-  records: list[dict] = []
   try:
-    *lines, _ = file.read_text(encoding='utf-8').split('\n')
-    for line in lines:
-      records.append(json.loads(line))
-      if not isinstance(records[-1]['step'], int):
-        raise TypeError('"step" is no integer')
-      if file.name == CONTROL:
-        _ = [change['after'] for change in records[-1]['changes']]
-    if file.name == METRICS:
-      if [r['step'] for r in records] != list(range(1, len(records) + 1)):
-        raise ValueError('the steps are not 1, 2, 3, ...')
-  except (ValueError, KeyError, TypeError) as error:
-    raise config_lib.ConfigError(
-        f'{file}, line {len(records)}: damaged ({error!r}); put it back, or '
-        'choose another --workdir') from error
-  return records
+    *lines, _ = lines_lib.read(file)
+  except ValueError as error:
+    raise _damaged(str(file), error) from error
+  return [_record(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _record(file, number, line):
+  """What a line of a JSONL file holds."""
+  try:
+    record = json.loads(line)
+    if not isinstance(record['step'], int):
+      raise TypeError('"step" is no integer')
+    if file.name == CONTROL:
+      _ = [change['after'] for change in record['changes']]
+    if file.name == METRICS and record['step'] != number:
+      raise ValueError(f'step {record["step"]}, must be {number}')
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise _damaged(f'{file}, line {number}', error) from error
+  return record
+
+
+def _damaged(place, error):
+  return config_lib.ConfigError(f'{place}: damaged ({error!r}); put it back, '
+                                'or choose another --workdir')
 
 
 def _replace(file, text):

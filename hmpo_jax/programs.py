@@ -14,6 +14,7 @@ from hmpo_jax import policy
 from hmpo_jax import step_metrics
 from hmpo_jax import trajectory
 from hmpo_jax import warm_start
+from hmpo_jax.tasks import prompt_file
 from hmpo_jax.tasks import reward as reward_lib
 from hmpo_jax.tasks import task as task_lib
 
@@ -114,10 +115,7 @@ def _make_judge(config, task):
   """What scores a rollout: the task itself, or a function on the host."""
   needs_answers = not config.reward.function or config.warm_start.num_steps > 0
   if needs_answers and not task.has_answers:
-    raise config_lib.ConfigError(
-        f'config.task.prompts = {config.task.prompts!r}: every line must have '
-        'an "answer", unless config.reward.function is given and '
-        'config.warm_start.num_steps is 0')
+    raise prompt_file.unanswered(config.task.prompts)
   if config.reward.function:
     return reward_lib.HostReward(config.reward.function, config.reward.timeout,
                                  task.prompt_len)

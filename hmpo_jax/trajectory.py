@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import lines as lines_lib
 
 # The order after the last update of a step, before the step's own decision
 # moves it: the one that all its updates used, if they shared one.
@@ -44,9 +45,10 @@ def load(config) -> np.ndarray | None:
 
 def _lines(file):
   try:
-    lines = pathlib.Path(file).read_text(encoding='utf-8').splitlines()
+    *lines, rest = lines_lib.read(pathlib.Path(file))
   except (OSError, ValueError) as error:
     raise _error(file, f'must be a readable text file ({error})') from error
+  lines += [rest] if rest else []
   if not lines:
     raise _error(
         file, 'is empty; it must hold the record of a step in every '

@@ -71,7 +71,10 @@ class LoadTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('no_function', 'x = 1', "KeyError: 'get_config'"),
       ('syntax', 'def :', 'SyntaxError'),
-      ('raises', 'raise RuntimeError("a\\nb")', 'RuntimeError: a b'),
+      ('raises', 'raise RuntimeError("a\\nb")',
+       'RuntimeError: a b, at line 1$'),
+      ('raises_in_a_call', 'def get_config():\n\n  return 1 / 0',
+       'ZeroDivisionError: division by zero, at line 3$'),
       ('exits', 'import sys\nsys.exit("so")', 'SystemExit: so'),
       ('number', 'def get_config(): return 3', 'ConfigDict, returned int'),
       ('nothing', 'def get_config(): return None', 'returned NoneType'),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import board
+from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
 
 
@@ -139,6 +140,20 @@ class WriterTest(absltest.TestCase):
     self._write([2], start=1)
     lines = (self.folder / 'timing.jsonl').read_text('utf-8').splitlines()
     self.assertEqual([json.loads(line)['step'] for line in lines], [1, 2])
+
+  def test_damage_is_named_by_its_line(self):
+    self._write([1, 2, 3])
+    file = self.folder / 'metrics.jsonl'
+    lines = file.read_bytes().splitlines(keepends=True)
+    deep = b'[' * 100_000 + b'\n'
+    for number in (1, 2, 3):
+      for damage in (b'{"st\n', b'3\n', b'{"step": 7}\n', b'{}\n', b'\xff\n',
+                     deep):
+        file.write_bytes(b''.join(lines[:number - 1] + [damage] +
+                                  lines[number:]))
+        with self.assertRaisesRegex(config_lib.ConfigError,
+                                    rf'metrics\.jsonl.*line {number}\b'):
+          metrics.read(self.folder)
 
   def test_writes_events_and_config_to_a_new_folder(self):
     folder = self.folder / 'new' / 'run'

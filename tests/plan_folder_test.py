@@ -114,6 +114,17 @@ class FolderTest(absltest.TestCase):
     self.assertEqual(list(found), [('sort', 'gspo'), ('sort', 'null')])
     self.assertEqual(sum(found.values(), []), results)
 
+  def test_damaged_grid_is_named_by_its_line(self):
+    result = tuning.Result('sort', 'gspo', 1e-4, 0.05, 0, 0.1, False, 0.2)
+    folder.write_tuning(self.folder, [result] * 2)
+    file = self.folder / tuning.FOLDER / 'tuning.csv'
+    text = file.read_text(encoding='utf-8').splitlines(keepends=True)
+    for damage in ('sort,gspo,high\n', 'sort\n'):
+      file.write_text(''.join([*text[:2], damage]), encoding='utf-8')
+      with self.assertRaisesRegex(config_lib.ConfigError,
+                                  r'tuning\.csv, line 3: damaged'):
+        folder.read_tuning(self.folder)
+
 
 if __name__ == '__main__':
   absltest.main()

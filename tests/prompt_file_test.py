@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import programs
 from hmpo_jax.tasks import prompt_file
 from hmpo_jax.tasks import task as task_lib
 
@@ -85,21 +86,57 @@ class LoadTest(parameterized.TestCase):
       ('padding', [{
           'prompt': [0, 2]
       }], 'without the padding 0'),
-      ('twice', [_LINES[0], _LINES[0]], 'twice'),
-      ('no_stop', [{
-          'prompt': [2],
+      ('twice', [*_LINES[:3], _LINES[1]
+                ], 'line 4 holds the prompt of line 2 again'),
+      ('no_stop', [*_LINES[:2], '', {
+          'prompt': [3],
           'answer': [3]
-      }], 'end with the stop token 1'),
+      }], r'line 4: "answer" must end with the stop token 1 .* got \[3\]'),
       ('too_long', [{
           'prompt': [2],
           'answer': [2, 2, 2, 2, 1]
-      }], 'at most config.task.response_len = 4'),
+      }], 'line 1: "answer" must .* at most config.task.response_len = 4'),
+      ('misspelt_prompt', [{
+          'promt': [2]
+      }], 'line 1 must be an object with a "prompt", but "promt"'),
   )
   def test_is_refused(self, lines, words):
     with self.assertRaisesRegex(config_lib.ConfigError, words) as caught:
       self._load(lines)
     self.assertNotIn('\n', str(caught.exception))
     self.assertIn('config.task.prompts', str(caught.exception))
+
+  def test_answer_of_another_length_without_a_stop_token(self):
+    self.file.write_text('\n'.join(
+        json.dumps({
+            'prompt': [2, i],
+            'answer': [3] * (4 if i < 5 else 3)
+        }) for i in range(2, 9)))
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                'line 4: "answer" must have .* 4 .*, has 3'):
+      prompt_file.load(str(self.file), 10, 0, -1, 4)
+
+  @parameterized.parameters(('solution', ''), ('anwser', ', but "anwser"'))
+  def test_missing_answer_is_named_by_its_line(self, key, near):
+    lines = [*_LINES[:3], '', {'prompt': [3], key: [1]}, {'prompt': [4]}]
+    self.assertFalse(self._load(lines).has_answers)
+    config = config_lib.default_config()
+    config.task.update(
+        name='file', prompts=str(self.file), vocab_size=10, response_len=4)
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                f'line 5 has no "answer"{near}: all must'):
+      programs.Programs(config)
+
+  def test_line_that_is_no_text_is_named(self):
+    self.file.write_bytes(b'{"prompt": [2]}\n\n{"prompt": [3\xff]}\n')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'readable .*line 3: '):
+      prompt_file.load(str(self.file), 10, 0, 1, 4)
+
+  def test_lines_of_windows(self):
+    self.file.write_bytes(b'\r\n'.join(
+        json.dumps(line).encode() for line in _LINES) + b'\r\n')
+    task = prompt_file.load(str(self.file), 10, 0, 1, 4)
+    self.assertTrue(task.has_answers)
 
   def test_file_that_is_missing_a_folder_or_no_text(self):
     self.file.write_bytes(b'\xff\xfe')

@@ -124,10 +124,12 @@ class LoadTest(_Folder):
     self.assertIn('config.exponent.path = ', str(caught.exception))
 
   def test_file_that_can_not_be_read(self):
-    self.file.write_bytes(b'\xff\xfe\x00')
+    self.file.write_bytes(b'{"step": 1}\n\xff\xfe\x00')
     for path in (self.file, self.folder, self.folder / 'none'):
       with self.assertRaisesRegex(config_lib.ConfigError, 'readable text file'):
         trajectory.load(self._config(exponent__path=str(path)))
+    with self.assertRaisesRegex(config_lib.ConfigError, 'line 2: .*utf-8'):
+      trajectory.load(self._config())
 
 
 class ReplayTest(_Folder):

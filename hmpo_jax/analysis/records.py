@@ -280,8 +280,12 @@ def _table(file):
   # A variant may be called null.
   names = {'task': str, 'variant': str}
   numbers = {'area': [''], 'clip_frac': ['']}
-  return pandas.read_csv(
-      file, keep_default_na=False, na_values=numbers, dtype=names)
+  try:
+    return pandas.read_csv(
+        file, keep_default_na=False, na_values=numbers, dtype=names)
+  except ValueError as error:
+    text = ' '.join(str(error).split())
+    raise config_lib.ConfigError(f'{file}: damaged ({text})') from error
 
 
 def _stack(frames, columns):

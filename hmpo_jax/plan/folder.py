@@ -107,15 +107,25 @@ def read_tuning(
   if not file.exists():
     return found
   with open(file, newline='', encoding='utf-8') as lines:
-    for row in csv.DictReader(lines):
-      key = row['task'], row['variant']
-      found.setdefault(key, []).append(
-          tuning.Result(*key, float(row['learning_rate']), float(row['eps']),
-                        int(row['seed']),
-                        float(row['area']), row['failed'] == 'True',
-                        float(row['clip_frac'] or
-                              'nan'), row['chosen'] == 'True'))
+    reader = csv.DictReader(lines)
+    try:
+      for row in reader:
+        key = row['task'], row['variant']
+        found.setdefault(key, []).append(_tuned(row))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+      raise config_lib.ConfigError(
+          f'{file}, line {reader.line_num}: damaged ({error!r}); put it back, '
+          'or take it away to have it written again') from error
   return found
+
+
+def _tuned(row):
+  """The result that a row of tuning.csv holds, in texts."""
+  return tuning.Result(row['task'], row['variant'], float(row['learning_rate']),
+                       float(row['eps']), int(row['seed']),
+                       float(row['area']), row['failed'] == 'True',
+                       float(row['clip_frac'] or
+                             'nan'), row['chosen'] == 'True')
 
 
 def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,

@@ -7,6 +7,8 @@ stop token (if there is none, it has the length of a response), may be missing
 where a reward function judges the responses and no warm start is asked for.
 """
 
+from collections.abc import Mapping
+import difflib
 import functools
 import json
 import pathlib
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import lines as lines_lib
 from hmpo_jax.tasks import task as task_lib
 
 
@@ -38,28 +41,21 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
       format (named by its number), or no prompt that can be trained.
   """
   lines = _read(file)
-  check = functools.partial(
-      _tokens,
-      vocab_size=vocab_size,
-      pad=pad,
-      where=f'config.task.prompts = '
-      f'{file!r}: line')
+  check = functools.partial(_tokens, file, vocab_size=vocab_size, pad=pad)
   prompts = [check(number, line, 'prompt') for number, line in lines]
-  answers = [
-      check(number, line, 'answer')
-      for number, line in lines
-      if 'answer' in line
-  ]
-  if len({tuple(prompt) for prompt in prompts}) < len(prompts):
-    raise _error(file, 'must not hold a prompt twice')
-  if stop < 0 and any(len(a) != response_len for a in answers):
-    raise _error(
-        file, 'every answer must have config.task.response_len = '
-        f'{response_len} tokens, as no stop token ends a response')
-  if stop >= 0 and any(len(a) > response_len or a[-1] != stop for a in answers):
-    raise _error(
-        file, f'every answer must end with the stop token {stop} and have at '
-        f'most config.task.response_len = {response_len} tokens')
+  numbers: dict = {}  # of the lines, by their prompts
+  for (number, _), prompt in zip(lines, map(tuple, prompts)):
+    if numbers.setdefault(prompt, number) != number:
+      raise _error(
+          file, f'line {number} holds the prompt of line {numbers[prompt]} '
+          'again')
+  answers = []
+  for number, line in lines:
+    if 'answer' in line:
+      answers.append(check(number, line, 'answer'))
+      fault = _end_fault(answers[-1], stop, response_len)
+      if fault:
+        raise _error(file, f'line {number}: "answer" {fault}')
   prompt_len = max(map(len, prompts))
   pad_to = lambda row, width: [pad] * (width - len(row))
   table = jnp.array([pad_to(p, prompt_len) + p for p in prompts], jnp.int32)
@@ -76,14 +72,24 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
                        draw, answer, has_answers)
 
 
+def unanswered(file: str) -> config_lib.ConfigError:
+  """The error for a file of `load` in which an answer is missed."""
+  number, line = next(
+      (number, line) for number, line in _read(file) if 'answer' not in line)
+  return _error(
+      file, f'line {number} has no "answer"{_near(line, "answer")}: all must '
+      'have one, unless config.reward.function is given and '
+      'config.warm_start.num_steps is 0')
+
+
 def _read(file):
   """Pairs of line number and JSON object."""
   try:
-    text = pathlib.Path(file).read_text(encoding='utf-8')
+    texts = lines_lib.read(pathlib.Path(file))
   except (OSError, ValueError) as error:
     raise _error(file, f'must be a readable text file ({error})') from error
   lines = []
-  for number, line in enumerate(text.split('\n'), 1):
+  for number, line in enumerate(texts, 1):
     if not line.strip():
       continue
     try:
@@ -91,14 +97,35 @@ def _read(file):
     except (ValueError, RecursionError) as error:
       raise _error(file, f'line {number} is no JSON ({error})') from error
     if not isinstance(content, dict) or 'prompt' not in content:
-      raise _error(file, f'line {number} must be an object with a "prompt"')
+      raise _error(
+          file, f'line {number} must be an object with a "prompt"'
+          f'{_near(content, "prompt")}')
     lines.append((number, content))
   if not lines:
     raise _error(file, 'is empty; it must hold a JSON object in every line')
   return lines
 
 
-def _tokens(number, line, name, *, vocab_size, pad, where):
+def _near(content, name):
+  """The key that stands for a missing one, if it is misspelt."""
+  keys = list(content) if isinstance(content, Mapping) else []
+  near = difflib.get_close_matches(name, keys, n=1)
+  return f', but "{near[0]}"' if near else ''
+
+
+def _end_fault(answer, stop, response_len):
+  """What is wrong with the end of an answer; '' if nothing."""
+  if stop < 0 and len(answer) != response_len:
+    return (f'must have config.task.response_len = {response_len} tokens, as '
+            f'no stop token ends a response, has {len(answer)}')
+  if stop >= 0 and (len(answer) > response_len or answer[-1] != stop):
+    return (f'must end with the stop token {stop} and have at most '
+            f'config.task.response_len = {response_len} tokens, got '
+            f'{answer!r:.60}')
+  return ''
+
+
+def _tokens(file, number, line, name, *, vocab_size, pad):
   """The token list of a line, checked."""
   tokens = line[name]
   is_token = lambda t: (
@@ -106,8 +133,8 @@ def _tokens(number, line, name, *, vocab_size, pad, where):
       t != pad)
   if not isinstance(tokens, list) or not tokens or not all(
       map(is_token, tokens)):
-    raise config_lib.ConfigError(
-        f'{where} {number}: "{name}" must be a list of integers from 0 to '
+    raise _error(
+        file, f'line {number}: "{name}" must be a list of integers from 0 to '
         f'{vocab_size - 1} without the padding {pad}, got {tokens!r:.60}')
   return tokens
 
