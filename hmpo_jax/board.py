@@ -1,16 +1,17 @@
 """What TensorBoard shows of a run.
 
 Scalars stand in the groups of GROUPS, by the names that their records have:
-`stability/qk/max_logit`. Histograms, responses and the charts of LAYOUT are
+`2_stability/qk/max_logit`. Histograms, responses and the charts of LAYOUT are
 here alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import math
 import pathlib
 import textwrap
 import time
 
+import ml_collections
 import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX import summary
@@ -19,31 +20,41 @@ from tensorboardX.proto import summary_pb2
 from tensorboardX.proto import tensor_pb2
 from tensorboardX.proto import tensor_shape_pb2
 
+from hmpo_jax import config as config_lib
+from hmpo_jax import metric_table
 from hmpo_jax.kernels import histograms
 
 # Names of values for TensorBoard alone begin so.
 _HISTOGRAM, _SAMPLE = 'histogram/', 'sample/'
 
-# Group and how the names of its metrics begin.
+_OTHER = '7_other'
+# Group and how the names of its metrics begin. TensorBoard sorts the groups by
+# name, and opens on the first two.
 GROUPS = {
-    'stability':
-        ('qk/', 'skipped/', 'nonfinite/', 'nonfinite_values', 'muon_clip_'),
-    'reward': ('reward/', 'eval/', 'advantage/', 'train_reward_mean',
-               'eval_reward', 'td_', 'q_rel_change'),
-    'ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
-               'kl_old/', 'histogram/'),
-    'learning':
+    '1_reward': ('reward/', 'eval/reward', 'eval/exact'),
+    '2_stability': ('qk/', 'skipped/', 'nonfinite/', 'nonfinite_values',
+                    'eval/nan_rewards'),
+    '3_ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
+                 'kl_old/', 'histogram/'),
+    '4_advantage': ('advantage/',),
+    '5_learning':
         ('loss/', 'grad/', 'update/', 'mechanism/', 'policy/', 'kl/', 'total/'),
-    'agm': ('agm/', 'exponent/', 'arithmetic_history', 'harmonic_history'),
-    'other': ('rollout/', 'control/', 'step_s', 'eval_s', 'tokens_per_s'),
+    '6_agm': ('agm/', 'exponent/'),
+    _OTHER: ('rollout/', 'eval/length', 'eval/step', 'margin/', 'control/',
+             'step_s', 'eval_s', 'tokens_per_s'),
 }
 
 # Lists that are shown as histograms, and metrics that show nothing new.
 _LISTS = ('qk/max_logit_per_head',)
 _NUM_BINS = 30  # of a list, as many as TensorBoard draws
-_TOLD = ('qk/max_logit_per_update', 'arithmetic_history', 'harmonic_history',
-         'agm/arithmetic_iterates', 'agm/harmonic_iterates', 'eval/step',
-         'eval_is_new', 'mechanism/step', 'rollout/digest')
+_TOLD = ('qk/max_logit_per_update', 'eval/step', 'mechanism/step',
+         'rollout/digest', 'agm/arithmetic_iterates', 'agm/harmonic_iterates')
+# What controllers read under names of their own is in other metrics already.
+_FOR_CONTROLLERS = ('arithmetic_history', 'harmonic_history', 'td_',
+                    'q_rel_change', 'train_reward_mean', 'eval_reward',
+                    'eval_is_new', 'muon_clip_')
+# Shown from their first value that is not 0: most orders make nothing of them.
+_QUIET = 'exponent/'
 
 # Values that stay in the records until they are measured again, and the metric
 # that says when that was.
@@ -61,14 +72,11 @@ def is_for_board(name: str) -> bool:
 
 
 def tag(name: str) -> str:
-  """A metric's name behind that of its group, 'other' if it is in none.
-
-  One that begins with its group, as reward/mean, stays as it is.
-  """
+  """A metric's name behind that of its group, _OTHER if it is in none."""
   for group, starts in GROUPS.items():
     if name.startswith(starts):
-      return name if name.startswith(f'{group}/') else f'{group}/{name}'
-  return f'other/{name}'
+      return f'{group}/{name}'
+  return f'{_OTHER}/{name}'
 
 
 def measured_at(name: str, values: Mapping) -> int | None:
@@ -83,38 +91,56 @@ def _lines(*names):
   return ['Multiline', [f'^{tag(name)}$' for name in names]]
 
 
-_REWARD = tuple(
-    f'eval/reward{end}' for end in ('', '_less_stderr', '_plus_stderr'))
+# Mean and the ends of its error bar.
+_REWARD = ('eval/reward', 'margin/eval_reward_low', 'margin/eval_reward_high')
 
-# Charts that come first, by category. A line has the colour of its run: what is
-# compared between runs has a chart of its own.
+# Charts that come first, by category: what the comparison of means asks for. A
+# line has the colour of its run: what is compared between runs, or has another
+# scale, has a chart of its own.
 LAYOUT = {
+    # TensorBoard puts those with margins behind the others of a category.
     'Held-out reward': {
         'mean and its standard error': ['Margin', [*map(tag, _REWARD)]],
     },
-    'Ratios': {
-        'rows clipped low': _lines('clip/low_frac'),
-        'rows clipped high': _lines('clip/high_frac'),
-        'mean ratio': _lines('ratio/mean'),
+    'Rewards and advantages of the rollouts': {
+        'mean reward':
+            _lines('reward/mean'),
+        'variance of the rewards in a group':
+            _lines('advantage/reward_variance'),
+        'variance of the effective advantages A M':
+            _lines('advantage/effective_variance'),
     },
-    'AGM': {
-        'A, G and H before the clip':
-            _lines('agm/arithmetic', 'agm/geometric', 'agm/harmonic'),
-        'gap A - H':
-            _lines('agm/gap'),
-        'A-H convergence rate':
-            _lines('agm/convergence_rate'),
-    },
-    'Stability and order': {
-        'largest attention logit, and tau':
-            _lines('qk/max_logit', 'qk/tau', 'qk/monitor_tau'),
+    'Stability': {
+        'largest attention logit':
+            _lines('qk/max_logit'),
+        'share of updates that QK-clip changed':
+            _lines('qk/clipped_frac'),
         'skipped updates': ['Multiline', [f'^{tag("skipped/")}(?!in_a_row)']],
+        'attention logit beside tau and monitor_tau':
+            _lines('qk/max_logit', 'qk/tau', 'qk/monitor_tau'),
+    },
+    'Ratios': {
+        'mean ratio': _lines('ratio/mean'),
+        'rows stopped low': _lines('clip/low_frac'),
+        'rows stopped high': _lines('clip/high_frac'),
+        'rows outside the range, stopped or not': _lines('clip/outside_frac'),
+    },
+    'Learning': {
         'order p':
             _lines('mean/p'),
+        'sigma of the log-ratios, last update':
+            _lines('log_ratio/last_update_sigma'),
+    },
+    'AGM': {
+        'arithmetic mean A': _lines('agm/arithmetic'),
+        'geometric mean G': _lines('agm/geometric'),
+        'harmonic mean H': _lines('agm/harmonic'),
+        'gap A - H': _lines('agm/gap'),
+        'A-H convergence rate': _lines('agm/convergence_rate'),
     },
 }
 
-# What TensorBoard tells of a histogram beside its name.
+# What TensorBoard tells beside a name, of what no record has.
 _DESCRIPTIONS = {
     'histogram/log_row_ratio':
         'Log of the ratio M_i of each row, nats, over all updates of a step; '
@@ -125,7 +151,18 @@ _DESCRIPTIONS = {
         'of e.',
     'qk/max_logit_per_head':
         'Largest visible attention logit of each head of each layer.',
+    'qk/tau':
+        'What the QK-clip holds attention logits to: optim.tau.',
+    'qk/monitor_tau':
+        'What attention logits are counted above: optim.monitor_tau.',
+    'margin/':
+        'Held-out reward less and plus its standard error.',
 }
+
+# Without its data class, field 4, which tensorboardX does not know, TensorBoard
+# drops the description of a scalar.
+_SCALARS = summary_pb2.SummaryMetadata.FromString(b'\x20\x01')
+_SCALARS.plugin_data.plugin_name = 'scalars'
 
 
 class Board:
@@ -139,24 +176,22 @@ class Board:
                folder: pathlib.Path,
                step: int,
                *,
-               config_text: str = '',
-               levels: Mapping[str, float] | None = None):
+               config: ml_collections.ConfigDict | None = None,
+               moved: Collection[str] = ()):
     """Opens an event file of its own, beside those that are there.
 
     Args:
       folder: made if missing.
       step: finished steps; what other files hold of later ones is hidden.
-      config_text: shown as it is; '' for none.
-      levels: constants by name, lines to hold metrics against; those that are
-        not finite are left out.
+      config: of the run, shown as text and as hyperparameters; its thresholds
+        of attention logits become lines. None for none of them.
+      moved: names of metrics that were not always 0 in those steps.
     """
     folder.mkdir(exist_ok=True)
     is_new = step == 0 or not any(folder.iterdir())
-    self._levels = {
-        name: level
-        for name, level in (levels or {}).items()
-        if math.isfinite(level)
-    }
+    self._levels = _levels(config) if config else {}
+    self._moved = set(moved)
+    self._described: set[str] = set()
     self._file = event_file_writer.EventsWriter(
         str(folder / 'events'), f'.{step}')
     # Hides what a killed run wrote of later steps.
@@ -164,8 +199,10 @@ class Board:
     self._write(step=step + 1 if step else 0, session_log=start)
     if is_new:
       self._write(step=step, summary=summary.custom_scalars(LAYOUT))
-      if config_text:
-        self._write(step=step, summary=_code('config', config_text))
+      if config:
+        text = config.to_json_best_effort(indent=2)
+        self._write(step=step, summary=_code('config', text))
+        self._write(step=step, summary=_hyperparameters(config))
 
   def show(self, step: int, values: Mapping) -> None:
     """Appends what a step measured.
@@ -182,10 +219,16 @@ class Board:
         for name, value in values.items()
         if name != 'step' and measured_at(name, values) in (None, step)
     }
-    shown = [_scalar(*level) for level in self._levels.items()]
-    for name, value in _with_margins(measured).items():
+    self._moved |= {
+        name for name, value in measured.items()
+        if name.startswith(_QUIET) and value
+    }
+    shown = []
+    for name, value in _with_margins(self._levels | measured).items():
+      if name.startswith(_QUIET) and name not in self._moved:
+        continue
       if not name.startswith(_SAMPLE):
-        shown += _shown(name, value)
+        shown += self._describe(name, _shown(name, value))
     if f'{_SAMPLE}reward' in values:
       shown += summary.text('responses', _table(values)).value
     self._write(step=step, summary=summary_pb2.Summary(value=shown))
@@ -193,6 +236,16 @@ class Board:
   def close(self):
     """Flushes and closes the file."""
     self._file.close()
+
+  def _describe(self, name, shown):
+    """Values of a metric; TensorBoard takes what the first says of it."""
+    if name not in self._described:
+      self._described.add(name)
+      for value in shown:
+        if value.HasField('simple_value'):
+          value.metadata.MergeFrom(_SCALARS)
+        value.metadata.summary_description = _description(name)
+    return shown
 
   def _write(self, **fields):
     self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
@@ -206,8 +259,8 @@ def _with_margins(values):
   if reward is None or stderr is None:
     return values
   return dict(values) | {
-      'eval/reward_less_stderr': reward - stderr,
-      'eval/reward_plus_stderr': reward + stderr
+      _REWARD[1]: reward - stderr,
+      _REWARD[2]: reward + stderr
   }
 
 
@@ -215,7 +268,8 @@ def _shown(name, value):
   """Values of a Summary for one metric; none where there is nothing to show."""
   if name.startswith(_HISTOGRAM):
     return _histogram(name, np.asarray(value), np.array(histograms.EDGES))
-  if name.startswith(_TOLD) or isinstance(value, list) and not value:
+  if name.startswith(_TOLD +
+                     _FOR_CONTROLLERS) or isinstance(value, list) and not value:
     return []
   if name in _LISTS:
     # Not 'auto': one logit that explodes would ask NumPy for billions of bins.
@@ -243,8 +297,7 @@ def _histogram(name, counts, edges):
   rows = np.stack([edges[:-1], edges[1:], counts], axis=1, dtype=np.float32)
   rows = rows[max(filled[0] - 1, 0):filled[-1] + 2]
   plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name='histograms')
-  metadata = summary_pb2.SummaryMetadata(
-      plugin_data=plugin, summary_description=_DESCRIPTIONS.get(name, ''))
+  metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
   shape = [tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in rows.shape]
   tensor = tensor_pb2.TensorProto(
       dtype='DT_FLOAT',
@@ -254,6 +307,39 @@ def _histogram(name, counts, edges):
       summary_pb2.Summary.Value(
           tag=tag(name), metadata=metadata, tensor=tensor)
   ]
+
+
+def _description(name):
+  """What TensorBoard tells of a metric beside its name."""
+  for start, text in _DESCRIPTIONS.items():
+    if name.startswith(start):
+      return text
+  return metric_table.describe(name)
+
+
+def _levels(config):
+  """What charts of the largest attention logit hold it against."""
+  levels = {'qk/monitor_tau': config.optim.monitor_tau}
+  if config.optim.qk_clip != 'off':
+    levels['qk/tau'] = config.optim.tau
+  return {name: level for name, level in levels.items() if math.isfinite(level)}
+
+
+def _hyperparameters(config):
+  """What the HParams tab shows of a run, in the run's own folder.
+
+  Without a list of all that may differ TensorBoard makes one from the runs that
+  it sees, and shows first what differs between them. What is infinite is text:
+  its server cannot pass it on as a number.
+  """
+  values = {
+      key:
+          str(value)
+          if isinstance(value, float) and math.isinf(value) else value
+      for key, value in config_lib.flat(config.to_dict()).items()
+  }
+  _, start, _ = summary.hparams(values, {})
+  return start
 
 
 def _code(name, text):

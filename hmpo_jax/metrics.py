@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 
+import ml_collections
 import numpy as np
 
 from hmpo_jax import board
@@ -35,16 +36,14 @@ class Writer:
                workdir: pathlib.Path,
                step: int,
                *,
-               config_text: str = '',
-               levels: Mapping[str, float] | None = None):
+               config: ml_collections.ConfigDict | None = None):
     """Opens the files of a run folder, made if missing.
 
     Args:
       workdir: run folder.
       step: finished steps; what the files hold of later ones is dropped, and
         so is a last line that is not whole.
-      config_text: see `board.Board`.
-      levels: see `board.Board`.
+      config: see `board.Board`.
 
     Raises:
       ConfigError: a file that doesn't hold these steps, each once.
@@ -66,8 +65,9 @@ class Writer:
     _replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
     self._files = {name: self._opened(name) for name in _APPENDED}
+    moved = {name for r in records for name, value in r.items() if value}
     self._board = board.Board(
-        workdir / 'tensorboard', step, config_text=config_text, levels=levels)
+        workdir / 'tensorboard', step, config=config, moved=moved)
 
   def __enter__(self):
     return self

@@ -288,11 +288,7 @@ class OpenRun(contextlib.AbstractContextManager):
   def _open_writer(self):
     (self.workdir / FAILED).unlink(missing_ok=True)
     self._writer = self._stack.enter_context(
-        metrics_lib.Writer(
-            self.workdir,
-            self.step,
-            config_text=self.config.to_json_best_effort(indent=2),
-            levels=_levels(self.config)))
+        metrics_lib.Writer(self.workdir, self.step, config=self.config))
 
   def _ask(self):
     """What the controller makes of the last record holds from now on."""
@@ -375,14 +371,6 @@ def numerical_skips(record: dict) -> dict[str, int]:
   """Updates of a step that were skipped for a numerical fault, by cause."""
   counts = {c: int(record[f'skipped/{c}']) for c in update.NUMERICAL_CAUSES}
   return {cause: count for cause, count in counts.items() if count}
-
-
-def _levels(config):
-  """What charts of the largest attention logit hold it against."""
-  levels = {'qk/monitor_tau': config.optim.monitor_tau}
-  if config.optim.qk_clip != 'off':
-    levels['qk/tau'] = config.optim.tau
-  return levels
 
 
 def _plain(evaluation):

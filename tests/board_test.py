@@ -11,21 +11,16 @@ import tempfile
 from unittest import mock
 
 from absl.testing import absltest
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto import layout_pb2
+from tensorboardX.proto import plugin_hparams_pb2
 
 from hmpo_jax import board
-from hmpo_jax import config as config_lib
 from hmpo_jax import group
-from hmpo_jax import learner
 from hmpo_jax import metrics
-from hmpo_jax import partition
-from hmpo_jax import policy
 from hmpo_jax.kernels import histograms
-from hmpo_jax.model import transformer
 from tests import small
 
 _CHARTS = 'custom_scalars__config__'
@@ -104,10 +99,10 @@ class BoardTest(absltest.TestCase):
         'none': [],
         'bad': float('inf'),
     })
-    self.assertEqual(_scalars(shown, 'stability/qk/max_logit'), {1: 7})
-    self.assertEqual(_scalars(shown, 'reward/mean'), {1: .5})
-    self.assertEqual(_scalars(shown, 'other/active'), {1: 1})
-    self.assertEqual(_scalars(shown, 'other/heads/max'), {1: 3})
+    self.assertEqual(_scalars(shown, '2_stability/qk/max_logit'), {1: 7})
+    self.assertEqual(_scalars(shown, '1_reward/reward/mean'), {1: .5})
+    self.assertEqual(_scalars(shown, '7_other/active'), {1: 1})
+    self.assertEqual(_scalars(shown, '7_other/heads/max'), {1: 3})
     self.assertLen(shown, 5)  # with the charts
 
   def test_histogram_has_the_counts_without_the_empty_ends(self):
@@ -117,26 +112,26 @@ class BoardTest(absltest.TestCase):
         'histogram/log_row_ratio': jnp.array(counts),
         'histogram/log_token_weight': jnp.zeros(histograms.BINS),
     })
-    found = _histogram(shown['ratios/histogram/log_row_ratio'][1])
+    found = _histogram(shown['3_ratios/histogram/log_row_ratio'][1])
     edges = np.array(histograms.EDGES)[45:54]
     np.testing.assert_allclose(
         found,
         np.stack([edges[:-1], edges[1:], [0, 3, 0, 0, 0, 2, 1, 0]], axis=1),
         rtol=1e-6)
-    self.assertNotIn('ratios/histogram/log_token_weight', shown)
+    self.assertNotIn('3_ratios/histogram/log_token_weight', shown)
 
   def test_heads_are_a_histogram(self):
     shown = self._show({'qk/max_logit_per_head': [1., 5., 5., 3.]})
-    found = _histogram(shown['stability/qk/max_logit_per_head'][1])
+    found = _histogram(shown['2_stability/qk/max_logit_per_head'][1])
     self.assertEqual((found[0, 0], found[-1, 1], found[:, 2].sum()), (1, 5, 4))
     shown = self._show({'qk/max_logit_per_head': [2., 2.]}, step=2)
-    found = _histogram(shown['stability/qk/max_logit_per_head'][2])
+    found = _histogram(shown['2_stability/qk/max_logit_per_head'][2])
     self.assertEqual(found[:, 2].sum(), 2)
 
   def test_ends_of_a_histogram_may_be_filled(self):
     counts = np.ones(histograms.BINS)
     shown = self._show({'histogram/log_row_ratio': counts})
-    value = shown['ratios/histogram/log_row_ratio'][1]
+    value = shown['3_ratios/histogram/log_row_ratio'][1]
     np.testing.assert_array_equal(_histogram(value)[:, 2], counts)
     self.assertIn('factor of e', value.metadata.summary_description)
 
@@ -163,21 +158,21 @@ class BoardTest(absltest.TestCase):
           })
     shown.close()
     visible = _visible(self.folder)
-    for end, value in (('', .5), ('_less_stderr', .375), ('_plus_stderr',
-                                                          .625)):
-      tag = f'reward/eval/reward{end}'
+    for tag, value in (('1_reward/eval/reward',
+                        .5), ('7_other/margin/eval_reward_low', .375),
+                       ('7_other/margin/eval_reward_high', .625)):
       self.assertEqual(_scalars(visible, tag), {2: value})
-    self.assertLen(_scalars(visible, 'reward/mean'), 3)
-    self.assertNotIn('reward/eval/step', visible)
+    self.assertLen(_scalars(visible, '1_reward/reward/mean'), 3)
+    self.assertNotIn('1_reward/eval/step', visible)
 
   def test_levels_are_lines_and_infinite_ones_are_not(self):
-    shown = self._show({},
-                       levels={
-                           'qk/tau': 30.,
-                           'qk/monitor_tau': float('inf')
-                       })
-    self.assertEqual(_scalars(shown, 'stability/qk/tau'), {1: 30})
-    self.assertNotIn('stability/qk/monitor_tau', shown)
+    config = small.config(
+        optim__qk_clip='weights',
+        optim__tau=float('inf'),
+        optim__monitor_tau=30.)
+    shown = self._show({}, config=config)
+    self.assertEqual(_scalars(shown, '2_stability/qk/monitor_tau'), {1: 30})
+    self.assertNotIn('2_stability/qk/tau', shown)
 
   def test_reopened_folder_shows_no_step_twice(self):
     # Twice from the first step, then twice from step 2. Files of one second
@@ -187,22 +182,99 @@ class BoardTest(absltest.TestCase):
     self.enterContext(clock)
     for start, steps in ((0, (1, 2, 3)), (0, (1, 2, 3)), (2, (3, 4)), (2,
                                                                        (3,))):
-      reopened = board.Board(self.folder, start, config_text='p = 1')
+      reopened = board.Board(self.folder, start, config=small.config())
       if start == 0:
         reopened.show(0, {'eval/reward': 0.})
       for step in steps:
         reopened.show(step, {'loss/total': step + start})
       reopened.close()
     shown = _visible(self.folder)
-    self.assertEqual(_scalars(shown, 'learning/loss/total'), {1: 1, 2: 2, 3: 5})
+    self.assertEqual(
+        _scalars(shown, '5_learning/loss/total'), {
+            1: 1,
+            2: 2,
+            3: 5
+        })
     self.assertEqual(list(shown['config/text_summary']), [0])
     self.assertEqual(list(shown[_CHARTS]), [0])
 
   def test_folder_that_was_lost_has_its_charts_again(self):
-    board.Board(self.folder, 7, config_text='p = 1').close()
+    board.Board(self.folder, 7, config=small.config(loss__p=.25)).close()
     shown = _visible(self.folder)
     self.assertEqual(list(shown[_CHARTS]), [7])
-    self.assertEqual(_text(shown['config/text_summary'][7]), '    p = 1')
+    self.assertIn('        "p": 0.25', _text(shown['config/text_summary'][7]))
+
+  def test_opens_on_reward_and_then_on_stability(self):
+    shown = sorted(
+        tag for tag in map(board.tag, ('qk/max_logit', 'reward/mean', 'agm/gap',
+                                       'advantage/mean', 'x')))
+    self.assertEqual(shown[:2],
+                     ['1_reward/reward/mean', '2_stability/qk/max_logit'])
+    self.assertEqual(shown[-1], '7_other/x')
+
+  def test_each_series_stands_once(self):
+    shown = self._show({
+        'eval/reward': .5,
+        'eval_reward': .5,
+        'train_reward_mean': .5,
+        'td_mean': 0.,
+        'muon_clip_active': False,
+        'arithmetic_history': [1., 1.],
+    })
+    self.assertEqual(set(shown), {'1_reward/eval/reward', _CHARTS})
+
+  def test_an_order_that_nothing_moves_shows_no_zeros(self):
+    shown = board.Board(self.folder, 0)
+    for step, decision in ((1, 0.), (2, -1.), (3, 0.)):
+      shown.show(step, {'exponent/decision': decision, 'exponent/at_bound': 0.})
+    shown.close()
+    again = board.Board(self.folder, 3, moved=('exponent/decision',))
+    again.show(4, {'exponent/decision': 0., 'exponent/at_bound': 0.})
+    again.close()
+    visible = _visible(self.folder)
+    self.assertEqual(
+        _scalars(visible, '6_agm/exponent/decision'), {
+            2: -1,
+            3: 0,
+            4: 0
+        })
+    self.assertNotIn('6_agm/exponent/at_bound', visible)
+
+  def test_first_value_of_a_scalar_says_what_it_is(self):
+    shown = board.Board(self.folder, 0)
+    for step in (1, 2):
+      shown.show(step, {'qk/clipped_frac': .5})
+    shown.close()
+    values = _visible(self.folder)['2_stability/qk/clipped_frac']
+    # DATA_CLASS_SCALAR, without which TensorBoard's server drops what is said.
+    self.assertIn(b'\x20\x01', values[1].metadata.SerializeToString())
+    self.assertEqual(
+        [values[step].metadata.summary_description for step in (1, 2)],
+        ['Updates in which the QK-clip changed weights. Unit: share.', ''])
+
+  def test_hyperparameters_stand_in_the_same_file(self):
+    shown = self._show({}, config=small.config(loss__p=.25))
+    value = shown['_hparams_/session_start_info'][0]
+    self.assertEqual(value.metadata.plugin_data.plugin_name, 'hparams')
+    told = plugin_hparams_pb2.HParamsPluginData.FromString(
+        value.metadata.plugin_data.content).session_start_info.hparams
+    self.assertEqual(told['loss.p'].number_value, .25)
+    self.assertEqual(told['loss.name'].string_value, 'power_mean')
+    self.assertEqual(told['loss.p_clip'].string_value, 'inf')
+    self.assertLen(list(self.folder.iterdir()), 1)
+
+  def test_charts_hold_what_the_comparison_of_means_asks_for(self):
+    tags = str(board.LAYOUT)
+    for name in ('qk/max_logit', 'qk/clipped_frac', 'skipped/', 'reward/mean',
+                 'eval/reward', 'advantage/reward_variance',
+                 'advantage/effective_variance', 'ratio/mean', 'clip/low_frac',
+                 'clip/high_frac', 'clip/outside_frac', 'agm/gap',
+                 'agm/convergence_rate'):
+      self.assertIn(board.tag(name), tags)
+    # A line of another scale would flatten these.
+    for chart in ('qk/max_logit', 'agm/arithmetic', 'agm/geometric',
+                  'agm/harmonic'):
+      self.assertIn(f"['^{board.tag(chart)}$']", tags)
 
   def test_full_disk_is_told_by_the_call_that_meets_it(self):
     shown = board.Board(self.folder, 0)
@@ -213,48 +285,17 @@ class BoardTest(absltest.TestCase):
     shown.close()
 
 
-def _names_of_a_default_run():
-  """Names of everything that a default run writes, without running it."""
-  config = config_lib.default_config()
-  static = partition.static(config)
-  hparams = partition.hparams(config)
-
-  def run(key):
-    params = transformer.init(policy.make_model(static), key)
-    state = learner.init(static, hparams, params, key)
-    return (learner.train_step(static, state, hparams, jnp.bool_(True))[1],
-            learner.evaluate(
-                static, params,
-                jnp.zeros((8, policy.make_task(static).prompt_len), jnp.int32)))
-
-  step, evaluation = jax.eval_shape(run, jax.random.key(0))
-  return {
-      *step, *evaluation, 'eval/step', 'total/tokens', 'total/episodes',
-      metrics.NONFINITE, 'step_s', 'eval_s', 'tokens_per_s'
-  }
-
-
 class RunTest(absltest.TestCase):
-
-  def test_every_metric_of_a_default_run_has_one_group(self):
-    for name in _names_of_a_default_run():
-      if name.startswith('sample/'):
-        continue
-      groups = [
-          group for group, starts in board.GROUPS.items()
-          if name.startswith(starts)
-      ]
-      self.assertLen(groups, 1, name)
 
   def _assert_shows_a_run(self, workdir):
     """Three steps, evaluated after the second and the last."""
     shown = _visible(workdir / 'tensorboard')
     for value in shown.values():
       self.assertContainsSubset(value, range(4))
-    rows = shown['ratios/histogram/log_row_ratio']
+    rows = shown['3_ratios/histogram/log_row_ratio']
     self.assertEqual([_histogram(rows[step])[:, 2].sum() for step in (1, 2, 3)],
                      [64] * 3)
-    self.assertEqual(list(_scalars(shown, 'reward/eval/reward')), [0, 2, 3])
+    self.assertEqual(list(_scalars(shown, '1_reward/eval/reward')), [0, 2, 3])
     responses = shown['responses/text_summary']
     self.assertEqual(list(responses), [0, 2, 3])
     self.assertLen(_text(responses[3]).split('\n'), 6)

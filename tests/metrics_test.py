@@ -14,6 +14,7 @@ import numpy as np
 from hmpo_jax import board
 from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
+from tests import small
 
 
 class WriterTest(absltest.TestCase):
@@ -157,11 +158,12 @@ class WriterTest(absltest.TestCase):
 
   def test_writes_events_and_config_to_a_new_folder(self):
     folder = self.folder / 'new' / 'run'
-    with metrics.Writer(folder, 0, config_text='loss.p = -1') as writer:
+    config = small.config(seed=7)
+    with metrics.Writer(folder, 0, config=config) as writer:
       writer.write(1, {'heads': [1., 2.]}, {})
     event, = (folder / 'tensorboard').iterdir()
     self.assertIn(b'heads/max', event.read_bytes())
-    self.assertIn(b'    loss.p = -1', event.read_bytes())
+    self.assertIn(b'"seed": 7', event.read_bytes())
 
 
 if __name__ == '__main__':
