@@ -100,28 +100,19 @@ def _object(objections, is_exploratory):
 
 def parse_flags(argv: list[str]):
   """Parses the command line; returns plan, name and folder."""
-  rest = command_line.parse([_with_underscore(text) for text in argv],
-                            keep_programs=False)
+  rest = command_line.parse(argv, keep_programs=False)
   with command_line.reported():
+    overrides = dict(map(command_line.override, rest))
     if not _CONFIG.value:
       raise config_lib.ConfigError('no plan: give one as '
                                    '--config=configs/plan.py')
     file = pathlib.Path(_CONFIG.value)
-    overrides = dict(map(command_line.override, rest))
     plan = design.with_base(
         _load(file), {
             key: config_file.typed(key, text) for key, text in overrides.items()
         })
     rules.check(plan)
   return plan, file.stem, pathlib.Path(_WORKDIR.value or f'runs/{file.stem}')
-
-
-def _with_underscore(argument):
-  """Flags of absl are spelled with underscores."""
-  name, equals, value = argument.partition('=')
-  known = name in ('--dry-run', '--max-runs')
-  return (name.replace('-', '_').replace('__', '--', 1)
-          if known else name) + equals + value
 
 
 def _load(file):

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 import contextlib
+import difflib
 import errno
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -54,6 +56,8 @@ def reported() -> Iterator[None]:
 def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
   """Parses the flags of a program, whose output may lose its reader from now.
 
+  In their names - stands for _.
+
   Args:
     argv: command line, with the name of the program.
     keep_programs: whether main finds the compilation cache switched on.
@@ -63,9 +67,11 @@ def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
   """
   sys.stdout, sys.stderr = map(progress.outliving, (sys.stdout, sys.stderr))
   try:
-    rest = flags.FLAGS(argv, known_only=True)[1:]
+    spelled = [*argv[:1], *map(_spelled, argv[1:])]
+    rest = flags.FLAGS(spelled, known_only=True)[1:]
   except flags.Error as error:
-    refuse(error)
+    # Absl looks for flags that must be given before main sees the others.
+    refuse(next(map(_unknown, filter(_is_stray, spelled[1:])), _missing(error)))
   if flags.FLAGS['verbosity'].using_default_value:
     # The libraries' reports of their own work would bury the run's.
     logging.set_verbosity(logging.WARNING)
@@ -78,7 +84,7 @@ def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
 def parse_all(argv: list[str], *, keep_programs: bool = True) -> None:
   """`parse` where nothing but flags is allowed."""
   for argument in parse(argv, keep_programs=keep_programs):
-    refuse(f'argument {argument!r}: unknown')
+    refuse(_unknown(argument))
 
 
 def override(argument: str) -> tuple[str, str]:
@@ -89,11 +95,55 @@ def override(argument: str) -> tuple[str, str]:
   """
   name, equals, text = argument.partition('=')
   key = name.removeprefix('--config.')
-  if key in ('', name) or not equals:
+  if key == name:
+    raise config_lib.ConfigError(_unknown(argument, '--config.KEY=VALUE'))
+  if not key or not equals:
     raise config_lib.ConfigError(
-        f'argument {argument!r}: must be --config=FILE, --workdir=FOLDER or '
-        '--config.KEY=VALUE')
+        f'argument {argument!r}: must be --config.KEY=VALUE')
   return key, text
+
+
+def _spelled(argument):
+  """An argument with the underscores of the flag that it is, if it is one."""
+  name, equals, text = argument.partition('=')
+  flag = name.removeprefix('--').replace('-', '_')
+  is_flag = name.startswith('--') and flag in flags.FLAGS
+  return f'--{flag}{equals}{text}' if is_flag else argument
+
+
+def _is_stray(argument):
+  """Whether an argument looks like a flag and is none."""
+  name = argument.removeprefix('--').partition('=')[0]
+  known = (name, name.removeprefix('no'), name.partition('.')[0])
+  return argument.startswith('--') and not any(flag in flags.FLAGS
+                                               for flag in known)
+
+
+def _missing(error):
+  """An error of absl, in our words where a flag must be given."""
+  found = re.search(r'Flag (--\w+) must have a value other than None',
+                    str(error))
+  return f'{found[1]} must be given' if found else str(error)
+
+
+def _unknown(argument, *others):
+  """What to say of an argument that is no flag of the program.
+
+  Args:
+    argument: with its value.
+    *others: what else the program takes.
+  """
+  # The module of a program has for absl the name that it was called by.
+  own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+  names = [f'--{flag.name}' for flag in own]
+  given = argument.partition('=')[0]
+  near = difflib.get_close_matches(given, names, n=1)
+  key = given.removeprefix('--')
+  if others and key in config_lib.flat(config_lib.default_config().to_dict()):
+    near = [f'--config.{key}']
+  hint = f'did you mean {near[0]}? ' if near else ''
+  return (f'argument {argument!r}: unknown; {hint}known are '
+          f'{", ".join([*names, *others])}')
 
 
 def refuse(error: Exception | str) -> NoReturn:

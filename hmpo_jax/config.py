@@ -308,7 +308,7 @@ def lookup(config, key: str):
   path = key.split('.') if key else []
   for depth, part in enumerate(path):
     if not isinstance(config, ml_collections.ConfigDict) or part not in config:
-      raise _unknown_key('.'.join(path[:depth + 1]), config)
+      raise _unknown_key('.'.join(path[:depth + 1]), config, key)
     config = config[part]
   return config
 
@@ -327,7 +327,7 @@ def _check_keys(config, reference, prefix):
   """Same keys and same types as the reference, section by section."""
   for key in config:
     if key not in reference:
-      raise _unknown_key(f'{prefix}{key}', reference)
+      raise _unknown_key(f'{prefix}{key}', reference, f'{prefix}{key}')
   for key, default in reference.items():
     if key not in config:
       raise ConfigError(f'config.{prefix}{key}: missing key; start from '
@@ -349,18 +349,40 @@ def _check_keys(config, reference, prefix):
                         'int32, +-2**31')
 
 
-def _unknown_key(key, known):
-  """The error for a dotted key that its section, `known`, doesn't hold."""
-  section, dot, name = key.rpartition('.')
+def _unknown_key(key, known, whole):
+  """The error for a dotted key that its section, `known`, doesn't hold.
+
+  It is the beginning of the `whole` key that was asked for.
+  """
+  section = key.rpartition('.')[0]
   names = list(known) if isinstance(known, ml_collections.ConfigDict) else []
-  near = difflib.get_close_matches(name, names, n=1)
-  if near:
-    hint = f'did you mean {section}{dot}{near[0]}?'
-  elif names:
-    hint = f'known keys here: {", ".join(sorted(names))}'
-  else:
+  near = _nearest(key, names, whole)
+  if not names:
     hint = f'config.{section} is a value, not a section'
+  elif near:
+    hint = f'did you mean {" or ".join(near)}?'
+  else:
+    hint = f'known keys here: {", ".join(sorted(names))}'
   return ConfigError(f'config.{key}: unknown key; {hint}')
+
+
+def _nearest(key, names, whole):
+  """Keys that hold the name or have it in another section, or one like it."""
+  section, dot, name = key.rpartition('.')
+  last = lambda other: other.rpartition('.')[2]
+  keys = list(flat(default_config().to_dict()))
+  alike = lambda other: difflib.SequenceMatcher(None, whole, other).ratio()
+  # Of a section that is unknown, all of the key says more.
+  is_short = len(name) < 3 or key != whole
+  holding = [other for other in names if name in other and not is_short]
+  close = difflib.get_close_matches(name, names, n=1)
+  like = difflib.get_close_matches(last(whole), map(last, keys), n=1)
+  same = [other for other in keys if last(other) == last(whole)]
+  same.sort(key=lambda other: (other.count('.'), -alike(other)))
+  here = holding if same else close
+  return [f'{section}{dot}{other}' for other in here] + same or [
+      other for other in keys if last(other) in like
+  ]
 
 
 def _has_type(value, wanted):

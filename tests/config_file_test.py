@@ -56,7 +56,12 @@ class LoadTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('loss.pp', '1', r'config\.loss\.pp: unknown key; did you mean loss\.p'),
-      ('los.p', '1', 'did you mean loss'),
+      ('los.p', '1', r'did you mean loss\.p\?'),
+      ('train.num_steps', '1', 'did you mean num_steps or '),
+      ('learning_rate', '1', r'did you mean optim\.learning_rate or '),
+      ('loss.learning_rat', '1', r'did you mean optim\.learning_rate or '),
+      ('optimizer.tau', '1', r'did you mean optim\.tau\?'),
+      ('loss.eps', '1', r'did you mean loss\.clip_eps_.*advantage\.eps\?'),
       ('seed.x', '1', r'config\.seed is a value, not a section'),
       ('quux', '1', 'known keys here: .*num_steps'),
       ('loss', '1', r"config\.loss = '1': is a section"),
