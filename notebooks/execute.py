@@ -2,8 +2,8 @@
 
   python notebooks/execute.py
 
-runs all of them, in a kernel of this Python with the `test` and the `plot`
-extra, and writes each back with its outputs. Training that a notebook finds
+runs all of them, in a kernel of this Python with the `notebook` extra, and
+writes each back with its outputs. Training that a notebook finds
 finished in runs/ is not done again: remove runs/power_means and runs/quickstart
 first, so that the outputs are those of a first run.
 """

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import tempfile
 
 from absl.testing import absltest
@@ -143,6 +144,23 @@ class LoadTest(parameterized.TestCase):
     for path in (self.file.with_name('none'), self.file.parent, self.file):
       with self.assertRaisesRegex(config_lib.ConfigError, 'readable'):
         prompt_file.load(str(path), 10, 0, 1, 4)
+
+
+class ReadmeTest(absltest.TestCase):
+
+  def test_names_every_key_that_a_file_needs(self):
+    config = config_lib.default_config()
+    config.task.name = 'file'
+    with self.assertRaises(config_lib.ConfigError) as caught:
+      config_lib.validate(config)
+    keys = re.findall(r'config\.(task\.\w+)', str(caught.exception))
+    self.assertLen(keys, 4)
+    readme = pathlib.Path(__file__).parent.parent / 'README.md'
+    own, = (
+        text for text in readme.read_text(encoding='utf-8').split('\n\n')
+        if text.startswith('Your own prompts'))
+    for key in keys:
+      self.assertIn(key, own)
 
 
 if __name__ == '__main__':
