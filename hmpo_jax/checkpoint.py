@@ -8,8 +8,10 @@ without a seal was not finished, one that differs from its seal is damaged.
 from collections.abc import Callable
 from concurrent import futures
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -37,9 +39,26 @@ def _is_for_user(record):
 
 absl_logging.get_absl_logger().addFilter(_is_for_user)
 
+# Errors of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class SaveError(OSError):
   """A checkpoint could not be written; those before it are as they were."""
+
+
+def is_full(error: BaseException | None) -> bool:
+  """Whether an error, or one that it came from, is of a disk without room.
+
+  Python gives the number of such an error, tensorstore its text alone.
+  """
+  while error:
+    if isinstance(error, OSError) and error.errno in _FULL:
+      return True
+    if any(os.strerror(number) in str(error) for number in _FULL):
+      return True
+    error = error.__cause__
+  return False
 
 
 class Restored(NamedTuple):
@@ -95,7 +114,7 @@ class Checkpointer:
       SaveError: that save failed.
     """
     try:
-      self._wait()
+      self.wait()
     finally:
       self._pool.shutdown()
       with _translated_errors():
@@ -117,7 +136,7 @@ class Checkpointer:
     Raises:
       SaveError: this or the save before failed, on a full disk for one.
     """
-    self._wait()
+    self.wait()
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(_without_keys(state)),
         extra=ocp.args.JsonSave(extra))
@@ -126,6 +145,17 @@ class Checkpointer:
       metrics = {'score': _UNSCORED if score is None else score}
       self._manager.save(step, args=args, metrics=metrics)
     self._sealing = self._pool.submit(self._seal, step)
+
+  def wait(self) -> None:
+    """Waits for the last save and its seal.
+
+    Raises:
+      SaveError: that save failed.
+    """
+    sealing, self._sealing = self._sealing, None
+    if sealing is not None:
+      with _translated_errors():
+        sealing.result()
 
   def restore(self, like: Any, step: int | None = None) -> Restored | None:
     """Returns what was saved, bit for bit; None if there is no checkpoint.
@@ -152,13 +182,6 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """Step of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
-
-  def _wait(self):
-    """Waits for the seal of the save before, and raises what it raised."""
-    sealing, self._sealing = self._sealing, None
-    if sealing is not None:
-      with _translated_errors():
-        sealing.result()
 
   def _seal(self, step):
     self._manager.wait_until_finished()
@@ -238,7 +261,7 @@ def _require_room(folder, tree):
   if free < needed:
     raise SaveError(
         f'checkpoint not written: {folder} has {free:,} bytes free, '
-        f'{needed:,} are needed')
+        f'{needed:,} are needed') from OSError(errno.ENOSPC, 'no room')
 
 
 @contextlib.contextmanager

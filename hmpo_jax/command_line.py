@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import difflib
-import errno
 import os
 import re
 import sys
@@ -18,21 +17,20 @@ from hmpo_jax import compile_cache
 from hmpo_jax import config as config_lib
 from hmpo_jax import interruption
 from hmpo_jax import progress
+from hmpo_jax import run_folder
 from hmpo_jax import trainer
 from hmpo_jax.tasks import reward
 
 BAD_INPUT = 2  # exit code
-# Errors of a disk that takes no more.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
   """Ends the program with one line where a run can't go on.
 
-  Exit codes: 2 for bad input, that of trainer.Stopped, and 75 for a disk that
-  is full or a checkpoint that can't be saved, after which the same command
-  resumes.
+  Exit codes: 2 for bad input and for a place that can't be written, that of
+  trainer.Stopped, and 75 for a disk that is full and for a signal, after which
+  the same command resumes.
   """
   try:
     yield
@@ -42,15 +40,18 @@ def reported() -> Iterator[None]:
     print(f'stopped: {stop}', file=sys.stderr)
     sys.exit(stop.exit_code)
   except OSError as error:
-    if not isinstance(error, checkpoint.SaveError) and error.errno not in _FULL:
+    is_full = checkpoint.is_full(error)
+    if not is_full and not isinstance(error, checkpoint.SaveError):
       refuse(error)
-    print(
-        f'error: {error}; the run folder is whole: make room, then the same '
-        'command resumes',
-        file=sys.stderr,
-        flush=True)
+    remedy = 'make room' if is_full else 'mend that'
+    progress.tell(f'error: {error}; the run folder is whole: {remedy}, then '
+                  'the same command resumes')
     # The folder is closed; threads of orbax that failed too would still talk.
-    os._exit(interruption.EXIT_CODE)  # pylint: disable=protected-access
+    os._exit(  # pylint: disable=protected-access
+        interruption.EXIT_CODE if is_full else BAD_INPUT)
+  except KeyboardInterrupt:
+    progress.tell('interrupted: the same command goes on')
+    sys.exit(interruption.EXIT_CODE)
 
 
 def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
@@ -66,6 +67,8 @@ def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
     The arguments that are no flags.
   """
   sys.stdout, sys.stderr = map(progress.outliving, (sys.stdout, sys.stderr))
+  for argument in argv[1:]:
+    _refuse_place(argument)
   try:
     spelled = [*argv[:1], *map(_spelled, argv[1:])]
     rest = flags.FLAGS(spelled, known_only=True)[1:]
@@ -144,6 +147,14 @@ def _unknown(argument, *others):
   hint = f'did you mean {near[0]}? ' if near else ''
   return (f'argument {argument!r}: unknown; {hint}known are '
           f'{", ".join([*names, *others])}')
+
+
+def _refuse_place(argument):
+  """Refuses the name of a place that no run could be kept in."""
+  try:
+    run_folder.refuse_place(argument.partition('=')[2] or argument)
+  except config_lib.ConfigError as error:
+    refuse(f'argument {argument!a}: {error}')
 
 
 def refuse(error: Exception | str) -> NoReturn:

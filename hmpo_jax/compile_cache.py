@@ -41,25 +41,30 @@ def switch_on() -> None:
   if _is_set(_FOLDER):
     return
   path = folder()
+  if path is None:
+    _warn('no home folder is known')
+    return
   try:
     # Whoever can write here can have this user run anything.
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     tidy(path)
   except OSError as error:
-    print(
-        f'warning: compiled programs are not kept ({error}): see '
-        'JAX_COMPILATION_CACHE_DIR',
-        file=sys.stderr)
+    _warn(error)
     return
   jax.config.update(_FOLDER, str(path))
 
 
-def folder() -> pathlib.Path:
-  """hmpo_jax/compiled in $XDG_CACHE_HOME, which is ~/.cache by default."""
+def folder() -> pathlib.Path | None:
+  """hmpo_jax/compiled in $XDG_CACHE_HOME, which is ~/.cache by default.
+
+  None for a user without a home folder, as some containers have.
+  """
   caches = os.environ.get('XDG_CACHE_HOME', '')
   # The XDG specification has relative paths ignored.
   if not os.path.isabs(caches):
     caches = os.path.expanduser('~/.cache')
+  if not os.path.isabs(caches):
+    return None
   return pathlib.Path(caches) / 'hmpo_jax' / 'compiled'
 
 
@@ -86,6 +91,13 @@ def tidy(path: pathlib.Path, max_bytes: int = MAX_BYTES) -> None:
       file.unlink(missing_ok=True)
   _remove_oldest(path, max_bytes)
   now.replace(stamp)
+
+
+def _warn(reason):
+  print(
+      f'warning: compiled programs are not kept ({reason}): see '
+      'JAX_COMPILATION_CACHE_DIR',
+      file=sys.stderr)
 
 
 def _is_set(name):

@@ -179,6 +179,27 @@ def read_control(workdir: pathlib.Path) -> list[dict]:
   return _whole_lines(workdir / CONTROL)
 
 
+def start_over(workdir: pathlib.Path, due: int) -> str:
+  """Keeps what is recorded of steps that are now made from the first again.
+
+  Args:
+    workdir: run folder, of which no checkpoint can be used.
+    due: step of the first checkpoint; what a kill before it has left is made
+      again to the same bits and not kept.
+
+  Returns:
+    A line for the user; '' if nothing is recorded.
+  """
+  count = len(read(workdir))
+  if not count:
+    return ''
+  text = f'{workdir} holds records up to step {count}'
+  if count < due:
+    return f'{text} and no checkpoint yet: starts over from step 1'
+  return (f'warning: {text} but none of their checkpoints: starts over from '
+          f'step 1; the records are kept in {_set_aside(workdir)}')
+
+
 def plain(value) -> Value:
   """Python number, boolean or flat list, with no more digits than measured."""
   array = np.asarray(value)
@@ -263,6 +284,19 @@ def _record(file, number, line):
 def _damaged(place, error):
   return config_lib.ConfigError(f'{place}: damaged ({error!r}); put it back, '
                                 'or choose another --workdir')
+
+
+def _set_aside(workdir):
+  """Moves all records into a new folder beside them."""
+  number = 1
+  while (folder := workdir / f'earlier-{number}').exists():
+    number += 1
+  folder.mkdir()
+  # METRICS last: while it is there, the next start moves what a kill has left.
+  for name in (TABLE, TIMING, FAULTS, CONTROL, METRICS):
+    if (workdir / name).exists():
+      (workdir / name).rename(folder / name)
+  return folder
 
 
 def _replace(file, text):

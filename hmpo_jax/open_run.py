@@ -174,6 +174,9 @@ class OpenRun(contextlib.AbstractContextManager):
         'settings': self._settings._asdict(),
         'early_stop': ''
     }
+    if told := metrics_lib.start_over(self.workdir,
+                                      self.config.checkpoint.every):
+      self._note(told)
     run_folder.write_json(self.workdir / START, first)
     self._open_writer()
     self._writer.show(0, evaluation)
@@ -270,7 +273,9 @@ class OpenRun(contextlib.AbstractContextManager):
     Raises:
       NumericalFault: every update was skipped for a numerical cause: there is
         nothing to sum up. The reason stands in failed.json.
+      SaveError: the last checkpoint failed.
     """
+    self._saver.wait()
     summary = summary_lib.make(
         metrics_lib.read_measured(self.workdir), self._extra,
         self.programs.baselines(), self.config)

@@ -229,7 +229,7 @@ def opened(workdir: str | pathlib.Path, note) -> Iterator[Recorded]:
     ConfigError: no run folder, one that a process is writing, or one of other
       versions or inputs than these: its bits can't be expected again.
   """
-  workdir = pathlib.Path(workdir).absolute()
+  workdir = run_folder.placed(workdir)
   recorded = Recorded(workdir, note)
   with run_folder.claimed(workdir, run_folder.describe(recorded.config)):
     yield recorded

@@ -9,7 +9,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
+from typing import TextIO
 
 import jax
 
@@ -26,6 +28,8 @@ _IDENTITY = ('config', 'inputs', 'settings', 'versions')
 # Where a cache lies, and a file whose digest stands among the inputs: they may
 # move.
 _PLACES = ('config.warm_start.folder', 'config.exponent.path')
+# Storage by an address; pathlib has made one slash of two.
+_REMOTE = re.compile('[a-z][a-z0-9+.-]*://|(gs|s3):/[^/]')
 # Which alone may grow.
 _LENGTH = 'config.num_steps'
 CONFIG, SUMMARY, _LOCK = 'config.json', 'summary.json', '.lock'
@@ -136,7 +140,7 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
         f'--workdir={workdir} can\'t be made: {error}') from error
   with open(workdir / _LOCK, 'w', encoding='utf-8') as lock:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      hold(lock, workdir)
     except BlockingIOError as error:
       raise config_lib.ConfigError(
           f'another process is writing {workdir}: wait for it, or choose '
@@ -146,6 +150,50 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
       write_json(workdir / CONFIG, description)
     _lengthen(workdir, description['config'])
     yield
+
+
+def hold(lock: TextIO, workdir: pathlib.Path) -> None:
+  """Locks an open file of a folder until it is closed, everywhere.
+
+  Raises:
+    BlockingIOError: another process holds it.
+    ConfigError: the file system of the folder knows no locks.
+  """
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise
+  except OSError as error:
+    raise config_lib.ConfigError(
+        f'{workdir}: its file system has no locks ({error.strerror}), without '
+        'which two processes could write there at once: choose a --workdir on '
+        'another') from error
+
+
+def placed(workdir: str | pathlib.Path) -> pathlib.Path:
+  """The absolute path of a run folder.
+
+  Raises:
+    ConfigError: no folder that a run can be kept in has such a name.
+  """
+  refuse_place(str(workdir))
+  path = pathlib.Path(workdir).absolute()
+  refuse_place(str(path))
+  return path
+
+
+def refuse_place(name: str) -> None:
+  """Raises ConfigError if a name is none that runs can use for a path."""
+  if _REMOTE.match(name):
+    raise config_lib.ConfigError(
+        f'{name!r} is no path on this machine: mount the storage, and name the '
+        'folder where it is mounted')
+  try:
+    name.encode('utf-8')
+  except UnicodeEncodeError as error:
+    raise config_lib.ConfigError(
+        f'{name!a} is not encoded in UTF-8, as all names must be that stand in '
+        'files of a run: rename it') from error
 
 
 def write_json(file: pathlib.Path, content: dict) -> None:

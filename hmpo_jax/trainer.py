@@ -57,7 +57,7 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   with interruption_lib.Interruption(
       progress_lib.tell,
       'the start of the run, which compiles') as interruption:
-    return _train(config, pathlib.Path(workdir).absolute(), interruption)
+    return _train(config, run_folder.placed(workdir), interruption)
 
 
 def _train(config, workdir, interruption):

@@ -1,5 +1,6 @@
 """What is restored is what was saved, bit for bit."""
 
+import errno
 import pathlib
 import shutil
 import subprocess
@@ -209,11 +210,25 @@ class CheckpointTest(absltest.TestCase):
     room = mock.Mock(free=1000)
     with mock.patch.object(shutil, 'disk_usage', lambda _: room):
       with self._checkpoints() as saver:
-        with self.assertRaisesRegex(checkpoint.SaveError, '1,000 bytes free'):
+        with self.assertRaisesRegex(checkpoint.SaveError,
+                                    '1,000 bytes free') as raised:
           saver.save(1, _state(1), {}, 0.)
+        self.assertTrue(checkpoint.is_full(raised.exception))
       with self.assertRaisesRegex(checkpoint.SaveError, '1,000 bytes free'):
         checkpoint.save_tree(self.folder / 'tree', _state(1).params)
     self.assertEmpty(list(self.folder.iterdir()))
+
+  def test_disk_without_room_is_told_from_other_faults(self):
+    full = checkpoint.SaveError('checkpoint not written: ...')
+    full.__cause__ = ValueError(
+        'RESOURCE_EXHAUSTED: Error writing "/x": No space left on device [...]')
+    quota = OSError(errno.EDQUOT, 'quota')
+    for error in (full, quota, OSError(errno.ENOSPC, 'full')):
+      self.assertTrue(checkpoint.is_full(error), error)
+    denied = checkpoint.SaveError('checkpoint not written: ...')
+    denied.__cause__ = OSError(errno.EACCES, 'Permission denied')
+    for error in (denied, OSError(errno.EROFS, 'read only'), None):
+      self.assertFalse(checkpoint.is_full(error), error)
 
   def test_what_failed_is_told_whatever_becomes_of_the_scratch(self):
     with (mock.patch.object(

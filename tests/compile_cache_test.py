@@ -140,6 +140,18 @@ class CompileCacheTest(parameterized.TestCase):
       self.assertEqual(
           str(compile_cache.folder()), '/home/me/.cache/hmpo_jax/compiled')
 
+  def test_without_a_home_nothing_is_kept(self):
+    # As os.path.expanduser leaves it where neither HOME nor the user database
+    # knows one.
+    with (mock.patch.object(os.path, 'expanduser', lambda path: path),
+          mock.patch.object(sys, 'stderr') as stderr):
+      self.caches = pathlib.Path()  # no absolute one
+      self.assertIsNone(compile_cache.folder())
+      folder, _ = self._switch_on()
+    self.assertIsNone(folder)
+    text = ''.join(call.args[0] for call in stderr.write.call_args_list)
+    self.assertIn('not kept (no home folder is known)', text)
+
   @parameterized.named_parameters(
       ('cut', lambda whole: whole[:-1]), ('empty', lambda _: b''),
       ('lost_to_a_power_cut', lambda whole: bytes(len(whole))),

@@ -1,6 +1,7 @@
 """Whose a run folder is, and that one process at a time writes it."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from absl.testing import parameterized
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import run_folder
+from hmpo_jax.plan import folder as plan_folder
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _OURS: dict = {
@@ -224,6 +226,26 @@ class RunFolderTest(parameterized.TestCase):
         self._claim()
       self._claim(folder=self.root / 'other')
     self._claim()
+
+  def test_file_system_without_locks_is_named(self):
+    fault = OSError(errno.ENOLCK, 'No locks available')
+    with mock.patch.object(run_folder.fcntl, 'flock', side_effect=fault):
+      for claim in (self._claim,
+                    lambda: plan_folder.claimed(self.folder).__enter__()):
+        with self.assertRaisesRegex(
+            config_lib.ConfigError,
+            f'{self.folder}: its file system has no locks'):
+          claim()
+
+  @parameterized.parameters('gs://bucket/run', 's3://b', 's3:/b/run',
+                            'hdfs://host/x', 'runs/\udcff')
+  def test_place_that_is_no_folder_here(self, name):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'no path|not encoded'):
+      run_folder.placed(pathlib.Path(name) if 's3:/b/' in name else name)
+
+  @parameterized.parameters('runs/12:30:00', 'run:/x', 'runs/\u00e4', 'a//b')
+  def test_place_of_any_other_name(self, name):
+    self.assertEqual(run_folder.placed(name), pathlib.Path(name).absolute())
 
   def test_claim_ends_with_an_error(self):
     with contextlib.suppress(ZeroDivisionError):

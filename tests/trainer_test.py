@@ -1,7 +1,11 @@
 """Runs in folders: what they hold, that they resume, what they refuse."""
 
+import contextlib
+import errno
+import io
 import json
 import pathlib
+import shutil
 import tempfile
 from unittest import mock
 
@@ -228,6 +232,51 @@ class TrainerTest(absltest.TestCase):
     for text in ('', '{"steps": 5}', '[]'):
       (self.folder / 'summary.json').write_text(text, 'utf-8')
       self.assertEqual(trainer.train(_config(), self.folder), summary)
+
+  def test_records_without_their_checkpoints_are_kept_and_said(self):
+    config = _config(num_steps=4)
+    trainer.train(config, self.folder)
+    before = (self.folder / 'metrics.jsonl').read_bytes()
+    for again in ('earlier-1', 'earlier-2'):
+      shutil.rmtree(self.folder / 'checkpoints')
+      (self.folder / 'summary.json').unlink()
+      told = self._told(config)
+      self.assertIn(
+          'holds records up to step 4 but none of their checkpoints: starts '
+          f'over from step 1; the records are kept in {self.folder / again}\n',
+          told)
+      for name in ('metrics.jsonl', 'metrics.csv', 'timing.jsonl'):
+        self.assertTrue((self.folder / again / name).exists(), name)
+      self.assertEqual((self.folder / again / 'metrics.jsonl').read_bytes(),
+                       before)
+      self.assertEqual((self.folder / 'metrics.jsonl').read_bytes(), before)
+
+  def test_kill_before_the_first_checkpoint_is_said_and_leaves_nothing(self):
+    self._killed_at(2, self.folder)
+    self.assertIn('records up to step 1 and no checkpoint yet: starts over',
+                  self._told(_config()))
+    self.assertEmpty(list(self.folder.glob('earlier*')))
+    self.assertNotIn('starts over', self._told(_config()))
+
+  def _told(self, config):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+      trainer.train(config, self.folder)
+    return errors.getvalue()
+
+  def test_run_whose_last_checkpoint_fails_has_not_finished(self):
+    seal = checkpoint.Checkpointer._seal  # pylint: disable=protected-access
+
+    def fail_at_the_end(saver, step):
+      if step == 5:
+        raise OSError(errno.EACCES, 'denied')
+      seal(saver, step)
+
+    with mock.patch.object(checkpoint.Checkpointer, '_seal', fail_at_the_end):
+      with self.assertRaisesRegex(checkpoint.SaveError, 'denied'):
+        trainer.train(_config(), self.folder)
+    self.assertFalse((self.folder / 'summary.json').exists())
+    self.assertEqual(trainer.train(_config(), self.folder)['steps'], 5)
 
   def test_damaged_metrics_are_refused_and_stay(self):
     trainer.train(_config(), self.folder)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import csv
-import fcntl
 import json
 import math
 import pathlib
@@ -34,6 +33,7 @@ def claimed(workdir: pathlib.Path) -> Iterator[int]:
   Raises:
     ConfigError: no folder can be made there, or a plan is running in it.
   """
+  run_folder.placed(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = open(workdir / _LOCK, 'w', encoding='utf-8')  # pylint: disable=consider-using-with
@@ -49,7 +49,7 @@ def _wait(lock, workdir):
   told, until = False, time.monotonic() + _PATIENCE
   while True:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      run_folder.hold(lock, workdir)
       return
     except BlockingIOError as error:
       if time.monotonic() > until:
