@@ -13,6 +13,7 @@ from unittest import mock
 from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
+from tensorboard.backend.event_processing import event_accumulator
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto import layout_pb2
 from tensorboardX.proto import plugin_hparams_pb2
@@ -38,7 +39,7 @@ def _events(file):
 def _visible(folder):
   """{tag: {step: value}} as TensorBoard shows a run that was resumed."""
   shown: dict = {}
-  for file in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime_ns):
+  for file in sorted(folder.iterdir()):  # as TensorBoard does
     for event in _events(file):
       if event.HasField('session_log'):
         for steps in shown.values():
@@ -104,6 +105,23 @@ class BoardTest(absltest.TestCase):
     self.assertEqual(_scalars(shown, '7_other/active'), {1: 1})
     self.assertEqual(_scalars(shown, '7_other/heads/max'), {1: 3})
     self.assertLen(shown, 5)  # with the charts
+
+  def test_clock_that_was_set_back_hides_nothing(self):
+    reader = event_accumulator.EventAccumulator(str(self.folder))
+    # The last one in the second of the one before it, 10 hours too early.
+    for now, start in ((2e9, 0), (2e9 - 36000, 3), (2e9 - 36000, 12)):
+      with mock.patch.object(board.time, 'time', lambda now=now: now):
+        shown = board.Board(self.folder, start)
+        for step in range(start + 1, start + 10):
+          shown.show(step, {'reward/mean': start + .5})
+        shown.close()
+        (self.folder / 'events.out.tfevents.1').touch()  # a user's
+      reader.Reload()
+    tag = board.tag('reward/mean')
+    self.assertEqual([(e.step, e.value) for e in reader.Scalars(tag)],
+                     [(step, .5) for step in range(1, 4)] +
+                     [(step, 3.5) for step in range(4, 13)] +
+                     [(step, 12.5) for step in range(13, 22)])
 
   def test_histogram_has_the_counts_without_the_empty_ends(self):
     counts = np.zeros(histograms.BINS)
