@@ -7,17 +7,12 @@ configuration and holds from the next step on. No answer stops a run, unless
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-import copy
-import functools
-import inspect
 import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax import config as config_lib
 from hmpo_jax import host_function
 from hmpo_jax.kernels import losses
 
@@ -31,10 +26,6 @@ class Settings(NamedTuple):
   epsilon: float  # loss.clip_eps_high; the low side moves by the same factor
   p: float  # loss.p
   agm_iterations: int  # K of the iterates in the record
-
-
-# What is read of an answer; batch_size to say that it can't be changed.
-_NAMES = (*Settings._fields, 'batch_size')
 
 
 class Change(NamedTuple):
@@ -52,7 +43,7 @@ class Answer(NamedTuple):
   changes: list[Change]
   stop: str  # reason for which it asks to stop; '' if it doesn't
   error: str = ''  # what went wrong in the call; '' if nothing
-  timed_out: bool = False  # so that the controller may not know the record
+  lost: bool = False  # with its process, so that it knows no record
 
   def line(self, may_stop: bool) -> dict:
     """What control.jsonl holds of it, beside the step."""
@@ -61,6 +52,7 @@ class Answer(NamedTuple):
         'stop': self.stop,
         'stopped': bool(self.stop) and may_stop,
         'error': self.error,
+        'lost': self.lost,
     }
 
 
@@ -117,7 +109,7 @@ class Controller:
   """A user's controller of one run, and what becomes of its answers.
 
   It must be a function of the records that it was given alone: a run that
-  resumes hands those of the finished steps to a new one.
+  resumes, or loses it, hands those of the finished steps to a new one.
   """
 
   def __init__(self, config):
@@ -135,15 +127,7 @@ class Controller:
     self._config = config
     control = config.control
     self._host = host_function.HostFunction('control', control.function,
-                                            control.timeout)
-    self._function = self._host.callable
-    if inspect.isclass(self._function):
-      try:
-        self._function = self._host.call(_maker(self._function, config))
-      except host_function.Failure as failure:
-        raise _refused(control.function, str(failure)) from failure
-      if not callable(self._function):
-        raise _refused(control.function, 'makes objects without __call__')
+                                            control.timeout, config)
 
   def is_due(self, step: int) -> bool:
     """Whether it decides after a step."""
@@ -156,14 +140,18 @@ class Controller:
       record: of the last step, as metrics.jsonl holds it.
       settings: that held in that step.
     """
-    # A copy, with its lists: what it does to them is its own.
-    copied = copy.deepcopy(dict(record))
     try:
-      # All that touches its answer happens there: any of it may raise or hang.
-      return self._host.call(self._answer, copied, settings)
+      asked, stop = self._host.call('decisions', dict(record))
     except host_function.Failure as failure:
-      timed_out = isinstance(failure, host_function.TimedOut)
-      return Answer(settings, [], '', str(failure), timed_out)
+      is_lost = isinstance(failure, host_function.Lost)
+      return Answer(settings, [], '', str(failure), is_lost)
+    changes = [
+        self._change(name,
+                     settings._asdict().get(name), value)
+        for name, value in asked.items()
+    ]
+    decided = {c.name: c.after for c in changes if c.name in Settings._fields}
+    return Answer(settings._replace(**decided), changes, stop)
 
   def held(self, settings: Settings) -> dict:
     """What a record says of the settings that it can change."""
@@ -178,8 +166,8 @@ class Controller:
 
     Yields:
       Each step after which it decides, and its answer, as if what it decided
-      before had held. After one that took too long there is no other: what the
-      controller knows then can't be told.
+      before had held. After one on which the controller was lost there is no
+      other: a new one knows nothing.
     """
     settings = first_settings(self._config)
     for record in records:
@@ -187,89 +175,24 @@ class Controller:
         answer = self.ask(record, settings)
         settings = answer.settings
         yield record['step'], answer
-        if answer.timed_out:
+        if answer.lost:
           return
-
-  def _answer(self, record, settings):
-    asked, stop = _read(self._function(record))
-    changes = [
-        self._change(name,
-                     settings._asdict().get(name), value)
-        for name, value in asked.items()
-    ]
-    decided = {c.name: c.after for c in changes if c.name in Settings._fields}
-    return Answer(settings._replace(**decided), changes, stop)
 
   def _change(self, name, before, asked):
     """One decision within its bounds."""
-    number = _number(asked)
-    refusal = '' if number is not None else 'must be a finite number'
-    refusal = refusal or _refusal(self._config, name)
+    refusal = 'must be a finite number' if isinstance(asked, str) else _refusal(
+        self._config, name)
     if refusal:
-      shown = repr(asked) if number is None else number
-      return Change(name, before, shown, before, refusal)
+      return Change(name, before, asked, before, refusal)
     low, high = (
         self._config.control[f'{name}_{end}'] for end in ('low', 'high'))
-    after = min(max(number, low), high)
-    note = '' if after == number else f'must be from {low} to {high}'
+    after = min(max(asked, low), high)
+    note = '' if after == asked else f'must be from {low} to {high}'
     if name == 'agm_iterations' and after != round(after):
       after, note = round(after), 'rounded'
     elif name == 'agm_iterations':
       after = round(after)
-    return Change(name, before, number, after, note)
-
-
-class _NoDecisions(host_function.Failure):
-  """The answer is none."""
-
-
-def _refused(name, text):
-  return config_lib.ConfigError(f'config.control.function = {name!r} {text}')
-
-
-def _number(asked):
-  """A finite number, also of an array without axes; else None."""
-  if isinstance(asked, (str, bool, np.bool_)) or np.ndim(asked):
-    return None
-  try:
-    number = float(asked)
-  except (TypeError, ValueError, OverflowError):
-    return None
-  return number if math.isfinite(number) else None
-
-
-def _maker(made, config):
-  try:
-    takes = 'config' in inspect.signature(made).parameters
-  except (TypeError, ValueError):  # a class that isn't Python's
-    takes = False
-  return functools.partial(
-      made, config=config.copy_and_resolve_references()) if takes else made
-
-
-def _read(result):
-  """Decisions by name, those of `hyperparams` too, and a reason to stop."""
-  if result is None:
-    return {}, ''
-  if not isinstance(result, Mapping):
-    raise _NoDecisions(f'returned {type(result).__name__}, must be a dict of '
-                       'decisions or None')
-  nested = result.get('hyperparams')
-  flat = (dict(nested) if isinstance(nested, Mapping) else {}) | dict(result)
-  return {
-      name: flat[name] for name in _NAMES if name in flat
-  }, _stop(flat.get('early_stop'))
-
-
-def _stop(early_stop):
-  """Why to stop; '' if it is not asked for."""
-  reason = None
-  if isinstance(early_stop, Mapping):
-    early_stop, reason = early_stop.get('should_stop'), early_stop.get('reason')
-  if isinstance(early_stop, str) or np.ndim(early_stop):
-    raise _NoDecisions(f'returned early_stop = {early_stop!r}, must be a '
-                       'boolean')
-  return str(reason or 'no reason given') if early_stop else ''
+    return Change(name, before, asked, after, note)
 
 
 def _refusal(config, name):

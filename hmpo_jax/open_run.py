@@ -312,16 +312,27 @@ class OpenRun(contextlib.AbstractContextManager):
       self._note(f'warning: step {self.step}: config.control.function = '
                  f'{self.config.control.function!r} {answer.error}; all stays '
                  'as it is')
+    if answer.lost:
+      self._catch_up()
 
   def _catch_up(self):
-    """Brings a new controller to where that of the last process was."""
+    """Brings a new controller to where the last one was.
+
+    Records on which one was lost are shown to none again.
+    """
     if not self.programs.controller:
       return
     settings, name = self._first, self.config.control.function
+    lost = {
+        line['step']
+        for line in metrics_lib.read_control(self.workdir)
+        if line.get('lost')
+    }
     for step, answer in self.programs.controller.replay(
-        metrics_lib.read(self.workdir)):
+        record for record in metrics_lib.read(self.workdir)
+        if record['step'] not in lost):
       settings = answer.settings
-      if answer.timed_out:
+      if answer.lost:
         self._note(f'warning: config.control.function = {name!r} '
                    f'{answer.error} on the record of step {step}; it is not '
                    f'shown those up to step {self.step}')

@@ -71,7 +71,7 @@ def _train(config, workdir, interruption):
       try:
         summary = _run(config, workdir, programs, interruption)
       except reward_lib.RewardError as error:
-        raise RewardStop(str(error)) from error
+        raise RewardStop(f'held-out prompts: {error}') from error
       except open_run.NumericalFault as error:
         if error.summary:
           progress_lib.summary_table(summary_lib.rows(error.summary, workdir))
@@ -101,9 +101,9 @@ def _run(config, workdir, programs, interruption):
            'minutes'))
       try:
         state, *made = _step(run, programs, state)
-      except reward_lib.RewardError:
+      except reward_lib.RewardError as error:
         run.save(state)
-        raise
+        raise RewardStop(f'step {run.step + 1}: {error}') from error
       record = run.write(*made)
       if run.early_stop and record['eval/step'] < run.step:
         run.conclude(jax.device_get(programs.evaluate(state.params)))

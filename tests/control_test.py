@@ -95,7 +95,7 @@ class AnswerTest(controller_file.ControllerFileTest):
     self.assertNotIn('\n', answer.error)
 
   @parameterized.parameters('np.float32(.25)', 'np.array(.25)',
-                            'jnp.float32(.25)')
+                            '__import__("jax").numpy.float32(.25)')
   def test_numbers_of_arrays(self, asked):
     self.assertEqual(self._says(f'{{"p": {asked}}}').settings.p, .25)
 

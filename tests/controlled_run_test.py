@@ -57,8 +57,14 @@ class RunTest(controller_file.ControllerFileTest):
     self.file.write_text(self.TEXT.replace('ANSWER', repr(answer)), 'utf-8')
     return self.folder / 'run'
 
-  def test_resumed_run_repeats_the_decisions(self):
-    config = self.config('Moody')
+  @parameterized.parameters(
+      ('Moody', [-1, -.1, -.1, -.3], 'raised ValueError: bad mood (mine.py, '
+       'line 17)', False),
+      # A new one is shown the record of step 1 alone.
+      ('Frail', [-1, -.1, -.1, -.2], 'ended its process with exit code 1', True
+      ))
+  def test_resumed_run_repeats_the_decisions(self, name, orders, fault, lost):
+    config = self.config(name)
     trainer.train(config, self.folder / 'whole')
     save = trainer.open_run.OpenRun.save
 
@@ -76,10 +82,10 @@ class RunTest(controller_file.ControllerFileTest):
                        (self.folder / 'cut' / name).read_bytes(), name)
     records = _lines(self.folder / 'cut', metrics.METRICS)
     np.testing.assert_allclose([r['exponent/p'] for r in records],
-                               [-1, -.1, -.1, -.3],
+                               orders,
                                rtol=1e-6)
-    error = _lines(self.folder / 'cut', metrics.CONTROL)[1]['error']
-    self.assertEqual(error, 'raised ValueError: bad mood')
+    line = _lines(self.folder / 'cut', metrics.CONTROL)[1]
+    self.assertEqual((line['error'], line['lost']), (fault, lost))
     with rerun.opened(self.folder / 'cut', self.fail) as recorded:
       self.assertEqual(recorded.verify().difference, '')
 

@@ -5,8 +5,7 @@ from tests import user_file
 
 # As users would write them; what stands for ANSWER is what `asks` returns.
 TEXT = """
-import time
-import jax.numpy as jnp
+import os, time
 import numpy as np
 def lower(record):
   return {'learning_rate': .01 / (1 + record['step']), 'epsilon': .2}
@@ -22,6 +21,12 @@ class Moody:
   def __call__(self, record):
     self.calls += 1
     if record['step'] == 2: raise ValueError('bad\\nmood')
+    return {'p': -.1 * self.calls}
+class Frail:
+  def __init__(self): self.calls = 0
+  def __call__(self, record):
+    self.calls += 1
+    if record['step'] == 2: os._exit(1)
     return {'p': -.1 * self.calls}
 class Picky:
   def __init__(self, config): self.low = config.loss.p - 1; config.loss.p = 9.

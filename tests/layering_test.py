@@ -8,14 +8,14 @@ from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
-          'config_file', 'lines', 'host_function', 'model', 'rollout', 'tasks',
-          'policy', 'warm_start', 'update', 'mechanism', 'clip_drift',
-          'step_metrics', 'learner', 'runs', 'trajectory', 'control',
-          'controllers', 'programs', 'checkpoint', 'metric_table', 'board',
-          'measured', 'metrics', 'telemetry', 'progress', 'interruption',
-          'overshoot', 'growth', 'run_folder', 'summary', 'open_run', 'trainer',
-          'group', 'rerun', 'oracle', 'analysis', 'bench', 'compile_cache',
-          'command_line', 'plan')
+          'config_file', 'lines', 'answers', 'host_worker', 'host_function',
+          'model', 'rollout', 'tasks', 'policy', 'warm_start', 'update',
+          'mechanism', 'clip_drift', 'step_metrics', 'learner', 'runs',
+          'trajectory', 'control', 'controllers', 'programs', 'checkpoint',
+          'metric_table', 'board', 'measured', 'metrics', 'telemetry',
+          'progress', 'interruption', 'overshoot', 'growth', 'run_folder',
+          'summary', 'open_run', 'trainer', 'group', 'rerun', 'oracle',
+          'analysis', 'bench', 'compile_cache', 'command_line', 'plan')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 
@@ -63,10 +63,10 @@ class LayeringTest(absltest.TestCase):
     shell = {
         'board.py', 'checkpoint.py', 'command_line.py', 'comparison.py',
         'compile_cache.py', 'config_file.py', 'design.py', 'folder.py',
-        'group.py', 'host_function.py', 'interruption.py', 'launch.py',
-        'lines.py', 'metrics.py', 'open_run.py', 'own_peer.py', 'probe.py',
-        'profile.py', 'prompt_file.py', 'records.py', 'report.py', 'rerun.py',
-        'run_folder.py', 'states.py', 'summary.py', 'trainer.py',
+        'group.py', 'host_function.py', 'host_worker.py', 'interruption.py',
+        'launch.py', 'lines.py', 'metrics.py', 'open_run.py', 'own_peer.py',
+        'probe.py', 'profile.py', 'prompt_file.py', 'records.py', 'report.py',
+        'rerun.py', 'run_folder.py', 'states.py', 'summary.py', 'trainer.py',
         'trajectory.py', 'tuning.py', 'worker.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):

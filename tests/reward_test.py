@@ -109,8 +109,9 @@ class TrainTest(_FolderTest):
       self.assertAlmostEqual(host[name], inside[name], places=4)
 
   @parameterized.named_parameters(
-      ('raises', 'raise RuntimeError("broken")', 'raised RuntimeError: broken'),
-      ('shape', '', r'returned shape \(33,\)'),
+      ('raises', 'raise RuntimeError("broken")',
+       r'^step 4: .* raised RuntimeError: broken \(mine\.py, line 6\)$'),
+      ('shape', '', r'^step 4: .* returned shape \(33,\)'),
   )
   def test_failure_keeps_all_steps_before_it(self, fault, words):
     trainer.train(self._config(), self.folder / 'whole')

@@ -19,7 +19,7 @@ class RewardError(Exception):
 
 
 class HostReward:
-  """Calls a reward function with a deadline, and checks what it returns."""
+  """Calls a reward function in a process, and checks what it returns."""
 
   def __init__(self, name: str, timeout: float, prompt_len: int):
     """Imports the function.
@@ -42,7 +42,8 @@ class HostReward:
 
     Raises:
       RewardError: the function raised, returned something else than one number
-        from 0 to 1 for each response, or took longer than the timeout.
+        from 0 to 1 for each response, took longer than the timeout or ended its
+        process.
     """
     tokens, valid = np.asarray(rollout.tokens), np.asarray(rollout.valid)
     part = lambda columns: [
@@ -51,10 +52,7 @@ class HostReward:
     ]
     result = self._call(
         part(slice(self._prompt_len)), part(slice(self._prompt_len, None)))
-    try:
-      reward = np.asarray(result, np.float32)
-    except (TypeError, ValueError) as error:
-      raise self._error(f'returned no numbers ({error})') from error
+    reward = np.asarray(result, np.float32)
     if reward.shape != (len(tokens),):
       raise self._error(f'returned shape {reward.shape}, must be one number '
                         f'for each of {len(tokens)} responses')
@@ -66,7 +64,7 @@ class HostReward:
 
   def _call(self, prompts, responses):
     try:
-      return self._host.call(self._host.callable, prompts, responses)
+      return self._host.call('numbers', prompts, responses)
     except host_function.Failure as error:
       raise self._error(str(error)) from error
 
