@@ -1,6 +1,7 @@
 """What a run came to: its summary, and the closing table that shows it."""
 
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -19,8 +20,8 @@ def make(records, extra, baselines, config):
 
   Args:
     records: of all its steps, as `metrics.read_measured` gives them.
-    extra: held-out metrics of the first and the last evaluation, and why a
-      controller ended the run, if it did.
+    extra: held-out metrics of the first and the last evaluation, the settings
+      that a controller has left, and why it ended the run, if it did.
     baselines: rewards that need no skill.
     config: of the run.
 
@@ -37,6 +38,7 @@ def make(records, extra, baselines, config):
           len(records) * config.train.num_epochs * config.train.num_minibatches,
       'early_stop':
           extra['early_stop'],
+      **_controlled(records, extra['settings']),
       'episodes':
           records[-1]['total/episodes'],
       'tokens':
@@ -135,6 +137,25 @@ def _gap_closed(first, last):
   return (last - first) / (1 - first)
 
 
+def _controlled(records, left):
+  """First and last value and number of changes of what a controller moved.
+
+  Args:
+    records: of all steps.
+    left: settings after the last one, by name.
+  """
+  names = [name for name in left if f'control/{name}' in records[-1]]
+  if not names:
+    return {}
+  moved = {}
+  for name in names:
+    held = [record[f'control/{name}'] for record in records] + [left[name]]
+    changes = sum(old != new for old, new in itertools.pairwise(held))
+    if changes:
+      moved[name] = {'first': held[0], 'last': held[-1], 'changes': changes}
+  return {'controlled': moved}
+
+
 def _compared(records):
   """Means over the steps at which gradients were compared, if at any.
 
@@ -164,6 +185,8 @@ def rows(summary, workdir):
       ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
       *([('ended by the controller',
           summary['early_stop'])] if summary.get('early_stop') else []),
+      *([('changed by the controller',
+          _moved(summary['controlled']))] if 'controlled' in summary else []),
       ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
       ('held-out reward', pair('heldout_reward')),
       ('its standard error', show('heldout_reward_last_stderr', '.3f')),
@@ -189,6 +212,16 @@ def rows(summary, workdir):
       ('updates skipped', skipped),
       ('folder', str(workdir)),
   ]
+
+
+def _moved(controlled):
+  """What a controller changed, each setting with its ends."""
+  texts = []
+  for name, way in controlled.items():
+    texts.append(f'{name} {way["first"]:.4g} -> {way["last"]:.4g}')
+    if way['changes'] > 1:
+      texts[-1] += f' in {way["changes"]} changes'
+  return '; '.join(texts) or 'nothing'
 
 
 def _cosines(summary):

@@ -1,5 +1,7 @@
 """Runs under live control: the log, what resumes, and how they end."""
 
+import contextlib
+import io
 import json
 import pathlib
 from unittest import mock
@@ -13,6 +15,7 @@ from hmpo_jax import controllers
 from hmpo_jax import group
 from hmpo_jax import metrics
 from hmpo_jax import rerun
+from hmpo_jax import summary as summary_lib
 from hmpo_jax import trainer
 from hmpo_jax import update
 from hmpo_jax.plan import design
@@ -44,6 +47,36 @@ class RunTest(controller_file.ControllerFileTest):
             'after': .01 / 3,
             'note': ''
         })
+
+  def test_closing_table_says_what_was_changed(self):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+      summary = trainer.train(
+          self.config('lower', control__every=2), self.folder / 'run')
+    self.assertEqual(
+        summary['controlled'],
+        {
+            'learning_rate': {
+                'first': .01,
+                'last': .002,  # the bound
+                'changes': 2
+            },
+            'epsilon': {
+                'first': .05,
+                'last': .2,
+                'changes': 1
+            }
+        })
+    self.assertRegex(
+        output.getvalue(), 'changed by the controller +learning_rate 0.01 -> '
+        '0.002 in 2 changes; epsilon 0.05 -> 0.2\n')
+
+  def test_controller_that_changed_nothing_is_said_to_have(self):
+    summary = trainer.train(self.config('stop'), self.folder / 'run')
+    rows = lambda: dict(summary_lib.rows(summary, self.folder))
+    self.assertEqual(rows()['changed by the controller'], 'nothing')
+    del summary['controlled']  # as in a run without one
+    self.assertNotIn('changed by the controller', rows())
 
   def test_rate_that_was_decided_is_the_one_that_moves_the_policy(self):
     trainer.train(
