@@ -291,9 +291,11 @@ class OpenRun(contextlib.AbstractContextManager):
     return summary
 
   def _open_writer(self):
-    (self.workdir / FAILED).unlink(missing_ok=True)
     self._writer = self._stack.enter_context(
         metrics_lib.Writer(self.workdir, self.step, config=self.config))
+    # It can go on: no word of how it ended holds any longer.
+    (self.workdir / FAILED).unlink(missing_ok=True)
+    run_folder.lengthen(self.workdir, self.config.num_steps)
 
   def _ask(self):
     """What the controller makes of the last record holds from now on."""

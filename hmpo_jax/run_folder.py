@@ -148,7 +148,6 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
     refuse_other_run(workdir, description)
     if not (workdir / CONFIG).exists():
       write_json(workdir / CONFIG, description)
-    _lengthen(workdir, description['config'])
     yield
 
 
@@ -203,15 +202,16 @@ def write_json(file: pathlib.Path, content: dict) -> None:
   temporary.replace(file)
 
 
-def _lengthen(workdir, config):
-  """Gives the run of a folder its number of steps in a configuration.
+def lengthen(workdir: pathlib.Path, num_steps: int) -> None:
+  """Gives the run of a folder, which can go on, its number of steps.
 
-  The summary goes first: killed in between, a run ends where it did.
+  The summary of a shorter one goes first: killed in between, the run ends where
+  it did.
   """
   content = json.loads((workdir / CONFIG).read_text(encoding='utf-8'))
-  if content['config'].get('num_steps') != config.get('num_steps'):
+  if content['config']['num_steps'] != num_steps:
     (workdir / SUMMARY).unlink(missing_ok=True)
-    content['config']['num_steps'] = config['num_steps']
+    content['config']['num_steps'] = num_steps
     write_json(workdir / CONFIG, content)
 
 

@@ -310,6 +310,12 @@ class DoctorTest(absltest.TestCase):
     # Tasks are static too.
     self.assertLen(doctor.programs(_runs(plan)), 4)
 
+  def test_evaluations_of_records_and_of_checkpoints_are_counted(self):
+    sizes = {'num_steps': 300, 'eval.every': 20, 'checkpoint.every': 50}
+    program, *_ = doctor.programs(_runs(_plan(base=sizes)))
+    # Before the first step, 15 for records and at steps 50, 150 and 250.
+    self.assertEqual(program.num_evaluations, 1 + 15 + 3)
+
 
 def _some_runs(plan):
   """Without replays, which need a file."""

@@ -189,6 +189,10 @@ class RunFolderTest(parameterized.TestCase):
     run_folder.refuse_other_run(self.folder, longer)
     self.assertTrue((self.folder / 'summary.json').exists())
     self._claim(longer)
+    self.assertTrue((self.folder / 'summary.json').exists())
+    run_folder.lengthen(self.folder, 3)
+    self.assertTrue((self.folder / 'summary.json').exists())
+    run_folder.lengthen(self.folder, 5)
     self.assertFalse((self.folder / 'summary.json').exists())
     text = (self.folder / 'config.json').read_text(encoding='utf-8')
     self.assertEqual(json.loads(text), self._of_length(5))
@@ -199,7 +203,7 @@ class RunFolderTest(parameterized.TestCase):
     (self.folder / 'summary.json').touch()
     with mock.patch.object(run_folder, 'write_json', side_effect=OSError):
       with self.assertRaises(OSError):
-        self._claim(self._of_length(5))
+        run_folder.lengthen(self.folder, 5)
     self.assertEqual((self.folder / 'config.json').read_bytes(), before)
     self.assertFalse((self.folder / 'summary.json').exists())
 
