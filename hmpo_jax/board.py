@@ -8,12 +8,14 @@ here alone.
 from collections.abc import Collection, Mapping, Sequence
 import math
 import pathlib
+import re
+import socket
 import textwrap
 import time
 
 import ml_collections
 import numpy as np
-from tensorboardX import event_file_writer
+from tensorboardX import record_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto import summary_pb2
@@ -24,6 +26,8 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import metric_table
 from hmpo_jax.kernels import histograms
 
+# Seconds since 1970 in the name of an event file.
+_STAMPED = re.compile(r'events\.out\.tfevents\.([0-9]{10})\.')
 # Names of values for TensorBoard alone begin so.
 _HISTOGRAM, _SAMPLE = 'histogram/', 'sample/'
 
@@ -192,8 +196,8 @@ class Board:
     self._levels = _levels(config) if config else {}
     self._moved = set(moved)
     self._described: set[str] = set()
-    self._file = event_file_writer.EventsWriter(
-        str(folder / 'events'), f'.{step}')
+    self._file = record_writer.RecordWriter(str(_next_file(folder, step)))
+    self._write(file_version='brain.Event:2')
     # Hides what a killed run wrote of later steps.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(step=step + 1 if step else 0, session_log=start)
@@ -248,8 +252,21 @@ class Board:
     return shown
 
   def _write(self, **fields):
-    self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    self._file.write(event.SerializeToString())
     self._file.flush()
+
+
+def _next_file(folder, step):
+  """A new event file, the last one by name.
+
+  TensorBoard reads files in the order of their names, which hold the time, and
+  leaves out what is not behind the last one that it has read: a clock that was
+  set back would hide a run from where it was resumed.
+  """
+  found = filter(None, (_STAMPED.match(path.name) for path in folder.iterdir()))
+  stamp = max([int(time.time()), *(int(match[1]) + 1 for match in found)])
+  return folder / f'events.out.tfevents.{stamp}.{socket.gethostname()}.{step}'
 
 
 def _with_margins(values):
