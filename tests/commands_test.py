@@ -114,6 +114,8 @@ _RULES: tuple[Run | Look, ...] = (
          'times other projects, in environments of their own'),
     Look(r'python experiments/parity\.py', 'compares with other projects'),
     Run(r"python -c 'import jax; print\(jax\.devices\(\)\)'"),
+    Look(r'python experiments/same_bits\.py --against=COMMIT',
+         'same_bits_test.py compares two trees'),
     Look(r'python -m pytest.*', 'is what runs this, or takes minutes'),
     Look(r'pip install .*', 'reads from the network'),
     Look(r'python3[\d.]* -m venv \S+|source \S+/bin/activate',

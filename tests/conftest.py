@@ -46,6 +46,7 @@ _HOLD_FOR_ANY_CODE = frozenset((
     'rerun_test',
     'reward_test',
     'runs_at_once_test',
+    'same_bits_test',
     'sharding_test',
     'stress_table_test',
     'trainer_test',
