@@ -57,8 +57,8 @@ _TOLD = ('qk/max_logit_per_update', 'eval/step', 'mechanism/step',
 _FOR_CONTROLLERS = ('arithmetic_history', 'harmonic_history', 'td_',
                     'q_rel_change', 'train_reward_mean', 'eval_reward',
                     'eval_is_new', 'muon_clip_')
-# Shown from their first value that is not 0: most orders make nothing of them.
-_QUIET = 'exponent/'
+# Shown from their first value that is not 0: of options that are mostly off.
+_QUIET = ('exponent/', 'clip/dual_frac')
 
 # Values that stay in the records until they are measured again, and the metric
 # that says when that was.

@@ -241,10 +241,15 @@ class BoardTest(absltest.TestCase):
     })
     self.assertEqual(set(shown), {'1_reward/eval/reward', _CHARTS})
 
-  def test_an_order_that_nothing_moves_shows_no_zeros(self):
+  def test_an_option_that_is_off_shows_no_zeros(self):
     shown = board.Board(self.folder, 0)
     for step, decision in ((1, 0.), (2, -1.), (3, 0.)):
-      shown.show(step, {'exponent/decision': decision, 'exponent/at_bound': 0.})
+      shown.show(
+          step, {
+              'exponent/decision': decision,
+              'exponent/at_bound': 0.,
+              'clip/dual_frac': 0.
+          })
     shown.close()
     again = board.Board(self.folder, 3, moved=('exponent/decision',))
     again.show(4, {'exponent/decision': 0., 'exponent/at_bound': 0.})
@@ -257,6 +262,7 @@ class BoardTest(absltest.TestCase):
             4: 0
         })
     self.assertNotIn('6_agm/exponent/at_bound', visible)
+    self.assertNotIn('3_ratios/clip/dual_frac', visible)
 
   def test_first_value_of_a_scalar_says_what_it_is(self):
     shown = board.Board(self.folder, 0)
