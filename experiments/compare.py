@@ -106,17 +106,17 @@ def parse_flags(argv: list[str]):
     if not _CONFIG.value:
       raise config_lib.ConfigError('no plan: give one as '
                                    '--config=configs/plan.py')
-    file = pathlib.Path(_CONFIG.value)
     plan = design.with_base(
-        _load(file), {
+        _load(_CONFIG.value), {
             key: config_file.typed(key, text) for key, text in overrides.items()
         })
     rules.check(plan)
-  return plan, file.stem, pathlib.Path(_WORKDIR.value or f'runs/{file.stem}')
+  name = config_file.run_name(_CONFIG.value)
+  return plan, name, pathlib.Path(_WORKDIR.value or f'runs/{name}')
 
 
 def _load(file):
-  plan = config_file.read(str(file))
+  plan = config_file.read(file)
   if not isinstance(plan, design.Plan):
     raise config_lib.ConfigError(
         f'--config={file}: get_config() must return a '

@@ -5,9 +5,6 @@ a run. The same command on the same folder resumes an interrupted run and prints
 the summary of a finished one; with a larger config.num_steps it goes on.
 """
 
-import pathlib
-import re
-
 from absl import app
 from absl import flags
 import jax
@@ -39,17 +36,7 @@ def parse_flags(argv: list[str]):
       raise config_lib.ConfigError('no configuration: give one as '
                                    '--config=configs/hmpo.py')
     config = config_file.load(_CONFIG.value, overrides)
-  return config, _WORKDIR.value or _default_workdir(_CONFIG.value)
-
-
-def _default_workdir(config_path: str) -> pathlib.Path:
-  path, _, argument = config_path.partition(':')
-  file = pathlib.Path(path)
-  # A run is repeated beside the run, not in its folder.
-  name = f'{file.parent.name}-again' if file.suffix == '.json' else file.stem
-  if argument:
-    name += '-' + re.sub(r'[^\w.=-]', '_', argument)
-  return pathlib.Path('runs') / name
+  return config, _WORKDIR.value or f'runs/{config_file.run_name(_CONFIG.value)}'
 
 
 if __name__ == '__main__':

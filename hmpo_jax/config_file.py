@@ -6,7 +6,9 @@ unknown key as a bare KeyError; here each fault is one line of ConfigError.
 
 from collections.abc import Mapping
 import json
+import os
 import pathlib
+import re
 import runpy
 import traceback
 
@@ -48,8 +50,8 @@ def read(path: str):
   Raises:
     ConfigError: it can't be read, or runs into an error.
   """
-  file, _, argument = path.partition(':')
-  if not pathlib.Path(file).is_file():
+  file, argument = split(path)
+  if not os.path.isfile(file):
     raise config_lib.ConfigError(f'--config={path}: there is no file {file!r}')
   try:
     return _from_json(file) if file.endswith('.json') else _from_python(
@@ -61,6 +63,23 @@ def read(path: str):
         f'--config={path}: must be a Python file with get_config(), or the '
         f'config.json of a run; reading it ended in {text}{_at(file, error)}'
     ) from error
+
+
+def split(path: str) -> tuple[str, str]:
+  """File and argument of FILE[:ARGUMENT]; a path may hold colons of its own."""
+  parts = path.split(':')
+  starts = (':'.join(parts[:n]) for n in range(len(parts), 0, -1))
+  file = next(filter(os.path.isfile, starts), path)
+  return file, path[len(file) + 1:]
+
+
+def run_name(path: str) -> str:
+  """What the run, or the plan, of FILE[:ARGUMENT] is called if nothing else."""
+  file, argument = split(path)
+  found = pathlib.Path(file)
+  # A run is repeated beside the run, not in its folder.
+  stem = f'{found.parent.name}-again' if found.suffix == '.json' else found.stem
+  return stem + (argument and '-' + re.sub(r'[^\w.=-]', '_', argument))
 
 
 def _at(file, error):

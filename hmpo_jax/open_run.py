@@ -82,7 +82,8 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
   folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
   identity = {
       'model': static.model.to_dict(),
-      'task': static.task.to_dict(),
+      # The content of a file decides, not its place.
+      'task': dict(static.task.to_dict(), prompts=''),
       'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
       'seed': config.seed,
       # Of files too only those that it sees: all arms share a warm start.
@@ -178,6 +179,7 @@ class OpenRun(contextlib.AbstractContextManager):
                                       self.config.checkpoint.every):
       self._note(told)
     run_folder.write_json(self.workdir / START, first)
+    run_folder.write_functions(self.workdir, self.config, 0)
     self._open_writer()
     self._writer.show(0, evaluation)
 
@@ -195,6 +197,9 @@ class OpenRun(contextlib.AbstractContextManager):
     restored = self._saver.restore(self.first_state(), step)
     self.step, self._extra = restored.step, restored.extra
     self._settings = control.Settings(**self._extra['settings'])
+    for line in run_folder.write_functions(self.workdir, self.config,
+                                           self.step):
+      self._note(line)
     self._open_writer()
     self._catch_up()
     return restored.state
@@ -325,11 +330,8 @@ class OpenRun(contextlib.AbstractContextManager):
     if not self.programs.controller:
       return
     settings, name = self._first, self.config.control.function
-    lost = {
-        line['step']
-        for line in metrics_lib.read_control(self.workdir)
-        if line.get('lost')
-    }
+    log = metrics_lib.read_control(self.workdir)
+    lost = {line['step'] for line in log if line.get('lost')}
     for step, answer in self.programs.controller.replay(
         record for record in metrics_lib.read(self.workdir)
         if record['step'] not in lost):

@@ -25,6 +25,8 @@ from hmpo_jax import telemetry
 from hmpo_jax import update
 from hmpo_jax.kernels import ratios
 
+_REWARD = 'reward.function'
+
 
 class Check(NamedTuple):
   """What `verify` found."""
@@ -71,11 +73,14 @@ class Recorded:
     Raises:
       ConfigError: there is no checkpoint.
     """
+    changed = run_folder.last_change(self._workdir, _REWARD)
     with self._checkpoints() as saver:
-      steps = saver.steps()
-      if not steps:
+      steps = [step for step in saver.steps() if step >= changed]
+      if len(steps) < (2 if changed else 1):
+        since = changed and (f' of steps since {changed}, after which '
+                             f'config.{_REWARD} was changed')
         raise config_lib.ConfigError(
-            f'{self._workdir} has no checkpoint to verify')
+            f'{self._workdir} has no checkpoint to verify{since or ""}')
       start = steps[0] if len(steps) > 1 else 0
       state = self._at(start, saver)
       recorded = saver.restore(state, steps[-1]).state
@@ -232,6 +237,11 @@ def opened(workdir: str | pathlib.Path, note) -> Iterator[Recorded]:
   workdir = run_folder.placed(workdir)
   recorded = Recorded(workdir, note)
   with run_folder.claimed(workdir, run_folder.describe(recorded.config)):
+    if _REWARD in run_folder.changed_functions(workdir, recorded.config):
+      raise config_lib.ConfigError(
+          f'{workdir}: the source of config.{_REWARD} = '
+          f'{recorded.config.reward.function!r} is not what its last steps '
+          'were made with: put it back')
     yield recorded
 
 

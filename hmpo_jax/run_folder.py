@@ -17,21 +17,24 @@ import jax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import growth
+from hmpo_jax import host_function
 
 _JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_default_prng_impl',
                  'jax_threefry_partitionable')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Keys that name a file which is read before the first step.
 _FILES = ('task.prompts', 'exponent.path')
+# Keys that name a user's function. A run may go on with its source changed,
+# since that is how a fault in it is mended, but says so.
+_FUNCTIONS = ('reward.function', 'control.function')
 # Parts of the description that make a run another one.
 _IDENTITY = ('config', 'inputs', 'settings', 'versions')
-# Where a cache lies, and a file whose digest stands among the inputs: they may
+# Where a cache lies, and files whose digests stand among the inputs: they may
 # move.
-_PLACES = ('config.warm_start.folder', 'config.exponent.path')
+_PLACES = ('warm_start.folder', 'exponent.path', 'task.prompts')
 # Storage by an address; pathlib has made one slash of two.
 _REMOTE = re.compile('[a-z][a-z0-9+.-]*://|(gs|s3):/[^/]')
-# Which alone may grow.
-_LENGTH = 'config.num_steps'
+_LENGTH = 'num_steps'  # which alone may grow
 CONFIG, SUMMARY, _LOCK = 'config.json', 'summary.json', '.lock'
 # What a run leaves beside its config.json.
 _CONTENT = ('checkpoints', 'metrics.jsonl', SUMMARY)
@@ -54,13 +57,64 @@ def described_config(config) -> dict:
 
 
 def inputs(config) -> dict[str, str]:
-  """SHA-256 of the files that a configuration names, by its keys."""
-  files = {key: pathlib.Path(config_lib.lookup(config, key)) for key in _FILES}
+  """SHA-256 of the files that a configuration names, by its keys.
+
+  Of a function it is that of its own file, not of what this imports.
+  """
+  named = {key: config_lib.lookup(config, key) for key in _FILES + _FUNCTIONS}
+  files = {
+      key:
+          host_function.source(name)
+          if key in _FUNCTIONS else pathlib.Path(name)
+      for key, name in named.items()
+  }
   return {
       key: hashlib.sha256(file.read_bytes()).hexdigest()
       for key, file in files.items()
-      if file.is_file()
+      if file and file.is_file()
   }
+
+
+def changed_functions(workdir: pathlib.Path, config) -> list[str]:
+  """Keys of functions whose source is not what the last steps were made with.
+
+  Args:
+    workdir: run folder with a config.json.
+    config: that would make the next ones.
+  """
+  known, now = _sources(_content(workdir)), inputs(config)
+  return [
+      key for key in _FUNCTIONS
+      if key in known and now.get(key, '') != known[key]
+  ]
+
+
+def write_functions(workdir: pathlib.Path, config, step: int) -> list[str]:
+  """Writes to config.json by which functions the steps after `step` are made.
+
+  Returns:
+    A line for the user about each of `changed_functions`.
+  """
+  changed = changed_functions(workdir, config)
+  if changed:
+    content, now = _content(workdir), inputs(config)
+    content.setdefault('changes', []).append({
+        'after_step': step,
+        'inputs': {
+            key: now.get(key, '') for key in changed
+        }
+    })
+    write_json(workdir / CONFIG, content)
+  return [(f'warning: the source of config.{key} has changed since step {step}'
+           ': the records after it are of another function, as config.json '
+           'says') for key in changed]
+
+
+def last_change(workdir: pathlib.Path, key: str) -> int:
+  """The step after which the source of a function changed; 0 if it did not."""
+  changes = _content(workdir).get('changes', [])
+  return max((c['after_step'] for c in changes if key in c['inputs']),
+             default=0)
 
 
 def settings() -> dict[str, str]:
@@ -104,18 +158,24 @@ def refuse_other_run(workdir: pathlib.Path,
           'it is can\'t be told: choose another --workdir')
     return
   theirs = _read_description(file)
-  differing = {
-      key: f'{key}: {there} there, {here} here' for part in _IDENTITY
-      if part in description for key, there, here in _differences(
-          config_lib.flat(theirs[part], f'{part}.'),
-          config_lib.flat(description[part], f'{part}.'))
+  parts = [part for part in _IDENTITY if part in description]
+  theirs_flat, ours_flat = ({
+      key: value
+      for part in parts
+      for key, value in config_lib.flat(side[part], f'{part}.').items()
   }
-  if list(differing) == [_LENGTH]:
+                            for side in (theirs, description))
+  differing = {
+      key: f'{key}: {there} there, {here} here' for key, there, here in
+      _differences(theirs_flat, ours_flat, 'inputs' in parts)
+  }
+  length = f'config.{_LENGTH}'
+  if list(differing) == [length]:
     bound = bound or growth.refusal(theirs['config'],
                                     description['config']['num_steps'])
     if not bound:
       return
-    differing[_LENGTH] += f', and {bound}'
+    differing[length] += f', and {bound}'
   if differing:
     raise config_lib.ConfigError(
         f'{workdir} holds a run of another configuration or version '
@@ -148,6 +208,7 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
     refuse_other_run(workdir, description)
     if not (workdir / CONFIG).exists():
       write_json(workdir / CONFIG, description)
+    _move(workdir, config_lib.flat(description['config'], ''))
     yield
 
 
@@ -208,11 +269,39 @@ def lengthen(workdir: pathlib.Path, num_steps: int) -> None:
   The summary of a shorter one goes first: killed in between, the run ends where
   it did.
   """
-  content = json.loads((workdir / CONFIG).read_text(encoding='utf-8'))
+  content = _content(workdir)
   if content['config']['num_steps'] != num_steps:
     (workdir / SUMMARY).unlink(missing_ok=True)
     content['config']['num_steps'] = num_steps
     write_json(workdir / CONFIG, content)
+
+
+def _move(workdir, config):
+  """Gives the run of a folder the places of its files by now."""
+  content = _content(workdir)
+  ours = config_lib.flat(content['config'], '')
+  moved = {
+      key: config[key]
+      for key in _PLACES + _FUNCTIONS
+      if key in config and config[key] != ours.get(key)
+  }
+  for key, value in moved.items():
+    section, _, name = key.partition('.')
+    content['config'].setdefault(section, {})[name] = value
+  if moved:
+    write_json(workdir / CONFIG, content)
+
+
+def _content(workdir):
+  return json.loads((workdir / CONFIG).read_text(encoding='utf-8'))
+
+
+def _sources(content):
+  """Digests of inputs, as they were in the last steps."""
+  known = dict(content['inputs'])
+  for change in content.get('changes', []):
+    known |= change['inputs']
+  return known
 
 
 def _refuse_file(workdir):
@@ -233,12 +322,25 @@ def _read_description(file):
         'choose another --workdir') from error
 
 
-def _differences(theirs, ours):
+def _differences(theirs, ours, has_digests):
   """Keys with their values there and here, where these differ."""
   for key in sorted(theirs | ours):
     there, here = (side.get(key, 'absent') for side in (theirs, ours))
-    if there != here and key not in _PLACES:
-      yield key, there, here
+    part, _, name = key.partition('.')
+    if there == here or part == 'config' and name in _PLACES:
+      continue
+    if name in _FUNCTIONS:
+      digests = [side.get(f'inputs.{name}') for side in (theirs, ours)]
+      is_same = None not in digests and digests[0] == digests[1]
+      if part == 'inputs' or (is_same or not has_digests) and (
+          _function(there) == _function(here)):
+        continue
+    yield key, there, here
+
+
+def _function(name):
+  """That of 'module:function' or 'file.py:function', wherever it lies."""
+  return name.rpartition(':')[2]
 
 
 def _plain(tree):

@@ -76,6 +76,11 @@ def _train(config, workdir, interruption):
         if error.summary:
           progress_lib.summary_table(summary_lib.rows(error.summary, workdir))
         raise NumericalStop(str(error)) from error
+  else:
+    for key in run_folder.changed_functions(workdir, config):
+      progress_lib.tell(
+          f'warning: the source of config.{key} has changed since '
+          'this run ended: the summary is of the former')
   progress_lib.summary_table(summary_lib.rows(summary, workdir))
   return summary
 

@@ -101,6 +101,21 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(config_file.load(file, {}).loss.p, 0.25)
     self.assertEqual(config_file.load(f'{file}:-2', {}).loss.p, -2)
 
+  @parameterized.parameters(
+      ('12:30/mine.py', '', 'mine'),
+      ('12:30/mine.py', ':-2', 'mine--2'),
+      ('12:30/mine.py', ':a:b/c', 'mine-a_b_c'),
+      ('mine.py:7', '', 'mine'),
+      ('12:30/config.json', '', '12:30-again'),
+  )
+  def test_colon_in_a_path_is_the_paths(self, name, argument, called):
+    file = pathlib.Path(self.folder, name)
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    path = f'{file}{argument}'
+    self.assertEqual(config_file.split(path), (str(file), argument[1:]))
+    self.assertEqual(config_file.run_name(path), called)
+
   def test_config_json_of_a_run_gives_its_configuration(self):
     config = config_file.load(_HMPO, {'loss.p': '0.3', 'seed': '4'})
     file = self._file(

@@ -12,6 +12,7 @@ import numpy as np
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import metrics
+from hmpo_jax import rerun
 from hmpo_jax import run_folder
 from hmpo_jax import trainer
 from hmpo_jax.tasks import reward
@@ -133,6 +134,48 @@ class TrainTest(_FolderTest):
     self.assertEqual((workdir / 'metrics.jsonl').read_bytes(),
                      (self.folder / 'whole' / 'metrics.jsonl').read_bytes())
 
+  def test_changed_source_is_told_and_written_down(self):
+    workdir, config = self.folder / 'run', self._config(checkpoint__every=2)
+    save, notes = trainer.open_run.OpenRun.save, []
+
+    def killed(run, state):
+      save(run, state)
+      if run.step == 2:
+        raise KeyboardInterrupt
+
+    def train():
+      with (mock.patch.object(trainer.progress_lib.Progress, 'note',
+                              lambda _, text: notes.append(text)),
+            mock.patch.object(trainer.progress_lib, 'tell', notes.append)):
+        trainer.train(config, workdir)
+
+    with mock.patch.object(trainer.open_run.OpenRun, 'save', killed):
+      with self.assertRaises(KeyboardInterrupt):
+        train()
+    first = run_folder.inputs(config)['reward.function']
+    self.file.write_text(f'{self.TEXT}# mended', encoding='utf-8')
+    train()
+    self.assertLen(notes, 1)
+    self.assertIn('source of config.reward.function has changed since step 2',
+                  notes[0])
+    described = json.loads((workdir / 'config.json').read_text('utf-8'))
+    self.assertEqual(described['inputs']['reward.function'], first)
+    self.assertEqual(described['changes'], [{
+        'after_step': 2,
+        'inputs': run_folder.inputs(config)
+    }])
+    train()  # which has ended, and is what it was
+    self.assertLen(notes, 1)
+    with rerun.opened(workdir, self.fail) as recorded:
+      check = recorded.verify()
+    self.assertEqual((check.start, check.end, check.difference), (2, 4, ''))
+    self.file.write_text(f'{self.TEXT}# again', encoding='utf-8')
+    train()
+    self.assertIn('has changed since this run ended', notes[1])
+    with self.assertRaisesRegex(config_lib.ConfigError, 'put it back'):
+      with rerun.opened(workdir, self.fail):
+        pass
+
   def test_nan_rewards_are_skipped_and_counted(self):
     values = '[float("nan"), .3] + [.1, .2] * (len(p) // 2 - 1)'
     self.file.write_text(f'def judge(p, r): return {values}')
@@ -193,18 +236,21 @@ class TrainTest(_FolderTest):
     prompts = self.folder / 'prompts.jsonl'
     lines = [json.dumps({'prompt': [2 + i, 13]}) + '\n' for i in range(12)]
     prompts.write_text(''.join(lines), encoding='utf-8')
-    description = lambda: run_folder.describe(
+    description = lambda file: run_folder.describe(
         self._config(
             task__name='file',
-            task__prompts=str(prompts),
+            task__prompts=str(file),
             task__vocab_size=14,
             task__response_len=4))
-    with run_folder.claimed(self.folder / 'run', description()):
+    with run_folder.claimed(self.folder / 'run', description(prompts)):
+      pass
+    moved = prompts.rename(self.folder / 'moved.jsonl')
+    with run_folder.claimed(self.folder / 'run', description(moved)):
       pass
     prompts.write_text(''.join(lines[1:]), encoding='utf-8')
     with self.assertRaisesRegex(config_lib.ConfigError,
                                 r'inputs\.task\.prompts'):
-      run_folder.refuse_other_run(self.folder / 'run', description())
+      run_folder.refuse_other_run(self.folder / 'run', description(prompts))
 
 
 if __name__ == '__main__':

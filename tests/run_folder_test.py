@@ -100,6 +100,35 @@ class RunFolderTest(parameterized.TestCase):
         _with(inputs={'exponent.path': 'abd'}, **place('there')),
         'inputs.exponent.path: abc there, abd here')
 
+  def test_prompts_that_moved_make_no_other_run(self):
+    named = lambda place: {'config': {'task': {'prompts': place}}}
+    self._claim(_with(inputs={'task.prompts': 'abc'}, **named('p.jsonl')))
+    self._claim(_with(inputs={'task.prompts': 'abc'}, **named('./p.jsonl')))
+    self._assert_refused(
+        _with(inputs={'task.prompts': 'abd'}, **named('p.jsonl')),
+        'inputs.task.prompts: abc there, abd here')
+    text = (self.folder / 'config.json').read_text(encoding='utf-8')
+    self.assertEqual(json.loads(text)['config'], named('./p.jsonl')['config'])
+
+  @parameterized.parameters('reward', 'control')
+  def test_function_that_moved_makes_no_other_run(self, section):
+    key = f'{section}.function'
+    named = lambda name, digest: _with(
+        inputs={key: digest}, config={section: {
+            'function': name
+        }})
+    self._claim(named('a.py:f', 'abc'))
+    self._claim(named('./there/b.py:f', 'abc'))
+    self._claim(named('a:f', 'abc'))
+    self._claim(named('a:f', 'mended'))
+    for name, digest in (('a:g', 'abc'), ('b:f', 'abd'), ('', 'abc')):
+      self._assert_refused(named(name, digest), rf'\(config\.{key}: a:f there')
+    unknown = named('b:f', '')
+    unknown['inputs'] = {}
+    self._assert_refused(unknown, rf'\(config\.{key}: a:f there')
+    # What knows no content, as a plan, leaves it to the run.
+    run_folder.refuse_other_run(self.folder, {'config': unknown['config']})
+
   @parameterized.parameters('checkpoints', 'metrics.jsonl', 'summary.json')
   def test_content_without_its_description_is_refused(self, name):
     self.folder.mkdir(parents=True)
