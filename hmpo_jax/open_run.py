@@ -323,10 +323,7 @@ class OpenRun(contextlib.AbstractContextManager):
       self._catch_up()
 
   def _catch_up(self):
-    """Brings a new controller to where the last one was.
-
-    Records on which one was lost are shown to none again.
-    """
+    """Shows a new controller all records but those on which one was lost."""
     if not self.programs.controller:
       return
     settings, name = self._first, self.config.control.function
