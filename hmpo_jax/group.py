@@ -24,6 +24,7 @@ from hmpo_jax import partition
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
 from hmpo_jax import runs as runs_lib
+from hmpo_jax.tasks import reward as reward_lib
 
 # What hangs on the loop and not on a run, so that a group has it in common.
 _SHARED = ('num_steps', 'eval', 'checkpoint', 'mechanism')
@@ -43,22 +44,23 @@ Tell = Callable[[Report], None]
 def key(config):
   """What configurations must have in common to be trained as a group.
 
-  Hashable; a reward function on the host is called for one run at a time.
+  Hashable; a run with a reward function on the host is a group of its own.
   """
   shared = [config[name] for name in _SHARED if name in config]
   plain = tuple(
       tuple(part.items()) if hasattr(part, 'items') else part
       for part in shared)
   replay = config.exponent.kind == 'replayed'
-  alone = bool(config.reward.function) and config.seed
+  alone = config.reward.function and config.to_json_best_effort()
   return partition.static(config), plain, replay, alone
 
 
 def train(members: Sequence[tuple], tell: Tell) -> None:
   """Trains runs to their ends, or resumes them where all of them have been.
 
-  A run that can't start or ends for a numerical cause is told as 'failed', one
-  whose folder can't be opened as 'refused'; the others go on.
+  A run that can't start or ends for a numerical cause or that of its reward
+  function is told as 'failed', one whose folder can't be opened as 'refused';
+  the others go on.
 
   Args:
     members: (configuration, run folder) of each run, of one `key`; finished
@@ -84,8 +86,14 @@ def train(members: Sequence[tuple], tell: Tell) -> None:
       except config_lib.ConfigError as error:
         # Another process or environment has the folder: no fault of the run.
         tell(Report('refused', index, str(error)))
-    if opened:
-      _Group(opened, tell).train(interruption.is_asked)
+    if not opened:
+      return
+    started = _Group(opened, tell)
+    try:
+      started.train(interruption.is_asked)
+    except reward_lib.RewardError as error:
+      for index in opened:
+        tell(Report('failed', index, str(error), started.finished))
 
 
 class Interrupted(Exception):
@@ -100,56 +108,64 @@ class _Group:
     self._tell = tell
     first = next(iter(opened.values()))
     self._config, self._static = first.config, first.programs.static
-    self._devices = jax.devices()
+    is_judged_here = bool(self._config.reward.function)
+    self._devices = jax.devices()[:1 if is_judged_here else None]
     self._place = functools.partial(
         _placed, list(opened), devices=self._devices)
     self._slots = {index: slot for slot, index in enumerate(opened)}
     over_runs = functools.partial(runs_lib.over_runs, devices=self._devices)
-    self._step = jax.jit(
+    self._step: Callable = jax.jit(
         over_runs(functools.partial(learner.train_step, self._static)),
         donate_argnums=0)
     evaluate = lambda params, _, prompts: learner.evaluate(
         self._static, params, prompts)
-    self._evaluate = jax.jit(over_runs(evaluate))
+    self._evaluate: Callable = jax.jit(over_runs(evaluate))
+    if is_judged_here:
+      self._step, self._evaluate = _on_host(first.programs)
     self._prompts = first.programs.prompts
     self._hparams: Any = None
     self._states: Any = None
-    self._finished = 0
+    self.finished = 0
 
   def train(self, is_asked):
     """Makes all steps that are left."""
     self._start()
-    while self._runs and self._finished < self._config.num_steps:
+    while self._runs and self.finished < self._config.num_steps:
       if is_asked():
         self._save()
         raise Interrupted
-      self._make_step()
-      if open_run.is_saved(self._config, self._finished):
+      try:
+        self._make_step()
+      except reward_lib.RewardError as error:
+        self._save()
+        raise reward_lib.RewardError(
+            f'step {self.finished + 1}: {error}') from error
+      if open_run.is_saved(self._config, self.finished):
         self._save()
     for index, run in self._runs.items():
       try:
         run.finish()
       except open_run.NumericalFault as error:
-        self._tell(Report('failed', index, str(error), self._finished))
+        self._tell(Report('failed', index, str(error), self.finished))
       else:
         self._tell(Report('done', index))
 
   def _start(self):
     """From the last step of which all runs have a checkpoint."""
     saved = [set(run.saved_steps()) for run in self._runs.values()]
-    self._finished = max(set.intersection(*saved), default=0)
+    self.finished = max(set.intersection(*saved), default=0)
     states = {
-        i: run.restore(self._finished) if self._finished else run.first_state()
+        i: run.restore(self.finished) if self.finished else run.first_state()
         for i, run in self._runs.items()
     }
     self._states = self._place(states)
     self._take_settings()
-    if not self._finished:
+    if not self.finished:
       for run, evaluation in self._each(self._evaluations()):
         run.begin(evaluation)
 
   def _make_step(self):
-    step = self._finished + 1
+    step = self.finished + 1
     keys = self._states.key
     start = time.perf_counter()
     measured = jnp.asarray(open_run.is_measured(self._config, step))
@@ -163,7 +179,7 @@ class _Group:
       start = time.perf_counter()
       evaluations = self._evaluations()
       timing['eval_s'] = (time.perf_counter() - start) / len(self._slots)
-    self._finished = step
+    self.finished = step
     self._write(keys, metrics, evaluations, timing)
     if any(run.programs.controller for run in self._runs.values()):
       self._take_settings()
@@ -178,7 +194,7 @@ class _Group:
       except open_run.NumericalFault as error:
         # Its place in the program stays: another number is another program.
         del self._runs[index]
-        self._tell(Report('failed', index, str(error), self._finished))
+        self._tell(Report('failed', index, str(error), self.finished))
 
   def _take_settings(self):
     """The traced parts of all runs, as their controllers left them."""
@@ -198,6 +214,21 @@ class _Group:
   def _each(self, values):
     for index, run in self._runs.items():
       yield run, runs_lib.take(values, self._slots[index])
+
+
+def _on_host(programs):
+  """Step and evaluation of a group of one run, around its reward function."""
+  alone = lambda stacked: runs_lib.take(stacked, 0)
+
+  def step(states, hparams, measured):
+    state, metrics = programs.step(
+        alone(states), bool(measured), alone(hparams))
+    return runs_lib.stack([state]), runs_lib.stack([metrics])
+
+  def evaluate(params, *_):
+    return runs_lib.stack([programs.evaluate(alone(params))])
+
+  return step, evaluate
 
 
 def _placed(indices, trees, *, devices):

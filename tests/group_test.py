@@ -19,7 +19,7 @@ class EndTest(absltest.TestCase):
     trained = object.__new__(group._Group)  # pylint: disable=protected-access
     trained.__dict__.update(
         _runs=runs,
-        _finished=5,
+        finished=5,
         _config=types.SimpleNamespace(num_steps=5),
         _start=lambda: None,
         _tell=told.append)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
+from hmpo_jax import group
 from hmpo_jax import metrics
 from hmpo_jax import rerun
 from hmpo_jax import run_folder
@@ -175,6 +176,28 @@ class TrainTest(_FolderTest):
     with self.assertRaisesRegex(config_lib.ConfigError, 'put it back'):
       with rerun.opened(workdir, self.fail):
         pass
+
+  def test_run_of_a_plan_is_judged_by_its_function(self):
+    config, told = self._config(reward__function=f'{self.file}:seen'), []
+    trainer.train(config, self.folder / 'alone')
+    group.train([(config, self.folder / 'plan')], told.append)
+    self.assertEqual(told[-1].kind, 'done')
+    for name in (metrics.METRICS, 'summary.json'):
+      self.assertEqual((self.folder / 'alone' / name).read_bytes(),
+                       (self.folder / 'plan' / name).read_bytes(), name)
+
+  def test_run_of_a_plan_whose_function_fails_has_failed(self):
+    told = []
+
+    def tell(report):
+      told.append(report)
+      if report.step == 3:
+        (self.folder / 'fault').write_text('raise ValueError("broken")')
+
+    group.train([(self._config(), self.folder / 'run')], tell)
+    self.assertEqual((told[-1].kind, told[-1].step), ('failed', 3))
+    self.assertRegex(told[-1].text, '^step 4: .* raised ValueError: broken')
+    self.assertLen(metrics.read(self.folder / 'run'), 3)
 
   def test_nan_rewards_are_skipped_and_counted(self):
     values = '[float("nan"), .3] + [.1, .2] * (len(p) // 2 - 1)'
