@@ -36,16 +36,16 @@ _OTHER = '7_other'
 # name, and opens on the first two.
 GROUPS = {
     '1_reward': ('reward/', 'eval/reward', 'eval/exact'),
-    '2_stability': ('qk/', 'skipped/', 'nonfinite/', 'nonfinite_values',
-                    'eval/nan_rewards'),
+    '2_stability': ('qk/', 'skipped/'),
     '3_ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
                  'kl_old/', 'histogram/'),
     '4_advantage': ('advantage/',),
     '5_learning':
         ('loss/', 'grad/', 'update/', 'mechanism/', 'policy/', 'kl/', 'total/'),
     '6_agm': ('agm/', 'exponent/'),
-    _OTHER: ('rollout/', 'eval/length', 'eval/step', 'margin/', 'control/',
-             'step_s', 'eval_s', 'tokens_per_s'),
+    _OTHER:
+        ('rollout/', 'control/', 'eval/length', 'eval/nan_rewards', 'eval/step',
+         'margin/', 'nonfinite', 'step_s', 'eval_s', 'tokens_per_s'),
 }
 
 # Lists that are shown as histograms, and metrics that show nothing new.
