@@ -79,7 +79,7 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
     note: takes a line for the user.
   """
   warm, static = config.warm_start, programs.static
-  folder = pathlib.Path(warm.folder or workdir / 'warm_start').absolute()
+  folder = run_folder.placed(warm.folder or workdir / 'warm_start')
   identity = {
       'model': static.model.to_dict(),
       # The content of a file decides, not its place.

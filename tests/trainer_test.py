@@ -221,6 +221,13 @@ class TrainerTest(absltest.TestCase):
     self.assertEqual(first, again)
     self.assertNotEqual(first['reward_last_10'], other['reward_last_10'])
 
+  def test_addresses_of_storage_are_refused(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'gs://bucket.*no path'):
+      trainer.train(_config(), 'gs://bucket/run')
+    config = _config(warm_start__folder='gs://bucket/warm')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'gs://bucket.*no path'):
+      trainer.train(config, self.folder / 'run')
+
   def test_folder_of_another_configuration_is_refused(self):
     trainer.train(_config(num_steps=1), self.folder)
     before = (self.folder / 'config.json').read_bytes()
