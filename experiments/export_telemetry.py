@@ -148,7 +148,8 @@ python experiments/export_telemetry.py --workdir=runs/{name}
 ```
 
 at commit {commit} ({versions}; device: {device}). Records depend on nothing else:
-on the same versions and device the commands give the same bytes.
+on the same versions, device and number of CPU threads the commands give the
+same bytes.
 
 `arithmetic_history` and `harmonic_history` of a record are A and H of its last
 {history} steps, newest last; the iterates of one step are `agm/arithmetic_iterates`
