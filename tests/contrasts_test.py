@@ -54,6 +54,23 @@ class ContrastsTest(plan_case.PlanTestCase):
     self.assertLess(row['high'], 0)
     self.assertTrue(np.isnan(row['p']))
 
+  def test_a_contrast_is_not_shown_again_turned_round(self):
+    asked = [{
+        'name': f'{a} - {b}',
+        'variant': a,
+        'baseline': b,
+        'outcome': 'area'
+    } for a, b in (('hmpo', 'gspo'), ('gspo', 'free'))]
+    table = contrasts.make(
+        *self.plan(_APART | {'free': .3}, seeds=3, about={'contrasts': asked}))
+    self.assertEqual(table['name'].to_list(), ['hmpo - gspo', 'gspo - free'])
+
+  def test_no_difference_is_larger_than_rewards_can_be_apart(self):
+    row = self.contrast({'hmpo': .5, 'gspo': -.5}, seeds=2)
+    self.assertBetween(row['low'], -1, row['mean'])
+    self.assertBetween(row['high'], row['mean'], 1)
+    self.assertTrue(np.isnan(row['smallest']))
+
   def test_holm_counts_the_contrasts_with_a_verdict(self):
     plan, seeds = self.plan(_APART, seeds=10)
     table = contrasts.make(plan, seeds)

@@ -254,6 +254,12 @@ class CheckTest(parameterized.TestCase):
           'contrasts': [design.Contrast('hmpo', 'gspo', 'area')] * 2
       }, 'twice'),
       ({
+          'contrasts': [
+              design.Contrast('hmpo', 'gspo', 'area'),
+              design.Contrast('gspo', 'hmpo', 'area')
+          ]
+      }, 'turned round'),
+      ({
           'contrasts': [design.Contrast('hmpo', 'moving', 'area')]
       }, 'exploratory=False'),
   )
@@ -276,6 +282,13 @@ class DoctorTest(absltest.TestCase):
     self.assertIn('all means are one algorithm', found[0])
     stale = _plan(base=once | {'rollout.staleness': 1}, seeds=range(20))
     self.assertEmpty(doctor.objections(stale, _some_runs(stale)))
+
+  def test_seeds_show_no_effect_beyond_the_whole_reward(self):
+    label = 'smallest effect they show with power .8'
+    row = lambda **changes: dict(doctor.power_rows(_plan(**changes)))[label]
+    self.assertRegex(row(seeds=range(10)), r'^0\.0\d+ of held-out reward, if')
+    for seeds in (range(1), range(2)):
+      self.assertStartsWith(row(seeds=seeds, expected_sd=.2), 'none: ')
 
   def test_too_few_seeds_for_the_contrasts(self):
     contrasts = [

@@ -65,7 +65,7 @@ class OfRunsTest(plan_case.PlanTestCase):
     for run in self.plan_['runs']:
       self._describe(run, num_steps=self.plan_['horizon'] + 1)
     runs = records.of_runs(self._folders()).runs
-    self.assertEqual(set(runs['state']), {records.RUNNING})
+    self.assertEqual(set(runs['state']), {records.UNFINISHED})
 
   def test_refuses_what_is_no_comparison(self):
     folders = self._folders()

@@ -1,13 +1,18 @@
 """The report of plan folders whose differences are known."""
 
+import json
 import pathlib
 import re
 import shutil
 
 from absl.testing import absltest
+import numpy as np
 import pandas
 
+from hmpo_jax import config as config_lib
+from hmpo_jax import run_folder
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import pictures
 from hmpo_jax.analysis import records
@@ -55,15 +60,21 @@ class ReportTest(plan_case.PlanTestCase):
         _APART | {'later': .3},
         stop={('hmpo', 9): 23} | {('later', s): 0 for s in range(10)})
     states = plan.runs['state'].value_counts().to_dict()
-    self.assertEqual(states, {'finished': 19, 'running': 1, 'not started': 10})
+    self.assertEqual(states, {
+        'finished': 19,
+        'unfinished': 1,
+        'not started': 10
+    })
     table = contrasts.make(plan, seeds)
     self.assertEqual(table['verdict'][0], 'open: 9 of 10 seeds')
     self.assertEqual(table['n'].to_list(), [9, 9, 0])
-    self.assertTrue(seeds.loc[seeds['state'] == 'running', 'area'].isna().all())
+    self.assertTrue(seeds.loc[seeds['state'] == 'unfinished',
+                              'area'].isna().all())
     page = self.page(draw=True)
-    self.assertIn('**Not finished**: 19 finished, 1 running, 10 not started',
-                  page)
-    self.assertIn('1 of 30 runs is still going (hmpo).', page)
+    self.assertIn(
+        '**Not finished**: 19 finished, 1 unfinished, 10 not started; the '
+        'unfinished are at step 23 of 40.', page)
+    self.assertIn('1 of 30 runs has not ended (hmpo).', page)
     self.assertTrue((self.folder / 'report/figures/learning-sort.svg').exists())
 
   def test_a_plan_that_has_not_begun_is_rendered(self):
@@ -71,6 +82,107 @@ class ReportTest(plan_case.PlanTestCase):
     page = self.page(draw=True)
     self.assertIn('4 not started', page)
     self.assertIn('no seed has ended in both arms', page)
+
+  def test_runs_that_were_interrupted_have_no_end(self):
+    plan, seeds = self.plan(
+        _APART, 2, stop={(v, s): 4 + 3 * s for v in _APART for s in range(2)})
+    self.assertFalse(plan.is_whole)
+    for column in ('heldout_last', 'exact_last', 'heldout_change',
+                   'reward/mean:tail', 'mean/p:last'):
+      self.assertTrue(seeds[column].isna().all(), column)
+    page = self.page(draw=True)
+    self.assertIn('4 unfinished; the unfinished are at step 4 to 7 of 40', page)
+    self.assertNotRegex(page,
+                        'running|still going|went from|to the end|ended at')
+    self.assertRegex(
+        page, r'No run of these has ended; when last evaluated, their held-out '
+        r'reward was hmpo 0\.\d+ \(step 0 to 5, n = 2\); gspo')
+
+  def test_what_falls_in_every_arm_is_said_to(self):
+    self.plan(_APART, seeds=3)
+    self.assertIn('answers that are right **rose in every arm**: ', self.page())
+    for variant, last in (('hmpo', .03), ('gspo', .02)):
+      for seed in range(3):
+        name = f'sort/{variant}/{seed}'
+        self.rewrite(name, [
+            line | {
+                'eval/exact': last if line['eval/step'] else .063
+            } for line in self.records(name)
+        ])
+    page = self.page()
+    self.assertIn(
+        'right **fell in every arm**: hmpo from 6.3% to 3.0%, by −3.3 points '
+        '(in every run, n = 3); gspo from 6.3% to 2.0%, by −4.3 points', page)
+    self.assertIn('the held-out reward **rose in every arm**: hmpo from 0.4',
+                  page)
+    self.assertIn('went **opposite ways** in every arm', page)
+    self.assertRegex(page, r'exact match, step 0 \|')
+
+  def test_settings_stand_in_the_text(self):
+    self.plan(_APART, seeds=2)
+    self.assertNotIn('learning_rate', self.page())
+    for variant, tau in (('hmpo', 8.), ('gspo', float('inf'))):
+      for seed in range(2):
+        config = config_lib.default_config()
+        config.optim.tau, config.optim.monitor_tau = tau, 12.
+        config.optim.learning_rate = 3e-3
+        folder = self.folder / f'runs/sort/{variant}/{seed}'
+        (folder / 'config.json').write_text(
+            json.dumps(run_folder.described_config(config)), encoding='utf-8')
+    page = self.page()
+    self.assertIn(
+        '- learning_rate = 0.003; eps_low = 0.05; eps_high = 0.05; tau = 8 '
+        '(hmpo), inf (gspo); monitor_tau = 12\n', page)
+    self.assertIn('above monitor_tau = 12: hmpo 0 of 2', page)
+    self.assertIn('QK-clip changed (tau = 8 (hmpo), inf (gspo)) was', page)
+    self.assertIn('low and high (eps_low = 0.05, eps_high = 0.05): hmpo', page)
+
+  def test_no_interval_is_impossible(self):
+    plan, _ = self.plan(_APART, seeds=3)
+    rng = np.random.default_rng(0)
+    for run in plan.about['runs']:
+      name = f'sort/{run["variant"]}/{run["seed"]}'
+      cosine = float(rng.choice([.4, .97, .99]))
+      exploded = float(run['seed'] > 0)
+      self.rewrite(name, [
+          line | {
+              'mechanism/cosine': cosine,
+              'mechanism/cosine_unclipped': cosine,
+              'qk/exploded': exploded,
+              'clip/low_frac': 1 - cosine,
+              'eval/exact': max(0., cosine - .9)
+          } for line in self.records(name)
+      ])
+    page = self.page()
+    self.assertIn('| 67% (9% to 99%) |', page)
+    rows = pandas.read_csv(self.folder / 'report/tables/variants.csv')
+    for row in rows.itertuples():
+      low, high = measures.bounds(row.column.split(':')[0])
+      self.assertBetween(row.low, low, row.mean, row.column)
+      self.assertBetween(row.high, row.mean, high, row.column)
+    cut = rows[(rows['column'] == 'mechanism/cosine:mean')
+               & (rows['high'] == 1)]
+    self.assertNotEmpty(cut)
+    for share in re.findall(r'([−\d.]+)%', page.split('## Contrasts')[0]):
+      self.assertLessEqual(float(share.replace('−', '-')), 100)
+    self.assertNotRegex(page.split('### Advantages')[1], '−[0-9.]+%')
+
+  def test_means_say_how_many_steps_they_stand_on(self):
+    self.plan(_ALIKE, seeds=2)
+    self.assertNotIn('Not every step has these', self.page())
+    for seed in range(2):
+      lines = self.records(f'sort/hmpo/{seed}')
+      self.rewrite(f'sort/hmpo/{seed}', [
+          line | {
+              'mechanism/step': line['step'],
+              'mechanism/cosine': .9998 * (line['step'] % 4 == 0)
+          } for line in lines
+      ])
+    page = self.page()
+    self.assertIn(
+        'with the clip it was hmpo 1.000 (in every run, n = 2, defined '
+        'in 20 of 80 batches); gspo 0.900', page.replace('W', 'w'))
+    self.assertIn('*p = 0 and -1, clipped*: hmpo 20 of 80.', page)
 
   def test_one_seed_has_no_interval(self):
     row = self.contrast(_APART, seeds=1)
@@ -106,7 +218,7 @@ class ReportTest(plan_case.PlanTestCase):
     page = self.page(draw=True)
     self.assertNotIn('largest attention logit', page)
     self.assertIn("first rollout? The folder doesn't tell", page)
-    self.assertIn('3 of 6 runs are not begun (hmpo)', page)
+    self.assertIn('3 of 6 runs have not begun (hmpo)', page)
 
   def test_skips_are_told_by_cause(self):
     self.plan(_ALIKE, seeds=2)

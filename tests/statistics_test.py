@@ -10,6 +10,7 @@ from hypothesis import strategies
 import numpy as np
 from scipy import stats
 
+from hmpo_jax.analysis import power
 from hmpo_jax.analysis import statistics
 
 _NUM_SIMULATIONS = 2000
@@ -66,6 +67,40 @@ class MeanIntervalTest(parameterized.TestCase):
       interval([[1., 2.]])
 
 
+class BoundsTest(parameterized.TestCase):
+
+  @parameterized.product(n=(3, 5, 8), shape=((.4, 20.), (30., .5)))
+  def test_shares_have_no_impossible_interval_and_as_good_a_one(self, n, shape):
+    rng = np.random.default_rng(0)
+    rows = rng.beta(*shape, (_NUM_SIMULATIONS, n))
+    mean = shape[0] / sum(shape)
+    free = [statistics.mean_interval(row) for row in rows]
+    found = [statistics.mean_interval(row, bounds=(0., 1.)) for row in rows]
+    self.assertTrue(any(low < 0 or high > 1 for _, low, high, _ in free))
+    for value, low, high, _ in found:
+      self.assertTrue(0 <= low <= value <= high <= 1)
+    self.assertEqual(_coverage(found, mean), _coverage(free, mean))
+
+  @parameterized.parameters(3, 5, 10)
+  def test_events_are_held_as_often_as_promised(self, n):
+    found = [statistics.proportion_interval(k, n) for k in range(n + 1)]
+    self.assertTrue(all(0 <= f.low <= f.mean <= f.high <= 1 for f in found))
+    for rate in (.05, .3, .5, .9):
+      chances = stats.binom.pmf(range(n + 1), n, rate)
+      held = [low <= rate <= high for _, low, high, _ in found]
+      self.assertGreaterEqual(chances @ held, .95)
+
+  def test_a_difference_of_shares_is_within_1(self):
+    found = statistics.paired_interval([.9, .1, .6], bounds=(-1., 1.))
+    free = statistics.paired_interval([.9, .1, .6])
+    self.assertGreater(free.high, 1)
+    self.assertEqual(found, free._replace(high=1.))
+
+  def test_rounding_beyond_a_bound_is_kept(self):
+    found = statistics.mean_interval([1 + 1e-12, 1 + 2e-12], bounds=(0., 1.))
+    self.assertEqual(found.high, found.mean)
+
+
 class PairedIntervalTest(parameterized.TestCase):
 
   @parameterized.product(n=(8, 10), collapsed=(0., .2), alpha=(.05, .1))
@@ -97,7 +132,7 @@ class PairedIntervalTest(parameterized.TestCase):
   @hypothesis.given(_samples, strategies.sampled_from((.05, .1, .3)))
   @hypothesis.settings(deadline=None, derandomize=True)
   def test_holds_what_the_test_keeps(self, sample, alpha):
-    hypothesis.assume(statistics.least_p(len(sample)) <= alpha)
+    hypothesis.assume(power.least_p(len(sample)) <= alpha)
     hypothesis.assume(np.ptp(sample) > 0)
     _, low, high, _ = statistics.paired_interval(sample, alpha)
     p = lambda mean: statistics.sign_flip(np.subtract(sample, mean))
@@ -276,46 +311,6 @@ class ContrastsTest(parameterized.TestCase):
     self.assertGreater(shares(0., .05)[2], .9)
     # A difference as large as the margin is equivalent in 5 % at most.
     self.assertLess(shares(.02, .01)[1], .07)
-
-  def test_smallest_detectable_is_what_the_power_of_the_t_test_says(self):
-    for n, num_contrasts, power in itertools.product((3, 8, 10, 30), (1, 4),
-                                                     (.5, .8, .95)):
-      effect = statistics.smallest_detectable(
-          2., n, .05, num_contrasts, power=power)
-      threshold = stats.t.isf(.05 / num_contrasts / 2, n - 1)
-      shift = effect / 2 * n**.5
-      found = stats.nct.sf(threshold, n - 1, shift)
-      found += stats.nct.cdf(-threshold, n - 1, shift)
-      self.assertAlmostEqual(found, power, delta=1e-4)
-
-  @parameterized.parameters((.5, 34, 1), (.8, 15, 1), (1., 10, 1), (1.5, 6, 1),
-                            (.5, 57, 9), (.8, 25, 9), (1., 17, 9), (1.5, 10, 9))
-  def test_seeds_that_are_needed(self, effect, n, num_contrasts):
-    detectable = lambda n: statistics.smallest_detectable(
-        1., n, .05, num_contrasts)
-    self.assertLessEqual(detectable(n), effect)
-    self.assertGreater(detectable(n - 1), effect)
-
-  def test_smallest_detectable_degenerate(self):
-    self.assertEqual(statistics.smallest_detectable(1., 1), _INF)
-    self.assertEqual(statistics.smallest_detectable(0., 10), 0)
-
-  def test_sign_flips_find_it_too(self):
-    gain = statistics.smallest_detectable(.02 * 2**.5, 10)
-    first, second = _arms(10, 0., gain)
-    p = [statistics.sign_flip(row) for row in first - second]
-    self.assertBetween(np.mean(np.less_equal(p, .05)), .76, .83)
-
-  def test_least_p(self):
-    for n in (1, 2, 6, 10):
-      self.assertEqual(
-          statistics.least_p(n), statistics.sign_flip(np.arange(1., n + 1)))
-    self.assertEqual(statistics.least_p(0), 1)
-    self.assertTrue(statistics.can_answer(6, 1))
-    self.assertFalse(statistics.can_answer(5, 1))
-    self.assertFalse(statistics.can_answer(7, 4))
-    self.assertTrue(statistics.can_answer(8, 4))
-    self.assertTrue(statistics.can_answer(3, 1, .25))
 
 
 class ArmsTest(parameterized.TestCase):

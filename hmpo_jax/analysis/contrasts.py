@@ -1,9 +1,12 @@
 """Differences between two variants of a plan, seed by seed."""
 
+import functools
+
 import numpy as np
 import pandas
 
 from hmpo_jax.analysis import pairing
+from hmpo_jax.analysis import power
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
@@ -82,13 +85,13 @@ def _by_seed(plan, seeds, variant, outcome):
 
 
 def _others(about):
-  """Contrasts in area of every variant that none is planned for."""
+  """Contrasts in area with the reference that are not planned, either way."""
   against = reference(about)
-  planned = {(c['variant'], c['baseline'])
+  planned = [{c['variant'], c['baseline']}
              for c in about['contrasts']
-             if c['outcome'] == 'area'}
+             if c['outcome'] == 'area']
   for variant in about['variants']:
-    if variant != against and (variant, against) not in planned:
+    if variant != against and {variant, against} not in planned:
       yield {
           'name': f'{variant} - {against}',
           'variant': variant,
@@ -129,25 +132,34 @@ def _is_exploratory(about, arms):
 
 def _area(first, second, about, family):
   difference, alpha = first - second, about['alpha']
-  narrow = statistics.paired_interval(difference, 2 * alpha)
-  found = _interval(statistics.paired_interval(difference, alpha), narrow)
+  interval = functools.partial(
+      statistics.paired_interval,
+      difference,
+      bounds=(-_span(about), _span(about)))
+  found = _interval(interval(alpha), interval(2 * alpha))
   if len(difference) > 1:
     found |= {
         'p': statistics.sign_flip(difference),
-        'smallest': _smallest(difference, alpha, family),
+        'smallest': _smallest(difference, about, family),
         'gain': statistics.pairing_gain(first, second),
         'correlation': statistics.correlation(first, second),
     }
   return found
 
 
-def _smallest(difference, alpha, family):
-  """Smallest area that is found; NaN where the exact test finds nothing."""
+def _span(about):
+  """Largest difference of two areas: of rewards, and what a failure counts."""
+  return max(1., about['failure_reward']) - min(0., about['failure_reward'])
+
+
+def _smallest(difference, about, family):
+  """Smallest area that is found; NaN where the seeds can show none."""
   n = len(difference)
-  if not statistics.can_answer(n, family, alpha):
+  if not power.can_answer(n, family, about['alpha']):
     return np.nan
-  return statistics.smallest_detectable(
-      float(np.std(difference, ddof=1)), n, alpha, family)
+  found = power.smallest_detectable(
+      float(np.std(difference, ddof=1)), n, about['alpha'], family)
+  return found if found <= _span(about) else np.nan
 
 
 def _collapse(first, second, about, family):
@@ -156,8 +168,7 @@ def _collapse(first, second, about, family):
   interval = statistics.binary_difference(first, second, alpha)
   n = len(first)
   # The exact test needs this many seeds that differ, all in one direction.
-  needed = next(
-      m for m in range(1, 64) if statistics.can_answer(m, family, alpha))
+  needed = next(m for m in range(1, 64) if power.can_answer(m, family, alpha))
   return _interval(interval, narrow) | {
       'p': statistics.paired_binary(first, second),
       'smallest': needed / n if needed <= n else np.nan

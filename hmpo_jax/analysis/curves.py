@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import styles
@@ -129,16 +130,16 @@ def _draw(axes, plan, rows, variant, curve, style, name):
   """Thin seeds, their mean, and the band around it."""
   steps, values = _values(rows, variant, curve)
   if curve.seeds:
-    axes.plot(steps, values.T, color=style.color, linewidth=.5, alpha=.4)
+    for run in values:
+      axes.plot(*_known(steps, run), color=style.color, linewidth=.5, alpha=.4)
   axes.plot(
-      steps,
-      _mean(values),
+      *_known(steps, _mean(values)),
       style.line,
       color=style.color,
       linewidth=1.8,
       label=name)
   if curve.spread != 'none' and len(values) > 1:
-    low, high = _band(values, curve.spread, plan.about['alpha'])
+    low, high = _band(values, curve, plan.about['alpha'])
     limits = axes.dataLim.frozen()
     axes.fill_between(
         steps, low, high, color=style.color, alpha=.18, linewidth=0)
@@ -157,16 +158,27 @@ def _mean(values):
   return np.array([c.mean() if len(c) else np.nan for c in _columns(values)])
 
 
-def _band(values, spread, alpha):
+def _known(steps, values):
+  """Points where there is a value: a line would hide one between gaps."""
+  known = ~np.isnan(values)
+  return steps[known], values[known]
+
+
+def _band(values, curve, alpha):
   """[2, m] bounds around the mean of [n, m] curves; NaN of too few runs."""
+  limits = measures.bounds(curve.key)
+  if values.size and not np.isnan(values).all():
+    # A failed run may count as less than a measured one can be.
+    limits = (min(limits[0],
+                  np.nanmin(values)), max(limits[1], np.nanmax(values)))
   bounds = np.full((2, values.shape[1]), np.nan)
   for i, column in enumerate(_columns(values)):
-    if len(column) >= FEW and spread == 'interval':
-      bounds[:, i] = statistics.mean_interval(column, alpha)[1:3]
-    elif len(column) > 1 and spread == 'deviation':
+    if len(column) >= FEW and curve.spread == 'interval':
+      bounds[:, i] = statistics.mean_interval(column, alpha, limits)[1:3]
+    elif len(column) > 1 and curve.spread == 'deviation':
       deviation = column.std(ddof=1)
       bounds[:, i] = column.mean() - deviation, column.mean() + deviation
-  return bounds
+  return np.clip(bounds, *limits)
 
 
 def _shown(plan, frame, task, curves):

@@ -1,12 +1,13 @@
 """What a report lists: one line for each value of a run.
 
-A new metric needs the kernel that computes it, and a line here where it is to
-be reported.
+A new metric needs the kernel that computes it, a line here where it is to be
+reported, and its bounds where they are not those of a share.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import pandas
 
 from hmpo_jax import update
 
@@ -64,17 +65,61 @@ REDUCTIONS = {
         _third(3),
 }
 
+# Bounds of what is no share, by how its key begins. No mean lies outside of
+# them, and no interval of a mean says so.
+_SHARE, _COSINE = (0., 1.), (-1., 1.)
+_NOT_NEGATIVE, _ANY = (0., np.inf), (-np.inf, np.inf)
+_BOUNDS = {
+    'heldout_change': (-1., 1.),
+    'exact_change': (-1., 1.),
+    'advantage/reward_variance': _NOT_NEGATIVE,
+    'advantage/effective_': _NOT_NEGATIVE,
+    'ratio/': _NOT_NEGATIVE,
+    'qk/max_logit': _ANY,
+    'qk/clip_drift_k3': _NOT_NEGATIVE,
+    'nonfinite_values': _NOT_NEGATIVE,
+    'skipped/': _NOT_NEGATIVE,
+    'log_ratio/': _NOT_NEGATIVE,
+    'mechanism/cosine': _COSINE,
+    'mechanism/norm_ratio': _NOT_NEGATIVE,
+    'update/norm': _NOT_NEGATIVE,
+    'update/cosine': _COSINE,
+    'agm/convergence_rate': _SHARE,
+    'agm/': _NOT_NEGATIVE,
+    'mean/p': _ANY,
+}
+_COMPARED = 'mechanism/step'
+# Either happens in a run or doesn't.
+EVENTS = ('qk/exploded',)
+
+
+def bounds(key: str) -> tuple[float, float]:
+  """Least and largest value that a metric, or a column of a run, can have."""
+  return next(
+      (found for start, found in _BOUNDS.items() if key.startswith(start)),
+      _SHARE)
+
+
+# Which of them a run has only once it has ended.
+OF_THE_END = ('last', 'tail')
+
 LEARNING, ADVANTAGES, RATIOS = 'learning', 'advantages', 'ratios'
 STABILITY, GRADIENTS, MEANS = 'stability', 'gradients', 'means'
+CHANGES = 'changes'  # told in sentences
 
 MEASURES = (
     Measure(LEARNING, 'heldout_first', '', 'held-out reward, step 0', '.3f'),
     Measure(LEARNING, 'heldout_last', '', 'held-out reward, end', '.3f'),
+    Measure(LEARNING, 'exact_first', '', 'held-out exact match, step 0', '.1%'),
     Measure(LEARNING, 'exact_last', '', 'held-out exact match, end', '.1%'),
     Measure(LEARNING, 'area', '', 'area under held-out reward', '.3f'),
     Measure(LEARNING, 'reward/mean', 'mean', 'episode reward', '.3f'),
     Measure(LEARNING, 'reward/mean', 'tail', 'episode reward, last tenth',
             '.3f'),
+    Measure(CHANGES, 'heldout_change', '', 'held-out reward, end - step 0',
+            '.3f'),
+    Measure(CHANGES, 'exact_change', '', 'held-out exact match, end - step 0',
+            '.1%'),
     Measure(ADVANTAGES, 'advantage/reward_variance', 'mean',
             'variance in a group before scaling', '.4f'),
     Measure(ADVANTAGES, 'advantage/effective_variance', 'mean',
@@ -146,3 +191,23 @@ def of_section(section: str) -> tuple[Measure, ...]:
 def find(column: str) -> Measure:
   """The measure of a column; KeyError if none has it."""
   return {m.column: m for m in MEASURES}[column]
+
+
+def defined(steps: pandas.DataFrame, key: str) -> tuple[int, int]:
+  """In how many steps a metric was measured, and in how many it was due.
+
+  Args:
+    steps: rows of `records.Plan.steps`.
+    key: of the metric.
+
+  Returns:
+    0 and 0 where it isn't recorded.
+  """
+  if key not in steps:
+    return 0, 0
+  known, due = steps[key].notna(), pandas.Series(True, steps.index)
+  if key.startswith(('mechanism/', 'qk/clip_drift')) and _COMPARED in steps:
+    due = steps[_COMPARED] == steps['step']
+  elif not known.any():
+    return 0, 0  # of another kind of run
+  return int(known.sum()), int(due.sum())

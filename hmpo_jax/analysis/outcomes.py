@@ -21,12 +21,12 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
 
   Returns:
     The columns of `plan.runs`, then heldout_first, heldout_last, exact_first,
-    exact_last, area (mean height of the held-out reward from step 0 to the
-    horizon), collapsed (0 or 1), drawdown (largest fall of the held-out
-    reward), reached (0 or 1), steps_, episodes_ and tokens_to_target (the
-    horizon where it isn't reached), tokens (of the whole run), then the columns
-    of measures.MEASURES. NaN where a run that hasn't ended can't tell, and
-    where a metric isn't recorded.
+    exact_last, heldout_change and exact_change (end - step 0), area (mean
+    height of the held-out reward from step 0 to the horizon), collapsed (0 or
+    1), drawdown (largest fall of the held-out reward), reached (0 or 1),
+    steps_, episodes_ and tokens_to_target (the horizon where it isn't reached),
+    tokens (of the whole run), then the columns of measures.MEASURES. NaN where
+    a run that hasn't ended can't tell, and where a metric isn't recorded.
   """
   steps = dict(list(plan.steps.groupby(records.RUN)))
   heldout = dict(list(plan.heldout.groupby(records.RUN)))
@@ -35,7 +35,7 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
     name = tuple(run[key] for key in records.RUN)
     recorded = steps.get(name, plan.steps.iloc[:0])
     rows.append(run | _heldout(plan.about, run, heldout.get(name), recorded)
-                | _recorded(recorded, plan.about['horizon']))
+                | _recorded(run, recorded, plan.about['horizon']))
   return _censored(pandas.DataFrame(rows))
 
 
@@ -58,7 +58,8 @@ def _heldout(about, run, evaluations, recorded):
   """Outcomes of the held-out curve of one run."""
   names = ('heldout_first', 'heldout_last', 'exact_first', 'exact_last', 'area',
            'collapsed', 'drawdown', 'reached', 'steps_to_target',
-           'episodes_to_target', 'tokens_to_target', 'tokens')
+           'heldout_change', 'exact_change', 'episodes_to_target',
+           'tokens_to_target', 'tokens')
   found = dict.fromkeys(names, _UNKNOWN)
   if evaluations is None:
     return found
@@ -66,13 +67,16 @@ def _heldout(about, run, evaluations, recorded):
       evaluations[key].to_numpy(float) for key in ('step', 'reward', 'exact'))
   if steps[0] == 0 and evaluations['measured'].iloc[0]:
     found |= {'heldout_first': reward[0], 'exact_first': exact[0]}
-  found |= {'heldout_last': reward[-1], 'exact_last': exact[-1]}
   if len(recorded):
     found['tokens'] = float(recorded['total/tokens'].iloc[-1])
   if run['state'] in (records.FINISHED, records.FAILED):
     failed = run['state'] == records.FAILED
     fall = found['heldout_first'] - reward[-1]
     found |= {
+        'heldout_last': reward[-1],
+        'exact_last': exact[-1],
+        'heldout_change': reward[-1] - found['heldout_first'],
+        'exact_change': exact[-1] - found['exact_first'],
         'area': scored_area(about, run, steps, reward),
         'collapsed': float(failed or fall > about['collapse_margin']),
         'drawdown': statistics.max_drawdown(reward),
@@ -114,8 +118,9 @@ def _censored(table):
   return table
 
 
-def _recorded(steps, horizon):
-  """The measures of the records of one run."""
+def _recorded(run, steps, horizon):
+  """The measures of the records of one run, so far if it hasn't ended."""
+  has_ended = run['state'] in (records.FINISHED, records.FAILED)
   found = {'total/episodes:last': _UNKNOWN}
   if 'total/episodes' in steps and len(steps):
     found['total/episodes:last'] = float(steps['total/episodes'].iloc[-1])
@@ -125,6 +130,8 @@ def _recorded(steps, horizon):
     values = steps.get(measure.key)
     known = values.notna().to_numpy() if values is not None else np.zeros(0)
     found[measure.column] = _UNKNOWN
+    if measure.reduce in measures.OF_THE_END and not has_ended:
+      continue
     if known.any():
       found[measure.column] = measures.REDUCTIONS[measure.reduce](
           steps['step'].to_numpy(float)[known], values.to_numpy(float)[known],

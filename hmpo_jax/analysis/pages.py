@@ -10,6 +10,7 @@ from hmpo_jax.analysis import pairing
 from hmpo_jax.analysis import pictures
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import sentences
+from hmpo_jax.analysis import settings
 from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
@@ -63,13 +64,24 @@ class Page:
       yield ('> **Exploratory.** This plan tests nothing: it has no verdicts, '
              'and its differences only suggest what to test.')
     if not self._plan.is_whole:
-      yield (f'> **Not finished**: {tables.counted(runs)}. All numbers will '
-             'change.')
+      yield (
+          f'> **Not finished**: {tables.counted(runs)}{self._progress()}. '
+          'All numbers will change; those of an arm of which no run has ended '
+          'are those so far.')
     yield (f'{text.plural(len(runs), "run")} ({tables.counted(runs)}): '
            f'{text.plural(len(about["variants"]), "variant")}, '
            f'{text.plural(len(about["seeds"]), "seed")}, '
            f'{text.listing(about["tasks"])}, {about["horizon"]} steps each'
            f'{self._episodes()}. {self._origin()}')
+
+  def _progress(self):
+    runs = self._plan.runs
+    ends = runs.loc[runs['state'] == records.UNFINISHED, 'end']
+    if ends.empty:
+      return ''
+    return (f'; the unfinished are at step '
+            f'{text.bounds(ends.min(), ends.max(), ".0f")} of '
+            f'{self._about["horizon"]}')
 
   def _episodes(self):
     steps = self._plan.steps
@@ -140,7 +152,10 @@ class Page:
   def _variants(self) -> Iterator[str]:
     yield '## Variants'
     yield (f'Means over seeds ± half of their {1 - self._about["alpha"]:.0%} '
-           'interval, of the runs that ended (of all where none has).')
+           'interval; its ends where it is uneven, as it is exact (shares of '
+           'runs) or cut at the least or the largest value that there can be; '
+           'none where all seeds are alike. Of the runs that ended; where none '
+           'has, of all, so far.')
     for section, title in _SECTIONS.items():
       body = self._section(measures.of_section(section))
       if body:
@@ -174,9 +189,29 @@ class Page:
     note = ('\n\nNo update was skipped for: ' +
             text.listing(m.key.split('/')[1] for m in hidden) +
             '.') if hidden else ''
+    note += self._undefined(shown)
     header = [*self._names(), *(m.label for m in shown)]
     header += ['its deviation across seeds'] * (_SPREAD in columns)
     return text.table(header, body) + note
+
+  def _undefined(self, shown):
+    """How many steps the means stand on, where these are not all."""
+    lines = []
+    steps = self._plan.steps
+    for measure in shown:
+      counts = {}
+      for (task, variant), _ in self._arms():
+        arm = (steps['task'] == task) & (steps['variant'] == variant)
+        known, due = measures.defined(steps[arm], measure.key)
+        if known < due:
+          counts[' '.join(self._prefix((task, variant)))] = f'{known} of {due}'
+      if counts:
+        lines.append(f'*{measure.label}*: ' + ', '.join(
+            f'{name} {count}' for name, count in counts.items()))
+    if not lines:
+      return ''
+    return ('\n\nNot every step has these, and their means are over those that '
+            'do: ' + '; '.join(dict.fromkeys(lines)) + '.')
 
   def _targets(self):
     table = self._found['targets']
@@ -191,7 +226,7 @@ class Page:
       by_unit = {row.unit: row for row in runs.itertuples()}
       reached = by_unit['steps']
       cells = [
-          text.mean_and_half(row.mean, row.low, row.high, ',.0f') +
+          text.mean_and_interval(row.mean, row.low, row.high, ',.0f') +
           f' of {row.horizon:,.0f}' if row else text.NOTHING
           for row in map(by_unit.get, ('steps', 'episodes', 'tokens'))
       ]
@@ -248,6 +283,13 @@ class Page:
           'yes' if variant.get('exploratory') or about['exploratory'] else 'no',
           variant.get('note', ''))
          for name, variant in about['variants'].items()])
+    told = list(settings.lines(self._plan))
+    if told:
+      yield 'Of all runs, whether or not the plan varies it:\n\n' + '\n'.join(
+          told)
+      yield (
+          'The clip range is 1 - eps_low to 1 + eps_high. QK-clip acts above '
+          'tau; logits above monitor_tau are only counted.')
     chosen = [(task, variant, _overrides(values))
               for task, variants in about.get('settings', {}).items()
               for variant, values in variants.items()
@@ -292,8 +334,11 @@ class Page:
         '- Smallest shown: the difference in area that these seeds find four '
         'times in five at Holm\'s first step; of collapses, the least that the '
         'exact test can find there.',
-        '- Thirds are of training; values of a run are means over its steps, '
-        'logits its largest.',
+        '- Thirds are of training; values of a run are means over the steps '
+        'that measured them, logits its largest.',
+        '- Means over seeds: Student\'s t interval, cut at the bounds of shares '
+        'and cosines and at 0 where nothing is negative; shares of runs: '
+        'Clopper and Pearson\'s.',
     ])
     yield 'Tables: ' + ', '.join(f'[{f}](tables/{f})' for f in files) + '.'
 
@@ -319,7 +364,7 @@ def _deviation(row):
 def _cell(measure, row):
   if row is None:
     return text.NOTHING
-  return text.mean_and_half(row.mean, row.low, row.high, measure.form)
+  return text.mean_and_interval(row.mean, row.low, row.high, measure.form)
 
 
 def _overrides(values):

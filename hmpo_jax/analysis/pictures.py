@@ -9,6 +9,7 @@ import pandas
 from hmpo_jax.analysis import charts
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import curves
+from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import phase
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import tables
@@ -143,7 +144,8 @@ def _training(plan, task):
   if has('mechanism/cosine_unclipped'):
     yield ('cosine', 'Do the means differ?',
            'Cosine of the gradients for two orders on one batch, without a '
-           'clip; 1: the choice makes no difference', _cosine(plan, task))
+           'clip; 1: the choice makes no difference' + _gaps(here),
+           _cosine(plan, task))
 
 
 def _logits(plan, task):
@@ -191,7 +193,7 @@ def _ratios(plan, task):
   steps = plan.steps
   bounds = steps.assign(
       above=steps['ratio/mean'] + steps['ratio/std'],
-      below=steps['ratio/mean'] - steps['ratio/std'])
+      below=(steps['ratio/mean'] - steps['ratio/std']).clip(lower=0))
   around = lambda key: curves.Curve(
       key, 'mean ± deviation over rows', spread='none', line='--', seeds=False)
   return curves.of_keys(
@@ -225,6 +227,15 @@ def _cosine(plan, task):
       (curve('mechanism/cosine_unclipped', 'p = 0 and -1', '-'),
        curve('mechanism/cosine_unclipped_p1_p0', 'p = 1 and 0', '--'),
        curve('mechanism/cosine_unclipped_p1_pm1', 'p = 1 and -1', ':')))
+
+
+def _gaps(steps):
+  """How many comparisons have a cosine, where not all do."""
+  known, due = measures.defined(steps, 'mechanism/cosine_unclipped')
+  if known == due:
+    return ''
+  return (f'; {known} of {due} batches have one, in the others a gradient is 0 '
+          'or no number')
 
 
 def _ghost(plan, task, frame):

@@ -12,9 +12,9 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
 from hmpo_jax import metrics
 
-FINISHED, FAILED, RUNNING = 'finished', 'failed', 'running'
+FINISHED, FAILED, UNFINISHED = 'finished', 'failed', 'unfinished'
 MISSING, DAMAGED = 'not started', 'damaged'
-STATES = (FINISHED, FAILED, RUNNING, MISSING, DAMAGED)
+STATES = (FINISHED, FAILED, UNFINISHED, MISSING, DAMAGED)
 RUN = ['task', 'variant', 'seed']  # columns that name a run
 
 _PLAN = 'plan.json'
@@ -27,8 +27,8 @@ class Plan(NamedTuple):
   """A plan and what its runs have left so far."""
   about: dict  # what plan.json holds
   # One row a run: RUN, state, end (step of the failure of a failed run, else
-  # number of recorded steps), reason, tau of the QK-clip (NaN where it is off)
-  # and monitor_tau.
+  # number of recorded steps), reason, tau of the QK-clip (NaN where it is off),
+  # monitor_tau, learning_rate, eps_low and eps_high.
   runs: pandas.DataFrame
   # One row a record: RUN, step and every metric that is one number, NaN where
   # the step did not measure it.
@@ -122,6 +122,10 @@ def of_report(folder: str | pathlib.Path) -> Plan:
             keep_default_na=False,
             na_values=[''],
             dtype=_TEXTS) for name in ('seeds', 'heldout'))
+    # Older reports have fewer settings.
+    runs = runs.reindex(columns=[
+        *runs.columns, *(name for name in _SETTINGS if name not in runs)
+    ])
     runs = runs[RUN + _RUN_COLUMNS].fillna({'reason': ''})
     heldout = heldout[RUN + _HELDOUT + ['measured']]
   except (OSError, ValueError, KeyError) as error:
@@ -138,7 +142,7 @@ def _read(about, workdir):
     name = {key: run[key] for key in RUN}
     row, frame, evaluations = _run(workdir / run['folder'], about['horizon'])
     rows.append(name | row
-                | _thresholds(_json(workdir / run['folder'] / 'config.json')))
+                | _settings(_json(workdir / run['folder'] / 'config.json')))
     steps.append(frame.assign(**name))
     heldout.append(evaluations.assign(**name))
   runs = _ordered(about, pandas.DataFrame(rows))
@@ -161,7 +165,15 @@ def shown(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 _HELDOUT = ['step', 'reward', 'exact']
-_RUN_COLUMNS = ['state', 'end', 'reason', 'tau', 'monitor_tau']
+# Columns and the keys of the configuration that they show.
+_SETTINGS = {
+    'tau': ('optim', 'tau'),
+    'monitor_tau': ('optim', 'monitor_tau'),
+    'learning_rate': ('optim', 'learning_rate'),
+    'eps_low': ('loss', 'clip_eps_low'),
+    'eps_high': ('loss', 'clip_eps_high'),
+}
+_RUN_COLUMNS = ['state', 'end', 'reason', *_SETTINGS]
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
 # What runs that no plan asked for are held against.
 _NO_PLAN = {
@@ -215,14 +227,19 @@ def _run(folder, horizon):
   return state, frame, evaluations
 
 
-def _thresholds(description):
-  """tau and monitor_tau of a run's config.json; NaN without one."""
+def _settings(description):
+  """What a report tells of a run's config.json; NaN without one."""
+  unknown = dict.fromkeys(_SETTINGS, float('nan'))
   try:
-    optim = description['config']['optim']
-    tau = float(optim['tau']) if optim['qk_clip'] != 'off' else float('nan')
-    return {'tau': tau, 'monitor_tau': float(optim['monitor_tau'])}
+    config = description['config']
+    found = {
+        name: float(config[section][key])
+        for name, (section, key) in _SETTINGS.items()
+    }
+    is_off = config['optim']['qk_clip'] == 'off'
   except (KeyError, TypeError, ValueError):
-    return {'tau': float('nan'), 'monitor_tau': float('nan')}
+    return unknown
+  return found | ({'tau': float('nan')} if is_off else {})
 
 
 def _ordered(about, runs):
@@ -249,7 +266,7 @@ def _state(records, summary, failure, horizon):
         'end': int(failure['step']),
         'reason': ' '.join(str(failure['reason']).split())
     }
-  state = RUNNING if records else MISSING
+  state = UNFINISHED if records else MISSING
   return {'state': state, 'end': len(records), 'reason': ''}
 
 

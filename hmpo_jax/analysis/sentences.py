@@ -7,9 +7,12 @@ import numpy as np
 import pandas
 
 from hmpo_jax import update
+from hmpo_jax.analysis import changes
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import measures
+from hmpo_jax.analysis import power
 from hmpo_jax.analysis import records
-from hmpo_jax.analysis import statistics
+from hmpo_jax.analysis import settings
 from hmpo_jax.analysis import text
 
 _NAMED = 4  # variants that sentences name where no contrast does
@@ -45,8 +48,8 @@ class Words:
                f'{logits}.')
       clipped = self._row('qk/clipped_frac:mean', '.1%', task)
       if clipped:
-        yield (f'{self._on(task)}the share of updates that QK-clip changed was '
-               f'{clipped}.')
+        yield (f'{self._on(task)}the share of updates that QK-clip '
+               f'changed{self._set(task, "tau")} was {clipped}.')
       yield from self._exploded(task)
     yield self._skips()
 
@@ -54,10 +57,8 @@ class Words:
     """Reward, advantages and clipped ratios."""
     yield from self._contrast_sentences('area')
     for task in self._about['tasks']:
+      yield from self._changes(task)
       for column, form, what in (
-          ('heldout_last', '.3f', 'the held-out reward ended at'),
-          ('exact_last', '.1%',
-           'of the held-out answers were right at the end:'),
           ('advantage/effective_variance:mean', '.3f',
            'the variance of the effective advantage A M_p was'),
           ('ratio/mean:mean', '.4f', 'the mean ratio was')):
@@ -67,7 +68,8 @@ class Words:
       sides = self._sides(task)
       if sides:
         yield (f'{self._on(task)}of the rows were clipped in the last third of '
-               f'training, low and high: {sides}.')
+               f'training, low and high'
+               f'{self._set(task, "eps_low", "eps_high")}: {sides}.')
 
   def learning(self) -> Iterator[str]:
     """Steps, episodes and tokens to the target."""
@@ -90,10 +92,12 @@ class Words:
           ('agm/convergence_rate:mean', '.4f',
            'the convergence rate of the A-H iteration was'),
           ('mechanism/cosine_unclipped:mean', '.3f',
-           'gradients for p = 0 and p = -1 on the same batch had the cosine')):
+           'gradients for p = 0 and p = -1 on the same batch, without a clip, '
+           'had the cosine')):
         row = self._row(column, form, task)
         if row:
           yield f'{self._on(task)}{what} {row}.'
+      yield from self._clipped_cosine(task)
       yield from self._gap_and_variance(task)
       yield from self._orders(task)
 
@@ -139,8 +143,45 @@ class Words:
     rows = self._found['variants']
     rows = rows[(rows['task'] == task) & (rows['column'] == column)]
     return '; '.join(f'{row.variant} {text.number(row.mean, form)} '
-                     f'({text.bounds(row.low, row.high, form)}, n = {row.n})'
+                     f'({_interval(row, form)}, n = {row.n})'
                      for row in self._of_named(rows))
+
+  def _changes(self, task):
+    """Start and end of what is evaluated, and which way it went."""
+    rows = self._found['variants']
+    told = [
+        *changes.told(rows[rows['task'] == task], self._named),
+        *changes.so_far(self._plan, task)
+    ]
+    yield from (f'{self._on(task)}{line}' for line in told)
+
+  def _clipped_cosine(self, task):
+    """With the clip some batches leave a loss without a gradient."""
+    key = 'mechanism/cosine'
+    rows = self._found['variants']
+    rows = rows[(rows['task'] == task) & (rows['column'] == f'{key}:mean')]
+    parts = []
+    for row in self._of_named(rows):
+      known, due = self._defined(task, row.variant, key)
+      count = '' if known == due else f', defined in {known} of {due} batches'
+      parts.append(f'{row.variant} {text.number(row.mean, ".3f")} '
+                   f'({_interval(row, ".3f")}, n = {row.n}{count})')
+    if parts:
+      yield f'{self._on(task)}with the clip it was {"; ".join(parts)}.'
+
+  def _defined(self, task, variant, key):
+    steps = self._plan.steps
+    arm = (steps['task'] == task) & (steps['variant'] == variant)
+    return measures.defined(steps[arm], key)
+
+  def _set(self, task, *names):
+    """Settings of the runs of a task in brackets, where they are known."""
+    found = [settings.told(self._runs(task), name) for name in names]
+    known = [words for words in found if words]
+    return f' ({", ".join(known)})' if known else ''
+
+  def _runs(self, task):
+    return self._plan.runs[self._plan.runs['task'] == task]
 
   def _sides(self, task):
     rows = self._found['variants']
@@ -153,7 +194,7 @@ class Words:
     for name in self._named:
       if name in low and name in high:
         sides = ' and '.join(f'{text.number(row.mean, ".1%")} '
-                             f'({text.bounds(row.low, row.high, ".1%")})'
+                             f'({_interval(row, ".1%")})'
                              for row in (low[name], high[name]))
         parts.append(f'{name} {sides}, n = {low[name].n}')
     return '; '.join(parts)
@@ -175,9 +216,10 @@ class Words:
         for row in rows
         if not math.isnan(row.exploded)
     ]
+    level = settings.told(self._runs(task), 'monitor_tau') or 'monitor_tau'
     if parts:
       yield (f'{self._on(task)}runs with ten updates in a row above '
-             f'monitor_tau: {"; ".join(parts)}.')
+             f'{level}: {"; ".join(parts)}.')
 
   def _skips(self):
     columns = {c: f'skipped/{c}:sum' for c in update.NUMERICAL_CAUSES}
@@ -217,15 +259,16 @@ class Words:
                f'n = {last.count()}).')
 
   def _unfinished(self, runs):
-    for state, what in ((records.RUNNING, 'still going'), (records.MISSING,
-                                                           'not begun'),
-                        (records.DAMAGED, 'damaged and left out')):
+    for state, what in ((records.UNFINISHED, ('has not ended',
+                                              'have not ended')),
+                        (records.MISSING, ('has not begun', 'have not begun')),
+                        (records.DAMAGED, ('is damaged and left out',
+                                           'are damaged and left out'))):
       count = int((runs['state'] == state).sum())
       if count:
         arms = runs.loc[runs['state'] == state, 'variant'].unique()
         yield (f'{count} of {text.plural(len(runs), "run")} '
-               f'{"is" if count == 1 else "are"} {what} '
-               f'({text.listing(arms)}).')
+               f'{what[count > 1]} ({text.listing(arms)}).')
     if not records.has_ended(runs).all():
       yield 'Contrasts get no verdict before all their seeds have ended.'
 
@@ -243,17 +286,18 @@ class Words:
     family = max(contrasts.family_size(self._about), 1)
     if seeds == 1:
       yield 'One seed: no interval, and no difference can be told from chance.'
-    elif not statistics.can_answer(seeds, family, alpha):
-      yield (f'{seeds} seeds: the exact test can\'t go below p = '
-             f'{statistics.least_p(seeds):g}, and to find one of '
-             f'{text.plural(family, "difference")} takes {alpha / family:g}.')
+    elif not power.can_answer(seeds, family, alpha):
+      share = f', {alpha:g} over {family} contrasts' if family > 1 else ''
+      yield (f'{seeds} seeds: however large a difference is, the exact test '
+             f'can\'t go below p = {power.least_p(seeds):g}, and a verdict '
+             f'takes {alpha / family:g} or less{share}.')
 
   def _power(self):
     """Contrasts that don't say different or equivalent."""
     for row in self._found['contrasts'].itertuples():
       seeds = text.plural(row.n, 'seed')
       if row.verdict == 'undecided' and row.outcome == 'area':
-        least = ('find none by the exact test' if math.isnan(row.smallest) else
+        least = ('can show none' if math.isnan(row.smallest) else
                  f'find one of {row.smallest:.3f} four times in five')
         yield (f'Contrast {row.name} in area is undecided: if there is a '
                f'difference, {seeds} {least}; the margin is '
@@ -282,6 +326,12 @@ def contrast_sentence(row) -> str:
   return (f'Contrast {row.name}, {what}: {text.signed(row.mean, form)} '
           f'({text.bounds(row.low, row.high, form, text.signed)}, '
           f'n = {row.n}): {verdict}.')
+
+
+def _interval(row, form):
+  if row.low == row.high:
+    return 'in every run'
+  return text.bounds(row.low, row.high, form)
 
 
 def _equals(p):

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 from scipy import stats
 
 from hmpo_jax.analysis import subsets
 from hmpo_jax.analysis import tango
 
+_UNBOUNDED = (-math.inf, math.inf)
 # Relative, for sums that are equal but for the order of their terms.
 _ROUNDING = 1e-12
 
@@ -34,21 +34,27 @@ class Interval(NamedTuple):
   n: int
 
 
-def mean_interval(values: npt.ArrayLike, alpha: float = .05) -> Interval:
-  """Mean of one arm with Student's t interval.
+def mean_interval(values: npt.ArrayLike,
+                  alpha: float = .05,
+                  bounds: tuple[float, float] = _UNBOUNDED) -> Interval:
+  """Mean of one arm with Student's t interval, within the bounds of the values.
 
   It is exact for normal values. Where a fifth of the seeds collapse (a jump far
   beyond the noise) it holds the mean too seldom, as any interval must while no
   seed of the sample may have collapsed: in 89 % instead of 95 % for n = 10.
 
+  What lies beyond the bounds is cut off. The mean is never there, so that the
+  interval holds it exactly as often as before.
+
   Args:
     values: [n] numbers.
     alpha: error rate, in (0, 1).
+    bounds: least and largest value that there can be.
 
   Returns:
     The interval: (-inf, inf) for n < 2, a point if all values are equal.
   """
-  sample, alpha = _vector(values), _rate(alpha)
+  sample, alpha = _vector(values), checked_rate(alpha)
   n = len(sample)
   if not np.isfinite(sample).all():
     return Interval(math.nan, math.nan, math.nan, n)
@@ -60,10 +66,14 @@ def mean_interval(values: npt.ArrayLike, alpha: float = .05) -> Interval:
   mean = float(np.mean(sample))
   half = float(
       stats.t.isf(alpha / 2, n - 1) * np.std(sample, ddof=1) / math.sqrt(n))
-  return Interval(mean, mean - half, mean + half, n)
+  # Rounding may have put a value, and the mean, beyond a bound.
+  low = min(max(mean - half, bounds[0]), mean)
+  return Interval(mean, low, max(min(mean + half, bounds[1]), mean), n)
 
 
-def paired_interval(differences: npt.ArrayLike, alpha: float = .05) -> Interval:
+def paired_interval(differences: npt.ArrayLike,
+                    alpha: float = .05,
+                    bounds: tuple[float, float] = _UNBOUNDED) -> Interval:
   """Mean difference with the interval of values that `sign_flip` keeps.
 
   It holds every mu for which sign_flip(differences - mu) > alpha, so that it
@@ -87,14 +97,15 @@ def paired_interval(differences: npt.ArrayLike, alpha: float = .05) -> Interval:
   Args:
     differences: [n] first arm minus second arm, for each seed.
     alpha: error rate, in (0, 1).
+    bounds: least and largest difference that there can be.
 
   Returns:
     The interval: (-inf, inf) for n < 2, a point if all differences are equal.
     With too few seeds for the test, n < 6 at alpha .05, it is Student's t,
     which stands on normality (with collapses it is too wide: .976 at n = 3).
   """
-  values, alpha = _vector(differences), _rate(alpha)
-  fallback = mean_interval(values, alpha)
+  values, alpha = _vector(differences), checked_rate(alpha)
+  fallback = mean_interval(values, alpha, bounds)
   if len(values) < 2 or math.isnan(fallback.low) or np.ptp(values) == 0:
     return fallback
   sums, sizes = subsets.of(values)
@@ -172,7 +183,7 @@ def binary_difference(first: npt.ArrayLike,
     The interval, no point even if the arms always agree; NaN, -1, 1 for n = 0.
   """
   first_only, second_only, n = _discordant(first, second)
-  quantile = float(stats.norm.isf(_rate(alpha) / 2))
+  quantile = float(stats.norm.isf(checked_rate(alpha) / 2))
   if not n:
     return Interval(math.nan, -1., 1., 0)
   low, high = tango.interval(first_only, second_only, n, quantile)
@@ -187,7 +198,7 @@ def proportion_interval(successes: int, n: int, alpha: float = .05) -> Interval:
     n: number of trials; for 0 the interval is (0, 1) and the mean NaN.
     alpha: error rate, in (0, 1); what is missed is at most that.
   """
-  alpha = _rate(alpha)
+  alpha = checked_rate(alpha)
   if not 0 <= successes <= n:
     raise ValueError(f'successes must be in 0..n: {successes=} {n=}')
   if not n:
@@ -256,47 +267,6 @@ def verdict(interval_alpha: Interval, interval_2alpha: Interval,
 def within(interval: Interval, margin: float) -> bool:
   """Whether the interval lies in [-margin, margin]; false if it is NaN."""
   return -margin <= interval.low and interval.high <= margin
-
-
-def smallest_detectable(sd: float,
-                        n: int,
-                        alpha: float = .05,
-                        num_contrasts: int = 1,
-                        power: float = .8) -> float:
-  """Mean difference that a paired t-test finds with the given power.
-
-  By the noncentral t distribution, at the first step of Holm's procedure, so at
-  level alpha / num_contrasts. `sign_flip` finds it in 80 % for 10 seeds and one
-  contrast, 77 % for 10 and four, 60 % for 8 and four (its p-values are coarse),
-  and never where not `can_answer`.
-
-  Args:
-    sd: standard deviation of the differences over seeds.
-    n: number of seeds.
-    alpha: family-wise error rate.
-    num_contrasts: K.
-    power: chance to find it, in (alpha, 1).
-
-  Returns:
-    The difference, in units of sd; inf for n < 2.
-  """
-  if n < 2:
-    return math.inf
-  threshold = stats.t.isf(_rate(alpha) / (2 * num_contrasts), n - 1)
-  # The chance of a finding with the wrong sign is left out; it is negligible.
-  shift = special.nctdtrinc(  # pylint: disable=no-member
-      n - 1, 1 - power, threshold)
-  return float(shift * sd / math.sqrt(n))
-
-
-def least_p(n: int) -> float:
-  """Smallest p that `sign_flip` of n <= 20 seeds can give: 2^(1 - n)."""
-  return min(1., 2.**(1 - n))
-
-
-def can_answer(n: int, k: int, alpha: float = .05) -> bool:
-  """Whether n seeds can show one of k contrasts: k 2^(1 - n) <= alpha."""
-  return k * least_p(n) <= alpha
 
 
 def pairing_gain(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
@@ -384,7 +354,8 @@ def _pair(first, second):
   return first, second
 
 
-def _rate(alpha):
+def checked_rate(alpha: float) -> float:
+  """alpha; ValueError where it is no error rate."""
   if not 0 < alpha < 1:
     raise ValueError(f'alpha must be between 0 and 1: {alpha=}')
   return alpha

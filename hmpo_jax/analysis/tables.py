@@ -22,16 +22,17 @@ def per_variant(seeds: pandas.DataFrame, alpha: float) -> pandas.DataFrame:
     alpha: 1 - coverage of the intervals.
 
   Returns:
-    Columns task, variant, column, label, mean, low, high (its interval; NaN of
-    fewer than two runs), deviation, n, least, most; no row where n = 0.
+    Columns task, variant, column, label, mean, low, high (its interval, within
+    what values there can be; NaN of fewer than two runs), deviation, n, least,
+    most; no row where n = 0.
   """
   rows = []
   for arm, runs in _arms(records.shown(seeds)):
     for measure in measures.MEASURES:
       values = runs[measure.column].dropna().to_numpy(float)
       if len(values):
-        rows.append(
-            (*arm, measure.column, measure.label, *_summary(values, alpha)))
+        rows.append((*arm, measure.column, measure.label,
+                     *_summary(measure.key, values, alpha)))
   return pandas.DataFrame(
       rows,
       columns=ARM + [
@@ -133,13 +134,23 @@ def _arms(table):
   return table.groupby(ARM, sort=False)
 
 
-def _summary(values, alpha):
-  interval = statistics.mean_interval(values, alpha)
+def _summary(key, values, alpha):
+  interval = _interval(key, values, alpha)
   bounds = (interval.low, interval.high) if len(values) > 1 else (np.nan,
                                                                   np.nan)
   deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
   return (interval.mean, *bounds, deviation, len(values), values.min(),
           values.max())
+
+
+def _interval(key, values, alpha):
+  """Exact for what happens in a run or not, else of Student within bounds."""
+  if key in measures.EVENTS:
+    return statistics.proportion_interval(int(values.sum()), len(values), alpha)
+  low, high = measures.bounds(key)
+  # A failed run may count as less than a measured one can be.
+  bounds = min(low, values.min()), max(high, values.max())
+  return statistics.mean_interval(values, alpha, bounds)
 
 
 def _share(name, values, alpha):

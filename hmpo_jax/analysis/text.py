@@ -5,6 +5,7 @@ import math
 import re
 
 NOTHING = '\N{EN DASH}'  # where there is no number
+_UNEVEN = 1e-4  # of half an interval, beyond rounding
 _MINUS = '\N{MINUS SIGN}'
 
 
@@ -34,13 +35,21 @@ def bounds(low: float, high: float, form: str, show=number) -> str:
   return ends[0] if ends[0] == ends[1] else f'{ends[0]} to {ends[1]}'
 
 
-def mean_and_half(mean: float, low: float, high: float, form: str) -> str:
-  """A mean with half of the width of its interval, where there is one."""
+def mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
+  """A mean and its interval: ± half of it, or its ends where it is uneven.
+
+  A point, as of runs that are all alike, shows the mean alone.
+  """
   if not _is_known(mean):
     return NOTHING
-  if not (math.isfinite(low) and math.isfinite(high)):
-    return number(mean, form)
-  return f'{number(mean, form)} ± {number((high - low) / 2, form)}'
+  shown = number(mean, form)
+  if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+    return shown
+  half, off = (high - low) / 2, abs((high + low) / 2 - mean)
+  if off > _UNEVEN * half:
+    ends = bounds(low, high, form)
+    return shown if ends == shown else f'{shown} ({ends})'
+  return f'{shown} ± {number(half, form)}'
 
 
 def listing(parts: Iterable[str]) -> str:

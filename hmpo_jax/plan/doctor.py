@@ -7,7 +7,7 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import group
 from hmpo_jax import open_run
 from hmpo_jax import progress
-from hmpo_jax.analysis import statistics
+from hmpo_jax.analysis import power
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
 from hmpo_jax.plan import tuning
@@ -69,7 +69,7 @@ def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
         'all ratios are 1 and all means are one algorithm; raise '
         'train.num_epochs or train.num_minibatches')
   n, k = len(plan.seeds), len(plan.contrasts)
-  if k and not plan.exploratory and not statistics.can_answer(n, k, plan.alpha):
+  if k and not plan.exploratory and not power.can_answer(n, k, plan.alpha):
     found.append(
         f'{n} seeds can\'t decide {k} contrasts: the smallest p-value of a '
         f'sign flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}')
@@ -105,16 +105,21 @@ def start_rows(found: Mapping[str, probe.Found]) -> list[_Row]:
 
 def power_rows(plan: design.Plan) -> list[_Row]:
   """What differences the seeds can show, for the table."""
-  k = max(1, len(plan.contrasts))
-  effect = statistics.smallest_detectable(plan.expected_sd, len(plan.seeds),
-                                          plan.alpha, k)
   return [
       ('seeds, contrasts', f'{len(plan.seeds)}, {len(plan.contrasts)}'
        f'{" (exploratory)" if plan.exploratory else ""}'),
-      ('smallest effect they show with power .8',
-       f'{effect:.3f} of held-out reward, if paired differences scatter by '
-       f'{plan.expected_sd:g}'),
+      ('smallest effect they show with power .8', f'{_effect(plan)}, if paired '
+       f'differences scatter by {plan.expected_sd:g}'),
   ]
+
+
+def _effect(plan):
+  """In held-out reward, of which there is 1 at most."""
+  effect = power.smallest_detectable(plan.expected_sd, len(plan.seeds),
+                                     plan.alpha, max(1, len(plan.contrasts)))
+  if effect > 1:
+    return 'none: it would exceed the whole range of the reward'
+  return f'{effect:.3f} of held-out reward'
 
 
 def cost_rows(made: Sequence[tuple[Program, probe.Found]],

@@ -1,6 +1,5 @@
 """What must hold of a plan before any of its runs."""
 
-import dataclasses
 import json
 import math
 import re
@@ -36,9 +35,12 @@ def _check(plan):
     _check_variant(plan, name, variant)
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
-  asked = [tuple(dataclasses.astuple(c)) for c in plan.contrasts]
+  asked = [
+      (frozenset((c.variant, c.baseline)), c.outcome) for c in plan.contrasts
+  ]
   if len(set(asked)) < len(asked):
-    raise config_lib.ConfigError('contrasts: one stands there twice')
+    raise config_lib.ConfigError(
+        'contrasts: one stands there twice, as it is or turned round')
   _check_numbers(plan)
   if plan.tuning:
     _check_tuning(plan)
