@@ -35,7 +35,7 @@ def _config(**overrides):
   } | overrides))
 
 
-class TrainerTest(absltest.TestCase):
+class _FolderTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -55,6 +55,9 @@ class TrainerTest(absltest.TestCase):
     with mock.patch.object(metrics.Writer, 'write', write_or_die):
       with self.assertRaises(_Killed):
         trainer.train(_config(**overrides), workdir)
+
+
+class TrainerTest(_FolderTest):
 
   def test_resumed_run_equals_undisturbed_run(self):
     summary = trainer.train(_config(), self.folder / 'whole')
@@ -221,6 +224,31 @@ class TrainerTest(absltest.TestCase):
     self.assertEqual(first, again)
     self.assertNotEqual(first['reward_last_10'], other['reward_last_10'])
 
+  def test_warns_when_every_mean_is_the_same(self):
+    notes = []
+    still = _config(num_steps=6, optim__learning_rate=0.)
+    with mock.patch.object(trainer.progress_lib.Progress, 'note',
+                           lambda _, text: notes.append(text)):
+      trainer.train(still, self.folder)
+    self.assertLen(notes, 1)
+    self.assertIn('every mean is the same algorithm', notes[0])
+
+  def test_config_file_is_plain_json(self):
+    trainer.train(_config(num_steps=1), self.folder)
+    refuse = lambda constant: self.fail(f'{constant} is not JSON')
+    saved = json.loads(
+        (self.folder / 'config.json').read_text('utf-8'), parse_constant=refuse)
+    self.assertEqual(saved['config']['train']['max_grad_norm'], 'inf')
+    self.assertContainsSubset({'commit', 'versions', 'device'}, saved)
+
+  def test_too_few_held_out_prompts_is_bad_input(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'eval.num_prompts'):
+      trainer.train(
+          _config(task__num_digits=2, eval__num_prompts=512), self.folder)
+
+
+class FaultyFolderTest(_FolderTest):
+
   def test_addresses_of_storage_are_refused(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'gs://bucket.*no path'):
       trainer.train(_config(), 'gs://bucket/run')
@@ -235,15 +263,6 @@ class TrainerTest(absltest.TestCase):
                                 r'config\.loss\.p: -1\.0 there, 0\.5 here'):
       trainer.train(_config(num_steps=1, loss__p=0.5), self.folder)
     self.assertEqual((self.folder / 'config.json').read_bytes(), before)
-
-  def test_warns_when_every_mean_is_the_same(self):
-    notes = []
-    still = _config(num_steps=6, optim__learning_rate=0.)
-    with mock.patch.object(trainer.progress_lib.Progress, 'note',
-                           lambda _, text: notes.append(text)):
-      trainer.train(still, self.folder)
-    self.assertLen(notes, 1)
-    self.assertIn('every mean is the same algorithm', notes[0])
 
   def test_damaged_summary_is_made_again(self):
     summary = trainer.train(_config(), self.folder)
@@ -307,19 +326,6 @@ class TrainerTest(absltest.TestCase):
       with self.assertRaisesRegex(config_lib.ConfigError, r'metrics\.jsonl'):
         trainer.train(_config(), self.folder)
       self.assertEqual(file.read_text('utf-8'), ''.join(damage))
-
-  def test_config_file_is_plain_json(self):
-    trainer.train(_config(num_steps=1), self.folder)
-    refuse = lambda constant: self.fail(f'{constant} is not JSON')
-    saved = json.loads(
-        (self.folder / 'config.json').read_text('utf-8'), parse_constant=refuse)
-    self.assertEqual(saved['config']['train']['max_grad_norm'], 'inf')
-    self.assertContainsSubset({'commit', 'versions', 'device'}, saved)
-
-  def test_too_few_held_out_prompts_is_bad_input(self):
-    with self.assertRaisesRegex(config_lib.ConfigError, 'eval.num_prompts'):
-      trainer.train(
-          _config(task__num_digits=2, eval__num_prompts=512), self.folder)
 
 
 if __name__ == '__main__':
