@@ -14,7 +14,12 @@ _EVALUATION = {
     'eval/exact': .1,
     'eval/nan_rewards': 0
 }
-_EXTRA = {'early_stop': '', 'first_eval': _EVALUATION, 'eval': _EVALUATION}
+_EXTRA = {
+    'early_stop': '',
+    'settings': {},
+    'first_eval': _EVALUATION,
+    'eval': _EVALUATION
+}
 
 
 def _records(num, **changes):
