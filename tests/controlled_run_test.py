@@ -133,7 +133,9 @@ class RunTest(controller_file.ControllerFileTest):
     with mock.patch.object(trainer.progress_lib.Progress, 'note',
                            lambda _, text: notes.append(text)):
       trainer.train(config, self.folder / 'run')
-    self.assertIn('decides otherwise', notes[0])
+    self.assertLen(notes, 2)
+    self.assertIn('source of config.control.function has changed', notes[0])
+    self.assertIn('decides otherwise', notes[1])
 
   @parameterized.parameters((False, 4), (True, 2))
   def test_stops_only_where_it_may(self, may_stop, steps):
