@@ -40,6 +40,7 @@ class HParams(NamedTuple):
   tracking: clips.Tracking  # how the clip range follows its targets
   kl_weight: jax.Array  # [] weight of the KL to the reference policy, in J
   reward_kl_weight: jax.Array  # [] the same in the reward
+  pays_exact: jax.Array  # [] bool: exact match, else the share of right tokens
   exclude_nonfinite: jax.Array  # [] bool: rewards, else they stop updates
   entropy_weight: jax.Array  # [] weight of the entropy bonus, per token
   temperature: jax.Array  # [] divides the logits in sampler and loss

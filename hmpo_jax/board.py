@@ -35,7 +35,7 @@ _OTHER = '7_other'
 # Group and how the names of its metrics begin. TensorBoard sorts the groups by
 # name, and opens on the first two.
 GROUPS = {
-    '1_reward': ('reward/', 'eval/reward', 'eval/exact'),
+    '1_reward': ('reward/', 'eval/reward', 'eval/exact', 'eval/share'),
     '2_stability': ('qk/', 'skipped/'),
     '3_ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
                  'kl_old/', 'histogram/'),

@@ -25,8 +25,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.num_steps = 300  # rollouts, each with all its updates
 
   config.task = ml_collections.ConfigDict()
-  config.task.name = 'sort'  # sort | addition | file
-  config.task.num_digits = 8  # digits to sort, or of each summand
+  config.task.name = 'sort'  # sort | addition | mapped_copy | file
+  config.task.num_digits = 8  # digits to sort or to copy, or of each summand
   # Of a file: its path, see tasks/prompt_file.py, and what its tokens are.
   config.task.prompts = ''
   config.task.vocab_size = 0  # V
@@ -35,8 +35,11 @@ def default_config() -> ml_collections.ConfigDict:
   config.task.response_len = 0  # T, tokens after which a response is cut
 
   config.reward = ml_collections.ConfigDict()
-  # module:function or file.py:function on the host, see tasks/reward.py; '' is
-  # the share of the answer's tokens that stand at their place.
+  # share | exact: of the answer's tokens that stand at their place, or 1 where
+  # the response is the answer and else 0
+  config.reward.kind = 'share'
+  # module:function or file.py:function on the host, see tasks/reward.py, in
+  # place of that; '' is none.
   config.reward.function = ''
   config.reward.timeout = 60.  # seconds for one call
   # none | k1 | abs | k2 | k3, of the response to the warm start, in nats
@@ -191,6 +194,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.warm_start.num_steps = 55  # supervised; 0 starts from scratch
   config.warm_start.batch_size = 64  # prompts with their answers
   config.warm_start.learning_rate = 3e-3  # Adam, linear decay to 0
+  # Ends it once responses that it samples have this share of right tokens, in
+  # [0, 1]; 0 = off. num_steps is then the most that it takes.
+  config.warm_start.stop_reward = 0.
   config.warm_start.folder = ''  # cache; '' is warm_start/ in the run folder
 
   config.eval = ml_collections.ConfigDict()
@@ -289,6 +295,8 @@ def _check_unused(config):
         for key in default.control
         if key not in ('function', 'history', 'agm_iterations')
     }
+  if config.reward.function:
+    unused['reward.kind'] = 'reward.function'
   if config.optim.qk_clip == 'off':
     unused['optim.qk_alpha'] = 'optim.qk_clip'
   for key, choice in unused.items():

@@ -13,7 +13,7 @@ from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import orthogonal
 
-TASKS = ('sort', 'addition', 'file')
+TASKS = ('sort', 'addition', 'mapped_copy', 'file')
 DTYPES = ('float32', 'bfloat16')
 REMATS = ('none', 'light', 'dots', 'layer')
 MUON_HEADS = ('joint', 'per_head')
@@ -48,11 +48,12 @@ RULES = tuple((key, *rule) for key, rule in (
     ('seed', (lambda x: 0 <= x < 2**31, 'from 0 to 2**31 - 1')),
     ('num_steps', _at_least(1)),
     ('task.name', _one_of(*TASKS)),
-    ('task.num_digits', (lambda x: 2 <= x <= 1023, 'from 2 to 1023')),
+    ('task.num_digits', (lambda x: 2 <= x <= 1024, 'from 2 to 1024')),
     ('task.vocab_size', _at_least(0)),
     ('task.pad', _at_least(0)),
     ('task.stop', (lambda x: x >= -1, 'at least 0 (-1 = none)')),
     ('task.response_len', _at_least(0)),
+    ('reward.kind', _one_of('share', 'exact')),
     ('reward.timeout', _TIMEOUT),
     ('reward.kl_estimator', _one_of('none', *kl.REWARD_ESTIMATORS)),
     ('reward.kl_weight', _finite_at_least(0)),
@@ -139,6 +140,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('warm_start.num_steps', _at_least(0)),
     ('warm_start.batch_size', _at_least(1)),
     ('warm_start.learning_rate', _finite_at_least(0)),
+    ('warm_start.stop_reward', _UNIT),
     ('eval.every', _at_least(1)),
     ('eval.num_prompts', _at_least(2)),
     ('mechanism.every', _at_least(0)),
@@ -173,8 +175,9 @@ def _are_specials_apart(c):
 
 
 def _can_end(c):
-  return c.task.name != 'file' or c.task.stop >= 0 or (
-      not c.rollout.mask_truncated)
+  is_endless = c.task.name == 'mapped_copy' or (c.task.name == 'file' and
+                                                c.task.stop < 0)
+  return not is_endless or not c.rollout.mask_truncated
 
 
 def _are_minibatches_even(c):

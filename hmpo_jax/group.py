@@ -117,8 +117,8 @@ class _Group:
     self._step: Callable = jax.jit(
         over_runs(functools.partial(learner.train_step, self._static)),
         donate_argnums=0)
-    evaluate = lambda params, _, prompts: learner.evaluate(
-        self._static, params, prompts)
+    evaluate = lambda params, hparams, prompts: learner.evaluate(
+        self._static, params, prompts, hparams.pays_exact)
     self._evaluate: Callable = jax.jit(over_runs(evaluate))
     if is_judged_here:
       self._step, self._evaluate = _on_host(first.programs)

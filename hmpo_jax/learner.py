@@ -74,7 +74,8 @@ def train_step(static, state: TrainState, hparams: base.HParams,
     The next state and the step's metrics, whose keys depend on `static` alone.
   """
   rollout = collect(static, state, hparams)
-  scores = task_lib.score_rollout(policy.make_task(static), rollout)
+  scores = task_lib.score_rollout(
+      policy.make_task(static), rollout, hparams.pays_exact)
   return learn(static, state, hparams, rollout, scores, measure)
 
 
@@ -193,10 +194,20 @@ def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
   return _sample(static, params, prompts, keys, 1., greedy=True)
 
 
-def evaluate(static, params: base.Params, prompts: jax.Array) -> base.Metrics:
-  """`step_metrics.of_held_out` of a task whose reward is a JAX function."""
+def evaluate(static,
+             params: base.Params,
+             prompts: jax.Array,
+             pays_exact: jax.Array | bool = False) -> base.Metrics:
+  """`step_metrics.of_held_out` of a task whose reward is a JAX function.
+
+  Args:
+    static: hashable part of the configuration.
+    params: of the policy.
+    prompts: [M, P] int32.
+    pays_exact: see `task.score`.
+  """
   rollout = respond(static, params, prompts)
-  scores = task_lib.score_rollout(policy.make_task(static), rollout)
+  scores = task_lib.score_rollout(policy.make_task(static), rollout, pays_exact)
   return step_metrics.of_held_out(rollout, scores)
 
 

@@ -24,6 +24,11 @@ ROWS = {
         Row('reward/exact', 'share',
             'responses of the rollout that are right as a whole'),
         Row(
+            'reward/share eval/share', 'share',
+            "of the answer's tokens that stand at their place, mean over the "
+            'responses of the rollout, and over held-out ones; where no '
+            'function on the host scores'),
+        Row(
             'reward/kl', 'nats',
             'KL of a response to the warm start that was taken from its '
             'reward, mean; where there is one'),

@@ -81,19 +81,27 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
   warm, static = config.warm_start, programs.static
   folder = run_folder.placed(warm.folder or workdir / 'warm_start')
   identity = {
-      'model': static.model.to_dict(),
+      'model':
+          static.model.to_dict(),
       # The content of a file decides, not its place.
-      'task': dict(static.task.to_dict(), prompts=''),
+      'task':
+          dict(static.task.to_dict(), prompts=''),
       'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
-      'seed': config.seed,
+      # Sampled at the run's temperature.
+      'stop': [warm.stop_reward, config.rollout.temperature]
+              if warm.stop_reward else [],
+      'seed':
+          config.seed,
       # Of files too only those that it sees: all arms share a warm start.
       'inputs': {
           key: digest
           for key, digest in run_folder.inputs(config).items()
           if key.startswith('task.')
       },
-      'versions': run_folder.versions(),
-      'backend': jax.default_backend(),
+      'versions':
+          run_folder.versions(),
+      'backend':
+          jax.default_backend(),
   }
   digest = hashlib.sha256(json.dumps(identity,
                                      sort_keys=True).encode()).hexdigest()[:16]

@@ -43,6 +43,7 @@ def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
       tracking=clips.Tracking(**config.tracking),
       kl_weight=loss.kl_weight,
       reward_kl_weight=config.reward.kl_weight,
+      pays_exact=config.reward.kind == 'exact',
       exclude_nonfinite=config.reward.exclude_nonfinite,
       entropy_weight=loss.entropy_weight,
       temperature=config.rollout.temperature,
@@ -112,5 +113,6 @@ def static(config) -> ml_collections.FrozenConfigDict:
           key: config[section][key] for key in keys or config[section]
       } for section, keys in _STATIC.items()
   }
+  parts['warm_start']['can_stop'] = config.warm_start.stop_reward > 0
   parts['mechanism'] = {'is_on': config.mechanism.every > 0}
   return ml_collections.FrozenConfigDict(parts)

@@ -63,7 +63,8 @@ class Programs:
     """Parameters after the supervised warm start."""
     warm = self._config.warm_start
     return _warm_start(self.static, warm.num_steps, warm.learning_rate,
-                       self._warm_key)
+                       self._warm_key, warm.stop_reward,
+                       self.hparams.temperature)
 
   def first_state(self, params: base.Params) -> learner.TrainState:
     """State before the first step."""
@@ -102,7 +103,8 @@ class Programs:
   def evaluate(self, params: base.Params) -> base.Metrics:
     """Held-out metrics; raises RewardError as `step`."""
     if not self._has_host_reward:
-      return _evaluate(self.static, params, self.prompts)
+      return _evaluate(self.static, params, self.prompts,
+                       self.hparams.pays_exact)
     rollout = _respond(self.static, params, self.prompts)
     return step_metrics.of_held_out(rollout, self.judge(rollout))
 
@@ -119,7 +121,8 @@ def _make_judge(config, task):
   if config.reward.function:
     return reward_lib.HostReward(config.reward.function, config.reward.timeout,
                                  task.prompt_len)
-  return functools.partial(task_lib.score_rollout, task)
+  return functools.partial(
+      task_lib.score_rollout, task, pays_exact=config.reward.kind == 'exact')
 
 
 def _held_out_prompts(config, task):

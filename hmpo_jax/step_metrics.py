@@ -25,6 +25,7 @@ def of_rollout(static, rollout: base.Rollout,
       'reward/mean': jnp.mean(scores.reward, where=finite),
       'reward/std': jnp.std(scores.reward, where=finite),
       'reward/exact': jnp.mean(scores.exact),
+      **_share('reward/share', scores),
       'rollout/length_mean': jnp.mean(length),
       'rollout/truncated_frac': jnp.mean(is_truncated(static, rollout)),
       'rollout/tokens': jnp.sum(length),
@@ -42,11 +43,17 @@ def of_held_out(rollout: base.Rollout, scores: task_lib.Score) -> base.Metrics:
   """
   reward = jnp.nan_to_num(scores.reward)
   return {
-      'eval/reward': jnp.mean(reward),
-      'eval/reward_stderr': _standard_error(reward),
-      'eval/nan_rewards': jnp.sum(jnp.isnan(scores.reward)),
-      'eval/exact': jnp.mean(scores.exact),
-      'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
+      'eval/reward':
+          jnp.mean(reward),
+      'eval/reward_stderr':
+          _standard_error(reward),
+      'eval/nan_rewards':
+          jnp.sum(jnp.isnan(scores.reward)),
+      'eval/exact':
+          jnp.mean(scores.exact),
+      **_share('eval/share', scores),
+      'eval/length':
+          jnp.mean(jnp.sum(rollout.mask, 1)),
   } | _samples(rollout, scores)
 
 
@@ -76,6 +83,11 @@ def is_truncated(static, rollout: base.Rollout) -> jax.Array:
   """[B] bool, responses that were cut before a stop token."""
   return rollout.mask[:, -1] & (
       rollout.tokens[:, -1] != policy.make_task(static).stop)
+
+
+def _share(name, scores):
+  """Mean share of right tokens, where the answers are known."""
+  return {} if scores.share is None else {name: jnp.mean(scores.share)}
 
 
 def _kept_metrics(rollout):

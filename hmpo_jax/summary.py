@@ -12,7 +12,11 @@ from hmpo_jax import update
 
 _EVALUATIONS = ('first_eval', 'eval')
 _UNKNOWN = 'not measured'
-_BASELINES = {'majority': 'majority answer', 'random': 'random tokens'}
+_BASELINES = {
+    'majority': 'commonest tokens',
+    'modal': 'commonest answer',
+    'random': 'random tokens'
+}
 
 
 def make(records, extra, baselines, config):

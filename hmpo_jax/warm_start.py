@@ -4,6 +4,7 @@ Reinforcement learning then improves it, as it does a language model.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,35 +12,88 @@ import optax
 
 from hmpo_jax import base
 from hmpo_jax import policy
+from hmpo_jax import rollout
 from hmpo_jax.model import transformer
 from hmpo_jax.tasks import task as task_lib
 
+_STEPS_BETWEEN_SAMPLES = 5  # of a warm start that stops at a sampled share
 
-def train(static, num_steps: jax.Array, learning_rate: jax.Array,
-          key: jax.Array) -> base.Params:
+
+class _Carry(NamedTuple):
+  """What a supervised step takes and leaves."""
+  step: jax.Array  # [] int32 finished
+  params: base.Params
+  opt_state: optax.OptState
+  share: jax.Array  # [] of right tokens, when last sampled; 0 before
+
+
+def train(static,
+          num_steps: jax.Array,
+          learning_rate: jax.Array,
+          key: jax.Array,
+          stop_reward: jax.Array | float = 1.,
+          temperature: jax.Array | float = 1.) -> base.Params:
   """Parameters after supervised steps on right answers; the key is consumed.
 
-  Adam, its learning rate falling linearly to 0.
+  Adam, its learning rate falling linearly to 0. Where the configuration can
+  stop, responses to a batch of training prompts are sampled every 5 steps, and
+  the first batch whose share of right tokens reaches `stop_reward` is the last.
 
   Args:
     static: hashable part of the configuration.
-    num_steps: [] int32, 0 gives the fresh initialisation.
+    num_steps: [] int32, at most; 0 gives the fresh initialisation.
     learning_rate: [] of the first step.
     key: [] typed.
+    stop_reward: [] in (0, 1]; ignored where the configuration can't stop.
+    temperature: [] of the sampler.
   """
   init_key, data_key = jax.random.split(key)
   params = transformer.init(policy.make_model(static), init_key)
   tx = lambda i: optax.adam(learning_rate * (1 - i / num_steps), b2=0.95)
   loss = functools.partial(_supervised_loss, static)
 
-  def body(i, carry):
+  def learn(i, carry):
     params, opt_state = carry
     grads = jax.grad(loss)(params, jax.random.fold_in(data_key, i))
     updates, opt_state = tx(i).update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   start = (params, tx(0).init(params))
-  return jax.lax.fori_loop(0, num_steps, body, start)[0]
+  if not static.warm_start.can_stop:
+    return jax.lax.fori_loop(0, num_steps, learn, start)[0]
+
+  def body(carry):
+    params, opt_state = learn(carry.step, carry[1:3])
+    step = carry.step + 1
+    sample = lambda: _sampled_share(static, params, temperature,
+                                    jax.random.fold_in(init_key, step))
+    is_due = step % _STEPS_BETWEEN_SAMPLES == 0
+    share = jax.lax.cond(is_due, sample, lambda: carry.share)
+    return _Carry(step, params, opt_state, share)
+
+  is_running = lambda carry: (carry.step < num_steps) & (
+      carry.share < stop_reward)
+  start = _Carry(jnp.int32(0), *start, jnp.float32(0))
+  return jax.lax.while_loop(is_running, body, start).params
+
+
+def _sampled_share(static, params, temperature, key):
+  """[] share of right tokens in responses to a batch of training prompts."""
+  task = policy.make_task(static)
+  prompt_key, sample_key = jax.random.split(key)
+  size = static.warm_start.batch_size
+  prompts = jax.vmap(functools.partial(task_lib.draw_training, task))(
+      jax.random.split(prompt_key, size))
+  sampled = rollout.sample(
+      policy.make_model(static),
+      params,
+      prompts,
+      jax.random.split(sample_key, (size, 1)),
+      response_len=task.response_len,
+      stop=task.stop,
+      pad=task.pad,
+      temperature=temperature)
+  return jnp.mean(task_lib.score_rollout(task, sampled).share)
 
 
 def _supervised_loss(static, params, key):

@@ -173,7 +173,7 @@ class CompareTest(parameterized.TestCase):
                     '--only=gspo', '--seeds=1')
     self.assertEqual(made.returncode, 0, made.stderr)
     for words in ('runs, programs', '1, 1', 'time, estimated', 'GB',
-                  'majority answer', 'score alike', 'smallest effect'):
+                  'best template', 'score alike', 'smallest effect'):
       self.assertIn(words, made.stdout)
     self.assertEmpty(_metrics(self.folder))
 

@@ -11,10 +11,26 @@ from absl.testing import parameterized
 from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
+from hmpo_jax.plan import probe
 from hmpo_jax.plan import rules
 
 _FOLDER = pathlib.PurePath('runs/plan')
 _CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+_START = probe.Found(
+    run=0,
+    platform='cpu',
+    device='cpu',
+    start_reward=.5,
+    start_exact=.1,
+    template_reward=.4,
+    template_exact=0.,
+    constant_groups=0.,
+    compile_s=1.,
+    step_s=1.,
+    eval_s=1.,
+    state_bytes=1,
+    temporary_bytes=1)
 
 
 def _plan(**changes):
@@ -322,6 +338,16 @@ class DoctorTest(absltest.TestCase):
         contrasts=())
     # Tasks are static too.
     self.assertLen(doctor.programs(_runs(plan)), 4)
+
+  def test_a_template_must_reach_neither_start_nor_target(self):
+    plan = _plan(target=.6)
+    found = lambda template: doctor.start_objections(
+        plan, {'short': _START._replace(template_reward=template)})
+    self.assertEmpty(found(.49))
+    start, = found(.5)
+    self.assertIn('earns a reward of 0.500, the policy 0.500 before', start)
+    _, target = found(.6)
+    self.assertIn('which reaches the target 0.6', target)
 
   def test_evaluations_of_records_and_of_checkpoints_are_counted(self):
     sizes = {'num_steps': 300, 'eval.every': 20, 'checkpoint.every': 50}

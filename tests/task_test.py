@@ -73,6 +73,15 @@ class ScoreTest(parameterized.TestCase):
     self.assertEqual((score.reward.dtype, score.exact.dtype),
                      (jnp.float32, jnp.float32))
 
+  @parameterized.named_parameters(('right', (4, 6, 7, _STOP), 1, 1),
+                                  ('wrong', (4, 6, 8, _STOP), 3 / 4, 0))
+  def test_pays_what_it_is_asked_to(self, response, share, exact):
+    for pays_exact, reward in ((False, share), (True, exact)):
+      score = _score(_SORT, jnp.array([[6, 4, 7, digits.EQUALS]]),
+                     jnp.array([response]), jnp.ones((1, 4), bool), pays_exact)
+      self.assertEqual((score.reward, score.exact, score.share),
+                       (reward, exact, share))
+
   # The answer is 2 stop: two tokens of three places.
   @parameterized.named_parameters(
       ('right', (3, _STOP, _PAD), 2, 1, 1),
@@ -179,15 +188,32 @@ class BaselinesTest(absltest.TestCase):
     prompts = jnp.tile(jnp.arange(16)[:, None], (256, 2))
     result = _baselines(task, prompts)
     # 4 stop gets the stop alone in a quarter.
-    self.assertEqual(result['majority_reward'], (1 / 2 + 3) / 4)
-    self.assertEqual(result['majority_exact'], 3 / 4)
+    for template in ('majority', 'modal'):
+      self.assertEqual(result[f'{template}_reward'], (1 / 2 + 3) / 4)
+      self.assertEqual(result[f'{template}_exact'], 3 / 4)
     # Of six tokens one is right; another than the stop must come before the
     # stop: 5/6 1/6. Within 4 standard errors of 4096 prompts.
     self.assertAlmostEqual(
         result['random_reward'], (1 / 6 + 5 / 36) / 2, delta=4 * 0.26 / 64)
     self.assertAlmostEqual(result['random_exact'], 1 / 36, delta=4 * 0.17 / 64)
 
-  def test_without_answers_there_is_no_majority(self):
+  def test_the_commonest_answer_is_not_made_of_the_commonest_tokens(self):
+    # Of 16 prompts 6 are answered 3 3, 5 are 4 3 and 5 are 4 4: the commonest
+    # answer is 3 3, and 4 3 would earn less as a whole.
+    rows = jnp.array([[3, 3]] * 6 + [[4, 3]] * 5 + [[4, 4]] * 5, jnp.int32)
+    task = _ECHO._replace(
+        draw=lambda key: jax.random.randint(key, (2,), 0, 16),
+        response_len=2,
+        answer=lambda prompt: rows[prompt[0]])
+    prompts = jnp.tile(jnp.arange(16)[:, None], (1, 2))
+    result = _baselines(task, prompts)
+    # 4 stands first in 10 of 16, 3 second in 11.
+    self.assertEqual(result['majority_reward'], 21 / 32)
+    self.assertEqual(result['majority_exact'], 5 / 16)
+    self.assertEqual(result['modal_reward'], 17 / 32)
+    self.assertEqual(result['modal_exact'], 6 / 16)
+
+  def test_without_answers_there_is_no_template(self):
     task = _ECHO._replace(has_answers=False)
     self.assertEqual(
         set(_baselines(task, jnp.full((4096, 2), 3))),
@@ -196,8 +222,10 @@ class BaselinesTest(absltest.TestCase):
   def test_of_a_sort_are_from_0_to_1(self):
     result = _baselines(_SORT, _draw(_SORT, 512, 0))
     self.assertEqual(
-        set(result),
-        {'majority_reward', 'majority_exact', 'random_reward', 'random_exact'})
+        set(result), {
+            'majority_reward', 'majority_exact', 'modal_reward', 'modal_exact',
+            'random_reward', 'random_exact'
+        })
     for name, value in result.items():
       self.assertIsInstance(value, float)
       self.assertBetween(value, 0, 1, name)

@@ -26,6 +26,26 @@ class WarmStartTest(absltest.TestCase):
     self.assertLess(rewards[0], 0.4)
     self.assertGreater(rewards[1], rewards[0] + 0.2)
 
+  def test_stops_at_the_share_that_it_samples(self):
+    warm = jax.jit(warm_start.train, static_argnums=0)
+    config = small.config(
+        task__name='mapped_copy',
+        task__num_digits=8,
+        warm_start__stop_reward=0.4)
+    config.warm_start.stop_reward = 0.4
+    static = partition.static(config)
+    task = policy.make_task(static)
+    prompts = jax.vmap(task.draw)(jax.random.split(jax.random.key(3), 256))
+    collect = jax.jit(learner.evaluate, static_argnums=0)
+    args = 400, 1e-2, jax.random.key(0)
+    # Greedy responses are right more often than the sampled ones.
+    stopped = collect(static, warm(static, *args, 0.4), prompts)['eval/share']
+    self.assertBetween(stopped, 0.35, 0.8)
+    end = collect(static, warm(static, *args, 1.), prompts)['eval/share']
+    self.assertGreater(end, stopped + 0.15)
+    fresh = collect(static, warm(static, 0, *args[1:], 0.4), prompts)
+    self.assertLess(fresh['eval/share'], 0.2)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -90,15 +90,29 @@ def start_objections(plan: design.Plan,
     elif start.start_exact < low:
       result.append(f'{text}, below {low}: no response is rewarded for being '
                     'right; lengthen warm_start.num_steps')
+    result += [f'{task}: {text}' for text in _of_template(plan, start)]
   return result
+
+
+def _of_template(plan, start):
+  """What a response that ignores its prompt leaves to be shown."""
+  earned = (f'a response that ignores its prompt earns a reward of '
+            f'{start.template_reward:.3f}')
+  if start.template_reward >= start.start_reward:
+    yield (f'{earned}, the policy {start.start_reward:.3f} before the first '
+           'step: forgetting the prompt would count as learning; lengthen '
+           'warm_start.num_steps, or take another task')
+  if start.template_reward >= plan.target:
+    yield (f'{earned}, which reaches the target {plan.target}: raise the '
+           'target, or take another task')
 
 
 def start_rows(found: Mapping[str, probe.Found]) -> list[_Row]:
   """The start of each task, for the table."""
   return [(f'{task}: start',
            f'reward {start.start_reward:.3f}, exact {start.start_exact:.3f}; '
-           f'majority answer {start.majority_reward:.3f}, '
-           f'{start.majority_exact:.3f}; prompts whose responses all score '
+           f'best template {start.template_reward:.3f}, '
+           f'{start.template_exact:.3f}; prompts whose responses all score '
            f'alike {start.constant_groups:.0%}')
           for task, start in found.items()]
 

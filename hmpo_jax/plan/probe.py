@@ -10,6 +10,7 @@ import numpy as np
 from hmpo_jax import checkpoint
 from hmpo_jax import open_run
 from hmpo_jax import programs as programs_lib
+from hmpo_jax.tasks import task
 
 _STEPS = 3  # timed, of which the first loads the program
 
@@ -21,8 +22,9 @@ class Found(NamedTuple):
   device: str  # as JAX calls its kind
   start_reward: float  # held-out, greedy
   start_exact: float
-  majority_reward: float  # of the commonest answer; 0 if there is none
-  majority_exact: float
+  # Highest of a response that ignores its prompt; 0 if no answers are known.
+  template_reward: float
+  template_exact: float
   constant_groups: float  # share of the prompts whose responses score alike
   compile_s: float  # of the first step; 0 where it wasn't timed
   step_s: float
@@ -58,14 +60,19 @@ def probe(index: int, config, folder: str) -> Found:
       device=jax.devices()[0].device_kind,
       start_reward=float(evaluation['eval/reward']),
       start_exact=float(evaluation['eval/exact']),
-      majority_reward=baselines.get('majority_reward', 0.),
-      majority_exact=baselines.get('majority_exact', 0.),
+      template_reward=_of_templates(baselines, 'reward'),
+      template_exact=_of_templates(baselines, 'exact'),
       constant_groups=_constant(config, scores.reward),
       compile_s=compile_s,
       step_s=step_s,
       eval_s=eval_s,
       state_bytes=int(size),
       temporary_bytes=int(temporary))
+
+
+def _of_templates(baselines, name):
+  return max(
+      baselines.get(f'{template}_{name}', 0.) for template in task.TEMPLATES)
 
 
 def _ignore(_):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from hmpo_jax.tasks import task
 
 PAD, STOP, ZERO, PLUS, EQUALS = 0, 1, 2, 12, 13
+NO_STOP = -1
 VOCAB_SIZE = 14
 
 
@@ -65,7 +66,28 @@ def addition(num_digits: int) -> task.Task:
                    num_digits + 2, draw, answer)
 
 
-TASKS = {'sort': sort, 'addition': addition}
+def mapped_copy(num_digits: int) -> task.Task:
+  """Replaces each digit by another: 3 1 2 gives 4 0 7, always the same one.
+
+  Each token is judged by itself and depends on one token of the prompt, at any
+  length, and no response that ignores the prompt earns more than chance, 0.1.
+  No token ends a response.
+
+  Args:
+    num_digits: of the prompt and of the response, at least 2.
+  """
+
+  def draw(key):
+    return ZERO + jax.random.randint(key, (num_digits,), 0, 10, jnp.int32)
+
+  # 7 d + 3 modulo 10 reaches every digit and maps none to itself.
+  answer = lambda prompt: ZERO + (7 * (prompt - ZERO) + 3) % 10
+
+  return task.Task('mapped_copy', VOCAB_SIZE, PAD, NO_STOP, num_digits,
+                   num_digits, draw, answer)
+
+
+TASKS = {'sort': sort, 'addition': addition, 'mapped_copy': mapped_copy}
 
 
 def make(name: str, num_digits: int) -> task.Task:

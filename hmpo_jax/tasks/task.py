@@ -12,6 +12,8 @@ from hmpo_jax import base
 _HELD_OUT_SHARE = 16
 # The search for held-out prompts ends when so many rounds find no new one.
 _IDLE_ROUNDS = 10
+# Baselines that ignore their prompt and know the answers to all.
+TEMPLATES = ('majority', 'modal')
 
 
 class Task(NamedTuple):
@@ -33,16 +35,22 @@ class Task(NamedTuple):
 
 
 class Score(NamedTuple):
-  """What a verifier says of responses; both [B] float32 in [0, 1]."""
-  reward: jax.Array  # share of the answer's tokens that stand at their place
+  """What a verifier says of responses; all [B] float32 in [0, 1]."""
+  reward: jax.Array  # what is paid
   exact: jax.Array  # 1 where the response is the answer, else 0
+  # Share of the answer's tokens that stand at their place; None where a
+  # function on the host scores.
+  share: jax.Array | None = None
 
 
-def score(task: Task, prompts: jax.Array, tokens: jax.Array,
-          mask: jax.Array) -> Score:
+def score(task: Task,
+          prompts: jax.Array,
+          tokens: jax.Array,
+          mask: jax.Array,
+          pays_exact: jax.Array | bool = False) -> Score:
   """Compares responses with the right answers, token by token.
 
-  The stop token is one of the answer's tokens, so that the reward is 1 exactly
+  The stop token is one of the answer's tokens, so that the share is 1 exactly
   where the response is right and ends where it should.
 
   Args:
@@ -50,6 +58,8 @@ def score(task: Task, prompts: jax.Array, tokens: jax.Array,
     prompts: [B, P] int32.
     tokens: [B, T] int32 responses.
     mask: [B, T] bool, true on the response including its stop token.
+    pays_exact: [] whether the reward is exact match; else it is the share of
+      right tokens.
 
   Returns:
     The Score of each response.
@@ -57,10 +67,9 @@ def score(task: Task, prompts: jax.Array, tokens: jax.Array,
   answers = jax.vmap(task.answer)(prompts)
   wanted = answers != task.pad
   right = wanted & mask & (tokens == answers)
-  reward = jnp.sum(right, 1) / jnp.sum(wanted, 1)
-  return Score(
-      reward.astype(jnp.float32),
-      jnp.all(right == wanted, 1).astype(jnp.float32))
+  share = (jnp.sum(right, 1) / jnp.sum(wanted, 1)).astype(jnp.float32)
+  exact = jnp.all(right == wanted, 1).astype(jnp.float32)
+  return Score(jnp.where(pays_exact, exact, share), exact, share)
 
 
 def is_held_out(prompt: jax.Array) -> jax.Array:
@@ -121,35 +130,39 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
       'prompts')
 
 
-def score_rollout(task: Task, rollout: base.Rollout) -> Score:
+def score_rollout(task: Task,
+                  rollout: base.Rollout,
+                  pays_exact: jax.Array | bool = False) -> Score:
   """`score` of the responses of a rollout."""
   prompts, responses = jnp.split(rollout.tokens, [task.prompt_len], axis=1)
-  return score(task, prompts, responses, rollout.mask)
+  return score(task, prompts, responses, rollout.mask, pays_exact)
 
 
 def baselines(task: Task, prompts: jax.Array,
               judge: Callable[[base.Rollout], Score]) -> dict[str, float]:
   """Rewards that need no skill, on prompts [M, P].
 
-  'majority' gives at each place the commonest token of training answers to
-  every prompt, where answers are known; 'random' draws every token evenly from
-  the vocabulary. `judge` scores them; one of which it gives no number is left
-  out.
+  Where answers are known there are two templates, the best responses that
+  ignore their prompt: 'majority' gives at each place the commonest token of
+  training answers (best where each right token is paid), 'modal' the commonest
+  whole answer (best where only that is). 'random' draws every token evenly from
+  the vocabulary. `judge` scores them; one of which it
+  gives no number is left out.
   """
   result = {}
   for name, tokens in _unskilled(task, len(prompts)).items():
     is_stop = tokens == task.stop
     mask = jnp.cumsum(is_stop, 1) - is_stop == 0
-    reward, exact = judge(
+    scores = judge(
         base.Rollout(
             tokens=jnp.concatenate([prompts, tokens], 1),
             valid=jnp.concatenate([prompts != task.pad, mask], 1),
             mask=mask,
             logprobs=jnp.zeros(mask.shape)))
-    if jnp.isnan(reward).all():
+    if jnp.isnan(scores.reward).all():
       continue
-    result[f'{name}_reward'] = float(jnp.nan_to_num(reward).mean())
-    result[f'{name}_exact'] = float(exact.mean())
+    result[f'{name}_reward'] = float(jnp.nan_to_num(scores.reward).mean())
+    result[f'{name}_exact'] = float(scores.exact.mean())
   return result
 
 
@@ -162,5 +175,11 @@ def _unskilled(task, num):
   answers = jax.vmap(lambda key: task.answer(draw_training(task, key)))(
       jax.random.split(jax.random.key(1), 4096))
   counts = jax.nn.one_hot(answers, task.vocab_size).sum(0)
-  majority = jnp.broadcast_to(jnp.argmax(counts, -1), shape)
-  return {'majority': majority, 'random': random}
+  whole, times = np.unique(np.asarray(answers), axis=0, return_counts=True)
+  templates = jnp.argmax(counts, -1), jnp.asarray(whole[np.argmax(times)])
+  return {
+      name: jnp.broadcast_to(template, shape)
+      for name, template in zip(TEMPLATES, templates)
+  } | {
+      'random': random
+  }
