@@ -1,8 +1,10 @@
 """Advantages of responses relative to the other responses to their prompt."""
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import wide
 
 BASELINES = ('mean', 'leave_one_out', 'none')
 
@@ -100,7 +102,7 @@ def permute_within_groups(key: jax.Array, advantages: jax.Array) -> jax.Array:
 
 
 def _check(rewards, baseline, scale, ddof):
-  chex.assert_rank(rewards, 2)
+  checks.ranks(2, rewards=rewards)
   if 0 in rewards.shape:
     raise ValueError(f'{rewards.shape=}: must hold a group and a response')
   if baseline not in BASELINES:
@@ -117,8 +119,8 @@ def _offsets(rewards):
   Equal rewards leave exactly 0: the residue of a rounded mean, 1e-8, would
   grow to 1e-2 in the division by eps. Where not finite, both are 0.
   """
-  dtype = jnp.promote_types(rewards.dtype, jnp.float32)
-  rewards = rewards.astype(dtype)
+  dtype = wide.dtype_of(rewards)
+  rewards = jnp.asarray(rewards, dtype)
   finite = jnp.isfinite(rewards)
   # Of the difference of two, a compiler may take the inverse: it is not 0.
   limit = jnp.finfo(dtype).max / 16

@@ -20,11 +20,11 @@ See "FlashAttention-2" by Dao (https://arxiv.org/abs/2307.08691).
 
 import functools
 
-import chex
 import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import reductions
 from hmpo_jax.kernels import wide
 
@@ -51,7 +51,7 @@ def causal_attention(
   `plain` form, others the `blockwise` one; they agree up to rounding.
 
   Args:
-    query: [B, S, H, Dh] any float dtype.
+    query: [B, S, H, Dh] any float dtype; B and S may be 0.
     key: [B, S, K, Dh] of the same dtype; K divides H.
     value: [B, S, K, Dh] of the same dtype.
     valid: [B, S] bool, false on padding, which no token sees. Padding may hold
@@ -69,7 +69,7 @@ def causal_attention(
     AssertionError: shapes or dtypes don't fit.
   """
   if query.shape[1] <= _PLAIN_LENGTH:
-    _check(query, key, value, valid, block_size)
+    _check_block_size(block_size)
     return plain(query, key, value, valid)
   return blockwise(query, key, value, valid, block_size=block_size)
 
@@ -77,7 +77,10 @@ def causal_attention(
 def plain(query: jax.Array, key: jax.Array, value: jax.Array,
           valid: jax.Array) -> tuple[jax.Array, jax.Array]:
   """`causal_attention` with an array [B, K, H / K, S, S] of all logits."""
+  query, key, value = map(jnp.asarray, (query, key, value))
   _check(query, key, value, valid)
+  if _is_empty(query):
+    return _nothing(query)
   batch, length, heads, width = query.shape
   grouped = query.reshape(batch, length, key.shape[2], -1, width)
   logits = wide.einsum('bskgd,brkd->bkgsr', grouped, key) / width**0.5
@@ -109,7 +112,11 @@ def blockwise(query: jax.Array,
   On CPU few sequences go at once and their blocks stay in the cache; elsewhere
   each step is of all sequences.
   """
-  _check(query, key, value, valid, block_size)
+  query, key, value = map(jnp.asarray, (query, key, value))
+  _check(query, key, value, valid)
+  _check_block_size(block_size)
+  if _is_empty(query):
+    return _nothing(query)
   num_blocks = -(-query.shape[1] // block_size)
   # Blocks of equal sizes, in whole vectors: less padding at the end.
   size = -(-query.shape[1] // num_blocks)
@@ -281,14 +288,29 @@ def _at(x, i):
   return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
-def _check(query, key, value, valid, block_size=1):
-  chex.assert_rank([query, key, value, valid], [4, 4, 4, 2])
-  chex.assert_type([query, key, value, valid], [query.dtype] * 3 + [bool])
-  chex.assert_equal_shape([key, value])
-  chex.assert_equal_shape_prefix([query, key, valid], 2)
-  chex.assert_equal(query.shape[3], key.shape[3])
+def _is_empty(query):
+  """Whether there is no sequence, or none of them has a token."""
+  return 0 in query.shape[:2]
+
+
+def _nothing(query):
+  """The results where there is nothing to see."""
+  return jnp.zeros_like(query), jnp.full(query.shape[2], -jnp.inf, jnp.float32)
+
+
+def _check_block_size(block_size):
   if block_size < 1:
     raise ValueError(f'{block_size=}: must be positive')
+
+
+def _check(query, key, value, valid):
+  checks.ranks(4, query=query, key=key, value=value)
+  checks.dtypes(query.dtype, key=key, value=value)
+  checks.dtypes(bool, valid=valid)
+  batch, length, _, width = query.shape
+  checks.shapes((batch, length, None, width), key=key)
+  checks.shapes((batch, length), valid=valid)
+  checks.same_shape(key=key, value=value)
   if query.shape[2] % key.shape[2]:
     raise ValueError('key heads must divide query heads: '
                      f'{query.shape=} {key.shape=}')

@@ -1,9 +1,9 @@
 """Attention of one new token of each sequence to the tokens before it."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import wide
 
 
@@ -41,9 +41,13 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
   Raises:
     AssertionError: shapes or dtypes don't fit.
   """
+  query, shared_keys, shared_values, keys, values = map(
+      jnp.asarray, (query, shared_keys, shared_values, keys, values))
   _check(query, shared_keys, shared_values, shared_valid, keys, values,
          jnp.asarray(length))
   batch, query_heads, width = query.shape
+  if batch == 0:
+    return query
   num, heads = shared_keys.shape[:2]
   # All sizes without -1, which an empty batch would leave open.
   group, shares = batch // num, query_heads // heads
@@ -88,16 +92,21 @@ def _sums(logits, top, values):
 
 def _check(query, shared_keys, shared_values, shared_valid, keys, values,
            length):
-  arrays = [query, shared_keys, shared_values, keys, values]
-  chex.assert_rank(arrays + [shared_valid, length], [3, 4, 4, 4, 4, 2, 0])
-  chex.assert_type([query, shared_valid, length], [float, bool, int])
-  chex.assert_type(arrays, query.dtype)
-  chex.assert_equal_shape([keys, values])
-  chex.assert_equal_shape([shared_keys, shared_values])
-  chex.assert_shape(shared_valid, (shared_keys.shape[0], shared_keys.shape[2]))
+  of_prefix = {'shared_keys': shared_keys, 'shared_values': shared_values}
+  of_own = {'keys': keys, 'values': values}
+  checks.ranks(3, query=query)
+  checks.ranks(4, **of_prefix, **of_own)
+  checks.ranks(0, length=length)
+  checks.dtypes(float, query=query)
+  checks.dtypes(bool, shared_valid=shared_valid)
+  checks.dtypes(int, length=length)
+  checks.dtypes(query.dtype, **of_prefix, **of_own)
+  checks.same_shape(**of_own)
+  checks.same_shape(**of_prefix)
   batch, heads, width = query.shape
   num, key_heads = shared_keys.shape[:2]
-  chex.assert_shape(keys, (batch, key_heads, None, width))
-  chex.assert_shape(shared_keys, (None, None, None, width))
-  chex.assert_is_divisible(batch, num)
-  chex.assert_is_divisible(heads, key_heads)
+  checks.shapes((num, shared_keys.shape[2]), shared_valid=shared_valid)
+  checks.shapes((batch, key_heads, None, width), keys=keys)
+  checks.shapes((None, None, None, width), shared_keys=shared_keys)
+  checks.divides(num, batch, 'prefixes and sequences')
+  checks.divides(key_heads, heads, 'key and query heads')

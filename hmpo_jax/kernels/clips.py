@@ -14,6 +14,7 @@ from hmpo_jax.kernels import ratios
 CENTERS = ('one', 'geometric', 'unbiased')
 
 _SHIFT_MAX = 20.  # nats
+_HUGE = 80.  # nats; exp of 88.8 overflows in float32
 
 
 class Clipped(NamedTuple):
@@ -54,11 +55,14 @@ def objective(log_value: jax.Array, advantages: jax.Array,
               dual_clip: jax.Array | float) -> tuple[jax.Array, jax.Array]:
   """exp(log_value) A, at least dual_clip A where A < 0; and where that binds.
 
-  Shapes broadcast; where it binds there is no gradient.
+  Shapes broadcast; where it binds there is no gradient. Where A is 0 it is 0,
+  with gradient 0, also of a value that overflows.
   """
   top = jax.lax.stop_gradient(jnp.log(jnp.asarray(dual_clip, log_value.dtype)))
   dual = (advantages < 0) & (log_value > top)
-  return jnp.exp(jnp.where(dual, top, log_value)) * advantages, dual
+  kept = jnp.where(dual, top, log_value)
+  kept = jnp.where((advantages == 0) & (kept > _HUGE), 0, kept)
+  return jnp.exp(kept) * advantages, dual
 
 
 def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,

@@ -19,11 +19,12 @@ A rollout calls `at_step`, then for each update `of_rows` before the loss and
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import ratios
+from hmpo_jax.kernels import wide
 
 KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive',
          'replayed')
@@ -113,7 +114,7 @@ def at_step(settings: Settings, state: State, step: jax.Array) -> State:
     step: [] int, finished rollouts.
   """
   _check(settings)
-  chex.assert_rank(step, 0)
+  checks.ranks(0, step=step)
   start, end = (
       jnp.asarray(p, state.p.dtype) for p in (settings.start, settings.end))
   frac = jnp.clip(step / jnp.maximum(settings.num_steps, 1), 0, 1)
@@ -160,10 +161,10 @@ def of_rows(settings: Settings, state: State, log_ratio: jax.Array,
     below 1e-12, which makes all orders equal; else the gradient is that of p.
   """
   _check(settings)
-  chex.assert_rank([log_ratio, mask, clipped], 2)
-  chex.assert_equal_shape([log_ratio, mask, clipped])
-  chex.assert_type([mask, clipped], bool)
-  dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
+  checks.ranks(2, log_ratio=log_ratio, mask=mask, clipped=clipped)
+  checks.same_shape(log_ratio=log_ratio, mask=mask, clipped=clipped)
+  checks.dtypes(bool, mask=mask, clipped=clipped)
+  dtype = wide.dtype_of(log_ratio)
   log_ratio = jax.lax.stop_gradient(log_ratio.astype(dtype))
   return jax.lax.cond(
       settings.kind == _MATCHED, lambda: _matched(log_ratio, mask, clipped),
@@ -200,9 +201,9 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
     no number, leaves p as it is and counts in ignored_gradients.
   """
   _check(settings)
-  chex.assert_rank([row_gradient, rows], 1)
-  chex.assert_equal_shape([row_gradient, rows])
-  chex.assert_type(rows, bool)
+  checks.ranks(1, row_gradient=row_gradient, rows=rows)
+  checks.same_shape(row_gradient=row_gradient, rows=rows)
+  checks.dtypes(bool, rows=rows)
   ascent = jnp.where(rows, -row_gradient.astype(jnp.float32), 0)
   finite = jnp.isfinite(jnp.sum(ascent))
   ascent = jnp.where(finite, ascent, 0)
@@ -256,7 +257,7 @@ def after_step(settings: Settings, state: State,
     nothing and enters no average.
   """
   _check(settings)
-  chex.assert_rank(gap, 0)
+  checks.ranks(0, gap=gap)
   finite = jnp.isfinite(gap)
   count = state.num_gaps + finite
   gap = jnp.where(finite, jnp.maximum(gap, 0), 0).astype(jnp.float32)
@@ -284,10 +285,13 @@ def after_step(settings: Settings, state: State,
 
 
 def _check(settings):
-  *scalars, path = settings
-  chex.assert_rank([*scalars, path], [0] * len(scalars) + [1])
-  chex.assert_axis_dimension_gt(path, 0, 0)
-  chex.assert_type(settings.kind, int)
+  scalars = settings._asdict()
+  path = scalars.pop('path')
+  checks.ranks(0, **scalars)
+  checks.ranks(1, path=path)
+  checks.dtypes(int, kind=settings.kind)
+  if not jnp.size(path):
+    raise AssertionError('path is empty: must hold an order')
 
 
 def _moved(settings, p, change, moves):

@@ -5,9 +5,10 @@ A step's ratios and token weights never leave the device; their counts do.
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from hmpo_jax.kernels import checks
 
 BINS = 101
 _LINEAR = 0.02
@@ -37,8 +38,8 @@ def counts(x: jax.Array, where: jax.Array) -> jax.Array:
     [BINS] float32 counts, exact below 2^24; no gradient flows. All 0 where
     nothing counts.
   """
-  chex.assert_equal_shape([x, where])
-  chex.assert_type(where, bool)
+  checks.same_shape(x=x, where=where)
+  checks.dtypes(bool, where=where)
   x = jax.lax.stop_gradient(x)
   where &= ~jnp.isnan(x)
   bounded = jnp.clip(jnp.where(where, x, 0), -_LARGEST, _LARGEST)

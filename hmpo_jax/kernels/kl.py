@@ -29,11 +29,12 @@ policy rules out (log pi = -inf) has no gradient, and no gap either if the
 anchor rules it out too.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import ratios
+from hmpo_jax.kernels import wide
 
 LOSS_ESTIMATORS = ('abs', 'k2', 'k3', 'k3+')
 REWARD_ESTIMATORS = ('k1', 'abs', 'k2', 'k3')
@@ -136,19 +137,21 @@ def kl_metrics(logprobs: jax.Array, old_logprobs: jax.Array,
 
 def _gap(logprobs, ref_logprobs, mask):
   """[B, T] d of the tokens, 0 off the mask, and how many of them are wide."""
-  chex.assert_rank([logprobs, ref_logprobs, mask], 2)
-  chex.assert_equal_shape([logprobs, ref_logprobs, mask])
-  chex.assert_type(mask, bool)
-  dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
+  checks.ranks(2, logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
+  checks.same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
+  checks.dtypes(bool, mask=mask)
+  dtype = wide.dtype_of(logprobs)
   new, ref = (
       jnp.where(mask, x, 0).astype(dtype) for x in (logprobs, ref_logprobs))
   ruled_out = jnp.isneginf(new) & jnp.isneginf(ref)
   gap = jnp.where(ruled_out, 0, jnp.clip(ref - new, -_REACH, _REACH))
-  wide = ruled_out | (jnp.abs(gap) > _BOUND)
+  is_wide = ruled_out | (jnp.abs(gap) > _BOUND)
   # Of value 0: the gradient passes the clip, but does not reach infinity.
   reachable = jnp.where(jnp.isinf(new), 0, new)
   slope = reachable - jax.lax.stop_gradient(reachable)
-  metrics = {'kl/wide_gap_frac': jnp.sum(wide) / jnp.maximum(jnp.sum(mask), 1)}
+  metrics = {
+      'kl/wide_gap_frac': jnp.sum(is_wide) / jnp.maximum(jnp.sum(mask), 1)
+  }
   return jax.lax.stop_gradient(gap) - slope, metrics
 
 

@@ -1,8 +1,10 @@
 """Log-probabilities of tokens, their entropy, and the KL between policies."""
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import wide
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array,
@@ -17,7 +19,7 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array,
   Returns:
     [...] log-probabilities on the full support, in nats.
   """
-  chex.assert_equal_shape([logits[..., 0], tokens])
+  checks.shapes(logits.shape[:-1], tokens=tokens)
   log_softmax = jax.nn.log_softmax(_scaled(logits, temperature))
   return jnp.take_along_axis(log_softmax, tokens[..., None], axis=-1)[..., 0]
 
@@ -39,5 +41,5 @@ def entropy(logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
 
 
 def _scaled(logits, temperature):
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  dtype = wide.dtype_of(logits)
   return logits.astype(dtype) / jnp.asarray(temperature, dtype)

@@ -5,17 +5,20 @@ See "Inequalities" by Hardy, Littlewood and Polya, chapter 2.
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import wide
+
 # log M_p and log M_0 differ by p var(log x) / 2 only: p = 0 may be this.
 _TINY = 1e-20
-# Below it in magnitude, 12 terms of a Taylor series are exact to float64.
+# Below it in magnitude, 12 terms of a Taylor series are exact to float32, and
+# 14 to float64.
 _SMALL = 0.5
 # Of (exp(e) - 1) / e and of (1 + (l - 1) exp(l)) / l^2.
-_LESS_1 = [1 / math.factorial(k + 1) for k in range(12)]
-_DIVERGENCE = [1 / (math.factorial(k) * (k + 2)) for k in range(12)]
+_LESS_1 = [1 / math.factorial(k + 1) for k in range(14)]
+_DIVERGENCE = [1 / (math.factorial(k) * (k + 2)) for k in range(14)]
 
 
 def log_power_mean(log_x: jax.Array, mask: jax.Array,
@@ -23,8 +26,9 @@ def log_power_mean(log_x: jax.Array, mask: jax.Array,
   """Log of the power mean over tokens, log M_p(x).
 
   M_p(x) = (1/n sum_t x_t^p)^(1/p) and M_0(x) = exp(1/n sum_t log x_t). Orders
-  1, 0 and -1 are the arithmetic, geometric and harmonic means. The derivatives
-  are
+  1, 0 and -1 are the arithmetic, geometric and harmonic means; those of inf and
+  -inf are the largest and the smallest value, of which tokens that are equal
+  share the derivative. The derivatives are
 
     d log M_p / d log x_t = w_t = softmax(p log x)_t
     d log M_p / dp        = sum_t w_t log(n w_t) / p^2, var(log x) / 2 at p = 0
@@ -34,7 +38,7 @@ def log_power_mean(log_x: jax.Array, mask: jax.Array,
   Args:
     log_x: [B, T] logs of the values, in nats; ignored where mask is false.
     mask: [B, T] bool, true on the tokens that count.
-    p: [] or [B] order of the mean; traced, differentiable, any real number.
+    p: [] or [B] order of the mean; traced, differentiable, any number.
 
   Returns:
     [B] log M_p, in nats; 0 for a row whose mask is empty.
@@ -90,14 +94,16 @@ def arithmetic_harmonic(log_a: jax.Array, log_h: jax.Array,
   sqrt(a_0 h_0); with d = log a - log h a step is d' = 2 log cosh(d / 2).
 
   Args:
-    log_a: [...] log of the arithmetic start, in nats.
-    log_h: [...] log of the harmonic start, in nats.
+    log_a: [...] log of the arithmetic start, in nats; finite: of 0 and
+      infinity the product says nothing, and iterates are no numbers.
+    log_h: [...] log of the harmonic start, in nats; finite.
     num_steps: number of iterations, a Python int.
 
   Returns:
     Logs of a and of h, each [num_steps + 1, ...], start included.
   """
-  middle, half_gap = (log_a + log_h) / 2, (log_a - log_h) / 2
+  middle = jnp.add(log_a, log_h) / 2
+  half_gap = jnp.subtract(log_a, log_h) / 2
 
   def iterate(half_gap, _):
     half_gap = _log_cosh(half_gap)
@@ -115,7 +121,7 @@ def arithmetic_harmonic_limit(log_a: jax.Array, log_h: jax.Array) -> jax.Array:
   With a = M_1 and h = M_-1 of the same tokens it is their geometric mean M_0
   only for two tokens or log-symmetric ones.
   """
-  return (log_a + log_h) / 2
+  return jnp.add(log_a, log_h) / 2
 
 
 def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
@@ -146,12 +152,15 @@ def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
 
 def _checked(log_x, mask, p):
   """log_x, 0 off the mask, and p [B], not 0; both in float32 or better."""
-  chex.assert_rank([log_x, mask], 2)
-  chex.assert_equal_shape([log_x, mask])
-  chex.assert_type(mask, bool)
-  dtype = jnp.promote_types(log_x.dtype, jnp.float32)
+  checks.ranks(2, log_x=log_x, mask=mask)
+  checks.same_shape(log_x=log_x, mask=mask)
+  checks.dtypes(bool, mask=mask)
+  dtype = wide.dtype_of(log_x)
   log_x = jnp.where(mask, log_x, 0).astype(dtype)
-  p = jnp.broadcast_to(jnp.asarray(p, dtype), log_x.shape[:1])
+  # Of an infinite order times 0 there is no number; of the largest there is.
+  largest = jnp.finfo(dtype).max
+  p = jnp.clip(jnp.asarray(p, dtype), -largest, largest)
+  p = jnp.broadcast_to(p, log_x.shape[:1])
   constant = jax.lax.stop_gradient(p)
   return log_x, p + jnp.where(jnp.abs(constant) < _TINY, _TINY - constant, 0)
 
@@ -196,7 +205,9 @@ def _slope_in_p(log_x, mask, p, above_anchor):
   log_share = p[:, None] * distance
   is_small = jnp.abs(log_share) < _SMALL
   series = _polynomial(_DIVERGENCE, jnp.where(is_small, log_share, 0))
-  plain = 1 + (log_share - 1) * jnp.exp(log_share)
+  # Bounded: 0 times infinity is NaN. exp(-1e4) is 0 in float64 too.
+  low = jnp.maximum(log_share, -1e4)
+  plain = 1 + (low - 1) * jnp.exp(low)
   square = jnp.where(is_small, 1, p[:, None])**2
   terms = jnp.where(is_small, distance**2 * series, plain / square)
   return _mean(jnp.where(mask, terms, 0), mask)
@@ -242,6 +253,8 @@ def _anchored(log_x, mask, p):
 
 
 def _polynomial(coefficients, x):
+  if x.dtype == jnp.float32:
+    coefficients = coefficients[:12]
   total = jnp.full_like(x, coefficients[-1])
   for coefficient in coefficients[-2::-1]:
     total = total * x + coefficient

@@ -10,10 +10,10 @@ they are rounded to that of x, sums are of float32 or better, and a kernel's
 derivative is those sums, without a rounding to the type of x between.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import wide
 
 _BLOCK_ELEMENTS = 2**19  # of a block of rows times F: 2 MB
@@ -39,9 +39,9 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(x, kernel):
-  chex.assert_rank([x, kernel], 2)
-  chex.assert_type([x, kernel], float)
-  chex.assert_equal(x.shape[1], kernel.shape[0])
+  checks.ranks(2, x=x, kernel=kernel)
+  checks.dtypes(float, x=x, kernel=kernel)
+  checks.shapes((x.shape[1], None), kernel=kernel)
   return _product(x, kernel, 1, 0).astype(x.dtype), (x, kernel)
 
 
@@ -87,7 +87,7 @@ def swiglu(x: jax.Array,
   Raises:
     AssertionError: shapes don't fit, or a dtype is no float.
   """
-  chex.assert_equal_shape([gate, up])
+  checks.same_shape(gate=gate, up=up)
   kernels = gate, up, down
   return _recomputed(x, kernels) if recompute else _kept(x, kernels)
 

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import wide
 
 AGGREGATIONS = ('sequence-mean-token-mean', 'token-mean',
                 'sequence-mean-token-sum')
@@ -37,11 +39,11 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
     mask: [B, T] bool, true on the trained tokens.
     log_ratio_max: [] positive, inf = off.
   """
-  chex.assert_rank([logprobs, old_logprobs, mask], 2)
-  chex.assert_equal_shape([logprobs, old_logprobs, mask])
-  chex.assert_type(mask, bool)
-  chex.assert_type([logprobs, old_logprobs], float)
-  dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
+  checks.ranks(2, logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+  checks.same_shape(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+  checks.dtypes(bool, mask=mask)
+  checks.dtypes(float, logprobs=logprobs, old_logprobs=old_logprobs)
+  dtype = wide.dtype_of(logprobs)
   new = jnp.where(mask, logprobs, 0).astype(dtype)
   old = jax.lax.stop_gradient(jnp.where(mask, old_logprobs, 0).astype(dtype))
   # From the lowest number instead of -inf, two that are ruled out differ by 0.
@@ -73,12 +75,11 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
 def of_rows(advantages: jax.Array,
             mask: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Which rows have tokens, and the advantages [B], 0 in all other rows."""
-  chex.assert_shape(advantages, mask.shape[:1])
-  chex.assert_type(advantages, float)
+  checks.shapes(mask.shape[:1], advantages=advantages)
+  checks.dtypes(float, advantages=advantages)
   rows = _count(mask, jnp.float32) > 0
   advantages = jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
-  return rows, advantages.astype(
-      jnp.promote_types(advantages.dtype, jnp.float32))
+  return rows, advantages.astype(wide.dtype_of(advantages))
 
 
 def row_mean(values: jax.Array, rows: jax.Array) -> jax.Array:

@@ -5,10 +5,10 @@ Formulas, gradients and the arguments that all losses share stand in losses.py.
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import loss_metrics
 from hmpo_jax.kernels import means
@@ -36,10 +36,10 @@ def gspo_token_loss(logprobs: jax.Array,
   """
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   if advantages.ndim == 1:
-    chex.assert_shape(advantages, mask.shape[:1])
+    checks.shapes(mask.shape[:1], advantages=advantages)
     advantages = jnp.broadcast_to(advantages[:, None], mask.shape)
-  chex.assert_equal_shape([advantages, mask])
-  chex.assert_type(advantages, float)
+  checks.shapes(mask.shape, advantages=advantages)
+  checks.dtypes(float, advantages=advantages)
   advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0))
   advantages = advantages.astype(ratio.x.dtype)
   constant = jax.lax.stop_gradient(ratio.x)
@@ -105,7 +105,9 @@ def cispo_loss(logprobs: jax.Array,
   _, advantages = ratios.of_rows(advantages, mask)
   low_edge, high_edge = clips.edges(clip_eps_low, clip_eps_high, ratio.x.dtype)
   x = jax.lax.stop_gradient(ratio.x)
-  weight = jnp.exp(jnp.clip(x, low_edge, high_edge))
+  # Finite: infinity would be NaN times an advantage of 0.
+  top = jnp.minimum(high_edge, math.log(jnp.finfo(x.dtype).max) - 1)
+  weight = jnp.exp(jnp.clip(x, low_edge, top))
   below, above = x < low_edge, x > high_edge
   bound = clips.Clipped(x, below, above, below | above)
   return _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
@@ -153,13 +155,15 @@ def sapo_loss(logprobs: jax.Array,
   _, advantages = ratios.of_rows(advantages, mask)
   tau = jnp.where(advantages > 0, tau_positive, tau_negative)[:, None]
   tau = jax.lax.stop_gradient(tau.astype(ratio.x.dtype))
-  r = jnp.exp(ratio.x)
+  # Where r is large the gate is open and flat, also where r overflows.
+  largest = math.log(jnp.finfo(ratio.x.dtype).max) / 2
+  r = jnp.exp(jnp.minimum(ratio.x, largest))
   gate = jax.nn.sigmoid(tau * (r - 1))
   objective = 4 / tau * gate * advantages[:, None]
   # sech^2(z / 2) = 4 sigmoid(z) (1 - sigmoid(z)).
   clipped = _not_clipped(ratio.x)
   metrics = loss_metrics.of_loss(ratio, mask, advantages,
-                                 ratios.token_mean(r, mask),
+                                 ratios.token_mean(jnp.exp(ratio.x), mask),
                                  r * 4 * gate * jax.nn.sigmoid(-tau * (r - 1)),
                                  clipped, clipped.low)
   return -ratios.aggregate(

@@ -1,8 +1,9 @@
 """Which tokens truncated sampling leaves, and how much mass they hold."""
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from hmpo_jax.kernels import checks
 
 
 def kept(logits: jax.Array, top_k: int,
@@ -29,7 +30,7 @@ def kept(logits: jax.Array, top_k: int,
     ValueError: top_k is negative, or top_p is not in (0, 1].
     AssertionError: logits are no floats.
   """
-  chex.assert_type(logits, float)
+  checks.dtypes(float, logits=logits)
   if top_k < 0:
     raise ValueError(f'{top_k=}: must not be negative')
   if not 0 < top_p <= 1:

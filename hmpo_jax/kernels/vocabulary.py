@@ -12,10 +12,10 @@ from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import wide
 
 _CHUNK_ELEMENTS = 2**21  # logits of a chunk by default: 8 MB
@@ -62,7 +62,8 @@ def token_logprobs_and_entropy(
 
   Args:
     hidden: [..., D] float; [0, D] and zeros are fine.
-    head: [D, V] float; [V, D] with vocab_axis=0.
+    head: [D, V] float; [V, D] with vocab_axis=0. Logits of -inf, from entries
+      of -inf in it, are tokens that can't be chosen.
     tokens: [...] int, the tokens that were chosen.
     temperature: [] positive.
     vocab_axis: which axis of head is the vocabulary: 0 for embeddings that are
@@ -82,6 +83,7 @@ def token_logprobs_and_entropy(
     AssertionError: shapes or dtypes don't fit.
   """
   _check(hidden, head, tokens, temperature, vocab_axis, chunk_size, softcap)
+  hidden, head = jnp.asarray(hidden), jnp.asarray(head)
   dtype = jnp.promote_types(hidden.dtype, head.dtype)
   rows = hidden.reshape(tokens.size, hidden.shape[-1]).astype(dtype)
   tokens = jnp.asarray(tokens, jnp.int32)
@@ -106,12 +108,15 @@ class _Options(NamedTuple):
 
 
 def _check(hidden, head, tokens, temperature, vocab_axis, chunk_size, softcap):
-  chex.assert_type([hidden, head, tokens], [float, float, int])
-  chex.assert_rank([head, jnp.asarray(temperature)], [2, 0])
-  chex.assert_shape(tokens, hidden.shape[:-1])
+  checks.dtypes(float, hidden=hidden, head=head)
+  checks.dtypes(int, tokens=tokens)
+  checks.ranks(2, head=head)
+  checks.ranks(0, temperature=temperature)
+  checks.shapes(hidden.shape[:-1], tokens=tokens)
   if vocab_axis not in (0, 1):
     raise ValueError(f'{vocab_axis=}: head [D, V] has 1, head [V, D] has 0')
-  chex.assert_equal(head.shape[1 - vocab_axis], hidden.shape[-1])
+  width = hidden.shape[-1]
+  checks.shapes((None, width) if vocab_axis == 0 else (width, None), head=head)
   if chunk_size is not None and chunk_size < 1:
     raise ValueError(f'{chunk_size=}: must be at least 1')
   if softcap is not None and not softcap > 0:
@@ -136,6 +141,8 @@ def _forward(options, hidden, head, tokens, temperature):
     new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
     shifted = scores - new_peak[:, None]
     weights = jnp.exp(shifted)
+    # 0 log 0 = 0.
+    shifted = jnp.where(jnp.isneginf(shifted), 0, shifted)
     change = peak - new_peak
     decay = jnp.exp(change)
     moment = decay * (moment + change * total) + jnp.sum(weights * shifted, 1)
@@ -165,13 +172,16 @@ def _backward(options, residuals, cotangents):
     part = _part(options, head, start, size, hidden.dtype)
     scores = _scores(options, hidden, part, temperature)
     log_pi = scores - peak[:, None] - log_total[:, None]
-    slope = -jnp.exp(log_pi) * (
-        of_logprob + of_entropy * (log_pi + entropies[:, None]))
+    pi = jnp.exp(log_pi)
+    log_pi = jnp.where(jnp.isneginf(log_pi), 0, log_pi)
+    slope = -pi * (of_logprob + of_entropy * (log_pi + entropies[:, None]))
     is_chosen = jnp.arange(size) == (tokens - start)[:, None]
     slope = (slope + jnp.where(is_chosen, of_logprob, 0)) / temperature
     if options.softcap is not None:
       slope *= 1 - (scores * (temperature / options.softcap))**2
     slope = slope.astype(hidden.dtype)
+    # Their slope is 0, and so is what they add.
+    part = jnp.where(jnp.isneginf(part), 0, part)
     of_hidden += wide.dot(slope, part, 1, options.vocab_axis)
     of_part = wide.dot(transposed, slope, 1, 0).astype(head.dtype)
     if options.vocab_axis == 0:

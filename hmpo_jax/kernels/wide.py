@@ -7,8 +7,12 @@ import jax.numpy as jnp
 
 
 def dtype_of(x: jax.Array) -> jnp.dtype:
-  """float32, or what is wider."""
-  return jnp.promote_types(x.dtype, jnp.float32)
+  """float32, or what is wider; of a NumPy array what JAX makes of it.
+
+  That is not its own float64 where JAX is at 32 bits, the limits of which are
+  infinite there.
+  """
+  return jnp.promote_types(jnp.result_type(x), jnp.float32)
 
 
 def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -30,7 +34,7 @@ def _product(function: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
   either way.
   """
   dtype = dtype_of(x)
-  if x.dtype == dtype:
+  if jnp.result_type(x) == dtype:
     return function(x, y, preferred_element_type=dtype)
   return jax.lax.platform_dependent(
       x,

@@ -332,8 +332,9 @@ def _shares(blocks, gammas, mode, alpha):
 def _rescaled(update, param, weight, factor, is_stacked):
   """Updates that lead to factor * (param + update), their bits kept at 1."""
   # Rounded to bfloat16 the difference would lose most of the scale's digits.
-  dtype = functools.reduce(jnp.promote_types,
-                           (param.dtype, jnp.result_type(update), jnp.float32))
+  dtype = functools.reduce(
+      jnp.promote_types,
+      (jnp.result_type(param), jnp.result_type(update), jnp.float32))
   update = jnp.asarray(update, dtype)
   index = qk_weights.index(weight, param.ndim)
   u, w = update[index], param[index].astype(dtype) + weight.offset

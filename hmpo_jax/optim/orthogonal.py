@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,22 +53,24 @@ def orthogonalize(matrices: Sequence[jax.Array],
   Returns:
     Arrays of the same shapes and dtypes, whatever the scale of the matrices,
     as long as their entries are normal numbers; 0 for a matrix of zeros, NaN
-    for one that isn't finite.
+    for one that isn't finite; an array without entries is returned as it is.
 
   Raises:
     ValueError: unknown coefficients or dtype.
   """
   check(coefficients, dtype)
-  wide = [_wide(matrix) for matrix in matrices]
-  shapes = dict.fromkeys(batch.shape[1:] for batch in wide)
+  filled = {i: _wide(x) for i, x in enumerate(matrices) if 0 not in x.shape}
   results: dict[int, jax.Array] = {}
-  for shape in shapes:
-    members = [i for i, batch in enumerate(wide) if batch.shape[1:] == shape]
-    sizes = [len(wide[i]) for i in members]
-    stack = jnp.concatenate([_normalized(wide[i]) for i in members])
+  for shape in dict.fromkeys(batch.shape[1:] for batch in filled.values()):
+    members = [i for i, batch in filled.items() if batch.shape[1:] == shape]
+    sizes = [len(filled[i]) for i in members]
+    stack = jnp.concatenate([_normalized(filled[i]) for i in members])
     done = _newton_schulz(stack, coefficients, dtype)
     results |= zip(members, jnp.split(done, np.cumsum(sizes)[:-1]))
-  return [_as_before(results[i], matrix) for i, matrix in enumerate(matrices)]
+  return [
+      _as_before(results[i], x) if i in results else x
+      for i, x in enumerate(matrices)
+  ]
 
 
 def check(coefficients: str, dtype: str) -> None:
@@ -83,7 +84,9 @@ def check(coefficients: str, dtype: str) -> None:
 
 def _wide(matrix):
   """[batch, short, long], transposed where that needs it."""
-  chex.assert_rank(matrix, set(range(2, 9)))
+  if not 2 <= jnp.ndim(matrix) <= 8:
+    raise AssertionError(f'a matrix of shape {jnp.shape(matrix)}: must have 2 '
+                         'to 8 axes')
   rows, columns = matrix.shape[-2:]
   batch = matrix.reshape(-1, rows, columns)
   return jnp.swapaxes(batch, 1, 2) if rows > columns else batch
@@ -93,7 +96,7 @@ def _as_before(batch, matrix):
   """The inverse of _wide, with shape and dtype of the matrix."""
   if matrix.shape[-2] > matrix.shape[-1]:
     batch = jnp.swapaxes(batch, 1, 2)
-  return batch.reshape(matrix.shape).astype(matrix.dtype)
+  return batch.reshape(matrix.shape).astype(jnp.result_type(matrix))
 
 
 def _normalized(batch):
