@@ -281,6 +281,8 @@ def _numpy_calls():
           (1, 3), bool), *x[3:], 2), (normal(2, 4, 8), *normal(2, 1, 2, 3, 8),
                                       *normal(2, 2, 2, 5, 8))
   yield 'matmul', products.matmul, (normal(2, 4), normal(4, 3))
+  yield 'swiglu', products.swiglu, (normal(2,
+                                           4), *normal(2, 4, 3), normal(3, 4))
   yield 'orthogonalize', lambda x: orthogonal.orthogonalize([x]), (normal(2,
                                                                           3),)
   yield 'qk_clip', clip, (normal(3, 4), normal(3, 4), np.array([4., 0.5]))

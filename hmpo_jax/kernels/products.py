@@ -39,6 +39,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(x, kernel):
+  x, kernel = jnp.asarray(x), jnp.asarray(kernel)
   checks.ranks(2, x=x, kernel=kernel)
   checks.dtypes(float, x=x, kernel=kernel)
   checks.shapes((x.shape[1], None), kernel=kernel)
@@ -88,7 +89,8 @@ def swiglu(x: jax.Array,
     AssertionError: shapes don't fit, or a dtype is no float.
   """
   checks.same_shape(gate=gate, up=up)
-  kernels = gate, up, down
+  x = jnp.asarray(x)
+  kernels = jnp.asarray(gate), jnp.asarray(up), jnp.asarray(down)
   return _recomputed(x, kernels) if recompute else _kept(x, kernels)
 
 
