@@ -73,8 +73,8 @@ def train(static,
 
   is_running = lambda carry: (carry.step < num_steps) & (
       carry.share < stop_reward)
-  start = _Carry(jnp.int32(0), *start, jnp.float32(0))
-  return jax.lax.while_loop(is_running, body, start).params
+  first = _Carry(jnp.int32(0), *start, jnp.float32(0))
+  return jax.lax.while_loop(is_running, body, first).params
 
 
 def _sampled_share(static, params, temperature, key):
@@ -93,7 +93,7 @@ def _sampled_share(static, params, temperature, key):
       stop=task.stop,
       pad=task.pad,
       temperature=temperature)
-  return jnp.mean(task_lib.score_rollout(task, sampled).share)
+  return jnp.mean(task_lib.score_rollout(task, sampled).reward)
 
 
 def _supervised_loss(static, params, key):

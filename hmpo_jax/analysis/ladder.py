@@ -114,7 +114,8 @@ def half_collapse(rates: npt.ArrayLike,
   low, high = (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
   middle = ordered[(n - 1) // 2], ordered[n // 2]
   center = middle[0] if middle[0] == middle[1] else sum(middle) / 2
-  return statistics.Interval(*(float(2.**x) for x in (center, low, high)), n)
+  return statistics.Interval(2.**float(center), 2.**float(low), 2.**float(high),
+                             n)
 
 
 def _log_rates(rates):
