@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmpo_jax import base
 from hmpo_jax import command_line
 from hmpo_jax import oracle
 from hmpo_jax.analysis import phase
@@ -181,7 +182,7 @@ def _is_known(baseline, scale):
 def _measure(loss, orders, kinds, sigmas, reward, direction, length):
   """Quality of arrays [policies, sigmas, advantages, orders] in float64."""
   task = oracle.enumerate_task(_VOCAB.value, length, reward)
-  keys = jax.random.split(jax.random.key(_SEED.value), _POLICIES.value)
+  keys = jax.random.split(base.random_key(_SEED.value), _POLICIES.value)
   scenes = _scenes(keys, task, direction, (_SAMPLES.value, _GROUP.value))
   found = _of_scenes(scenes, task, jnp.array(sigmas), jnp.array(orders), loss,
                      tuple(kinds))

@@ -6,6 +6,7 @@ From the oldest checkpoint that is kept, or the warm start, to the newest. Exit
 code 0: bit-equal; 1: not, and the first array that differs is named.
 """
 
+import pathlib
 import sys
 
 from absl import app
@@ -13,6 +14,7 @@ from absl import flags
 
 from hmpo_jax import command_line
 from hmpo_jax import rerun
+from hmpo_jax import run_folder
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 
@@ -23,8 +25,11 @@ def main(_) -> None:
   with command_line.reported():
     with rerun.opened(_WORKDIR.value, notes.append) as recorded:
       check = recorded.verify()
+      doubts = run_folder.doubts(pathlib.Path(_WORKDIR.value))
   steps = f'steps {check.start + 1} to {check.end}'
   if check.difference or notes:
+    if doubts:
+      notes.append(f'an honest run may differ here, for {doubts}')
     print(f'differs in {steps}: {"; ".join([*notes, check.difference])}')
     sys.exit(1)
   print(f'bit-equal: {steps}, {check.num_arrays} arrays, training and held-out '

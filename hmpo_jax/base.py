@@ -33,6 +33,15 @@ Params = dict
 Metrics = dict[str, jax.Array]
 
 
+def random_key(seed) -> jax.Array:
+  """[] typed key of a seed, the same whatever JAX_DEFAULT_PRNG_IMPL says.
+
+  Threefry is JAX's default. Under `vmap` rbg draws for all keys from the first,
+  so that prompts and tokens would repeat.
+  """
+  return jax.random.key(seed, impl='threefry2x32')
+
+
 class HParams(NamedTuple):
   """What may differ between runs of one compiled program: traced arrays."""
   loss: dict[str, jax.Array]  # keyword arguments of losses that are scalars

@@ -11,31 +11,41 @@ from typing import NoReturn
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 
 from hmpo_jax import checkpoint
 from hmpo_jax import compile_cache
 from hmpo_jax import config as config_lib
 from hmpo_jax import interruption
+from hmpo_jax import jax_settings
 from hmpo_jax import progress
 from hmpo_jax import run_folder
 from hmpo_jax import trainer
 from hmpo_jax.tasks import reward
 
 BAD_INPUT = 2  # exit code
+_NO_MEMORY = 'RESOURCE_EXHAUSTED'  # XLA's word for a device that is full
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
   """Ends the program with one line where a run can't go on.
 
-  Exit codes: 2 for bad input and for a place that can't be written, that of
-  trainer.Stopped, and 75 for a disk that is full and for a signal, after which
-  the same command resumes.
+  Exit codes: 2 for bad input, for a place that can't be written and where
+  memory ends, that of trainer.Stopped, and 75 for a disk that is full and for a
+  signal, after which the same command resumes.
   """
   try:
     yield
   except (config_lib.ConfigError, reward.RewardError) as error:
     refuse(error)
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    text = (str(error) or 'MemoryError').splitlines()[0]
+    if isinstance(error, RuntimeError) and _NO_MEMORY not in text:
+      raise
+    refuse(f'out of memory ({text}): the run folder is whole; raise '
+           'config.train.num_microbatches, set config.model.remat = \'layer\', '
+           'or make config.rollout, config.model or config.eval smaller')
   except trainer.Stopped as stop:
     print(f'stopped: {stop}', file=sys.stderr)
     sys.exit(stop.exit_code)
@@ -78,6 +88,8 @@ def parse(argv: list[str], *, keep_programs: bool = True) -> list[str]:
   if flags.FLAGS['verbosity'].using_default_value:
     # The libraries' reports of their own work would bury the run's.
     logging.set_verbosity(logging.WARNING)
+  with reported():
+    jax_settings.refuse()
   if keep_programs:
     # By then JAX's own flags hold, if it reads any.
     app.call_after_init(compile_cache.switch_on)

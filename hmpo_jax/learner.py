@@ -190,7 +190,7 @@ def take(static, batch: base.Batch, rows: jax.Array,
 
 def respond(static, params: base.Params, prompts: jax.Array) -> base.Rollout:
   """One greedy response to each of the prompts [M, P]."""
-  keys = jax.random.split(jax.random.key(0), (len(prompts), 1))
+  keys = jax.random.split(base.random_key(0), (len(prompts), 1))
   return _sample(static, params, prompts, keys, 1., greedy=True)
 
 

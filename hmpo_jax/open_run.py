@@ -100,8 +100,10 @@ def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
       },
       'versions':
           run_folder.versions(),
-      'backend':
-          jax.default_backend(),
+      'settings':
+          run_folder.settings(),
+      'cpu':
+          run_folder.cpu(),
   }
   digest = hashlib.sha256(json.dumps(identity,
                                      sort_keys=True).encode()).hexdigest()[:16]
@@ -210,6 +212,11 @@ class OpenRun(contextlib.AbstractContextManager):
       self._note(line)
     self._open_writer()
     self._catch_up()
+    doubts = run_folder.doubts(self.workdir)
+    if doubts:
+      self._note(
+          f'warning: from step {self.step + 1} on the run may have other '
+          f'bits than it would have had: {doubts}')
     return restored.state
 
   def write(self, key: jax.Array, metrics: base.Metrics,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax import control as control_lib
+from hmpo_jax import jax_settings
 from hmpo_jax import learner
 from hmpo_jax import partition
 from hmpo_jax import policy
@@ -43,13 +44,11 @@ class Programs:
     Raises:
       ConfigError: a file or a function of the configuration can't be used.
     """
-    if jnp.zeros(()).dtype != jnp.float32:
-      raise config_lib.ConfigError(
-          'JAX_ENABLE_X64 is on: must be off, runs are '
-          'in float32')
+    jax_settings.refuse()
+    jax_settings.refuse_without_device()
     self._config = config
     self._warm_key, self._run_key = jax.random.split(
-        jax.random.key(config.seed))
+        base.random_key(config.seed))
     self.static = partition.static(config)
     self.hparams = partition.hparams(config, trajectory.load(config))
     self.task = policy.make_task(self.static)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import platform
 import re
 import subprocess
 from typing import TextIO
@@ -19,8 +20,9 @@ from hmpo_jax import config as config_lib
 from hmpo_jax import growth
 from hmpo_jax import host_function
 
-_JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_default_prng_impl',
+_JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_disable_jit',
                  'jax_threefry_partitionable')
+_THREADS = 'settings.cpu_threads'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Keys that name a file which is read before the first step.
 _FILES = ('task.prompts', 'exponent.path')
@@ -48,6 +50,7 @@ def describe(config) -> dict:
       'commit': commit(),
       'versions': versions(),
       'device': jax.devices()[0].device_kind,
+      'cpu': cpu(),
   }
 
 
@@ -119,12 +122,59 @@ def last_change(workdir: pathlib.Path, key: str) -> int:
 
 def settings() -> dict[str, str]:
   """What else decides a run's bits: the platform and settings of JAX."""
+  backend = jax.default_backend()
+  threads = {'cpu_threads': str(cpu_threads())} if backend == 'cpu' else {}
   return {
-      'platform': jax.default_backend(),
+      'platform': backend,
       'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
-  } | {
+  } | threads | {
       name: str(getattr(jax.config, name)) for name in _JAX_SETTINGS
   }
+
+
+def cpu_threads() -> int:
+  """Threads that XLA spreads an operation over; sums are split by them.
+
+  As XLA counts: what the variable NPROC says, else the CPUs that this process
+  may use, and one for each device at least.
+  """
+  granted = os.environ.get('NPROC', '')
+  if granted.isdigit():
+    count = int(granted)
+  elif hasattr(os, 'sched_getaffinity'):
+    count = len(os.sched_getaffinity(0))
+  else:
+    count = os.cpu_count() or 1
+  return max(count, jax.local_device_count())
+
+
+def cpu() -> str:
+  """Model of the CPU, whose vector units too decide how sums are split."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
+  except OSError:  # not Linux
+    text = ''
+  found = re.search(r'^model name\s*:\s*(.+)$', text, re.M)
+  return found[1] if found else platform.processor() or platform.machine()
+
+
+def doubts(workdir: pathlib.Path) -> str:
+  """Why even the same code may have other bits here than a run had.
+
+  Of what `refuse_other_run` lets pass; '' where nothing is known to differ.
+  """
+  content = json.loads((workdir / CONFIG).read_text(encoding='utf-8'))
+  here = {'device': jax.devices()[0].device_kind, 'cpu': cpu()}
+  reasons = [
+      f'its {name} was {content[name]!r} and is {value!r} here'
+      for name, value in here.items()
+      if content.get(name, value) != value
+  ]
+  there = content['settings']
+  if there.get('platform') == 'cpu' and 'cpu_threads' not in there:
+    reasons.append('it did not record the number of its CPU threads, which is '
+                   f'{cpu_threads()} here')
+  return '; '.join(reasons)
 
 
 def versions() -> dict[str, str]:
@@ -158,6 +208,12 @@ def refuse_other_run(workdir: pathlib.Path,
           'it is can\'t be told: choose another --workdir')
     return
   theirs = _read_description(file)
+  if 'settings' in description:
+    # What only one side records, the other is too old or too new to know.
+    theirs['settings'] = {
+        key: theirs['settings'].get(key, value)
+        for key, value in description['settings'].items()
+    }
   parts = [part for part in _IDENTITY if part in description]
   theirs_flat, ours_flat = ({
       key: value
@@ -176,6 +232,11 @@ def refuse_other_run(workdir: pathlib.Path,
     if not bound:
       return
     differing[length] += f', and {bound}'
+  if _THREADS in differing:
+    count = theirs['settings']['cpu_threads']
+    differing[_THREADS] += (
+        f' (NPROC={count} in front of the command makes it {count} here, with '
+        'the same bits)')
   if differing:
     raise config_lib.ConfigError(
         f'{workdir} holds a run of another configuration or version '

@@ -64,7 +64,10 @@ def _train(config, workdir, interruption):
   config_lib.validate(config)
   programs = programs_lib.Programs(config)
   description = run_folder.describe(config)
-  run_folder.refuse_other_run(workdir, description)
+  # What a run has come to is shown under any settings.
+  run_folder.refuse_other_run(
+      workdir,
+      {part: description[part] for part in description if part != 'settings'})
   summary = summary_lib.read(workdir / run_folder.SUMMARY, config.num_steps)
   if summary is None:
     with run_folder.claimed(workdir, description):

@@ -11,11 +11,12 @@ _ORDER = ('kernels', 'base', 'optim', 'config_rules', 'config', 'partition',
           'config_file', 'lines', 'answers', 'host_worker', 'host_function',
           'model', 'rollout', 'tasks', 'policy', 'warm_start', 'update',
           'mechanism', 'clip_drift', 'step_metrics', 'learner', 'runs',
-          'trajectory', 'control', 'controllers', 'programs', 'checkpoint',
-          'metric_table', 'board', 'measured', 'metrics', 'telemetry',
-          'progress', 'interruption', 'overshoot', 'growth', 'run_folder',
-          'summary', 'open_run', 'trainer', 'group', 'rerun', 'oracle',
-          'analysis', 'bench', 'compile_cache', 'command_line', 'plan')
+          'trajectory', 'jax_settings', 'control', 'controllers', 'programs',
+          'checkpoint', 'metric_table', 'board', 'measured', 'metrics',
+          'telemetry', 'progress', 'interruption', 'overshoot', 'growth',
+          'run_folder', 'summary', 'open_run', 'trainer', 'group', 'rerun',
+          'oracle', 'analysis', 'bench', 'compile_cache', 'command_line',
+          'plan')
 _KERNELS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
 
 

@@ -12,6 +12,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax import run_folder
@@ -304,6 +305,66 @@ class RunFolderTest(parameterized.TestCase):
 
   def _assert_says(self, child, text):
     self.assertEqual(child.stdout.readline(), f'{text}\n')
+
+
+class SettingsTest(absltest.TestCase):
+  """What decides bits beside the configuration."""
+
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    self.folder = pathlib.Path(folder.name)
+
+  def _claim(self, **parts):
+    with run_folder.claimed(self.folder, _with(**parts)):
+      pass
+
+  def test_threads_are_those_that_xla_takes(self):
+    cpus = len(os.sched_getaffinity(0))
+    for granted, count in (('', cpus), ('1', 1), ('7', 7), ('many', cpus)):
+      with mock.patch.dict(os.environ, NPROC=granted):
+        self.assertEqual(run_folder.settings()['cpu_threads'], str(count))
+
+  def test_settings_name_what_is_not_compiled(self):
+    self.assertEqual(run_folder.settings()['jax_disable_jit'], 'False')
+    with jax.disable_jit():
+      self.assertEqual(run_folder.settings()['jax_disable_jit'], 'True')
+
+  def test_another_number_of_threads_is_refused_with_its_remedy(self):
+    self._claim(settings={'cpu_threads': '2'})
+    with self.assertRaisesRegex(
+        config_lib.ConfigError,
+        r'settings.cpu_threads: 2 there, 4 here \(NPROC=2 in front'):
+      self._claim(settings={'cpu_threads': '4'})
+    self._claim(settings={'cpu_threads': '2'})
+
+  def test_what_one_side_does_not_record_does_not_count(self):
+    self._claim(settings={'platform': 'cpu', 'jax_default_prng_impl': 'x'})
+    self._claim(settings={'platform': 'cpu', 'cpu_threads': '4'})
+    with self.assertRaisesRegex(config_lib.ConfigError, 'settings.platform'):
+      self._claim(settings={'platform': 'gpu', 'cpu_threads': '4'})
+
+  def test_doubts_name_another_cpu_and_what_was_not_recorded(self):
+    here = {'device': jax.devices()[0].device_kind, 'cpu': run_folder.cpu()}
+    settings = {'platform': 'cpu', 'cpu_threads': '2'}
+    for parts, pattern in (({
+        'settings': settings
+    } | here, '^$'), ({
+        'settings': settings
+    } | here | {
+        'cpu': 'old'
+    }, "its cpu was 'old' and"), ({
+        'settings': settings
+    } | here | {
+        'device': 'TPU'
+    }, "its device was 'TPU'"), ({
+        'settings': {
+            'platform': 'cpu'
+        }
+    } | here, 'not record the number of')):
+      run_folder.write_json(self.folder / run_folder.CONFIG, _with(**parts))
+      self.assertRegex(run_folder.doubts(self.folder), pattern)
 
 
 class WriteJsonTest(absltest.TestCase):

@@ -53,6 +53,28 @@ def _baselines(task, prompts):
   return task_lib.baselines(task, prompts, judge)
 
 
+class GeneratorTest(absltest.TestCase):
+  """No setting of JAX decides what is drawn, and each search ends."""
+
+  def test_prompts_are_those_of_threefry_under_another_default(self):
+    prompts = task_lib.held_out_prompts(_SORT, 8)
+    before = jax.config.jax_default_prng_impl
+    self.addCleanup(jax.config.update, 'jax_default_prng_impl', before)
+    jax.config.update('jax_default_prng_impl', 'rbg')
+    np.testing.assert_array_equal(task_lib.held_out_prompts(_SORT, 8), prompts)
+    self.assertEqual(
+        base.random_key(0).dtype,
+        jax.random.key(0, impl='threefry2x32').dtype)
+
+  def test_a_task_that_draws_held_out_prompts_alone_is_refused(self):
+    prompt = jnp.asarray(task_lib.held_out_prompts(_ECHO, 1)[0])
+    task = _ECHO._replace(draw=lambda key: prompt)
+    with self.assertRaisesRegex(ValueError, 'none is left for training'):
+      task_lib.held_out_prompts(task, 1)
+    # The search for one of training, which there is not, ends.
+    np.testing.assert_array_equal(_draw(task, 1, 0)[0], prompt)
+
+
 class ScoreTest(parameterized.TestCase):
 
   # The answer to 4 2 5 is 2 4 5 stop, with digits two above themselves.

@@ -62,7 +62,7 @@ def configured(workload: workloads.Workload,
 def start(config: ml_collections.ConfigDict) -> Start:
   """The first state of a run without a warm start."""
   static, hparams = partition.static(config), partition.hparams(config)
-  init_key, run_key = jax.random.split(jax.random.key(config.seed))
+  init_key, run_key = jax.random.split(base.random_key(config.seed))
   params = _init_params(policy.make_model(static), init_key)
   return Start(static, hparams, _init_state(static, hparams, params, run_key))
 

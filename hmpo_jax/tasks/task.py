@@ -14,6 +14,9 @@ _HELD_OUT_SHARE = 16
 _IDLE_ROUNDS = 10
 # Baselines that ignore their prompt and know the answers to all.
 TEMPLATES = ('majority', 'modal')
+# One draw in 4096 is of training at least, see held_out_prompts: that so many
+# in a row are held out means that draws repeat, and the loop must end.
+_MAX_REDRAWS = 2**16
 
 
 class Task(NamedTuple):
@@ -88,9 +91,8 @@ def draw_training(task: Task, key: jax.Array) -> jax.Array:
   """A prompt [P] that is not held out; the key is consumed."""
   redraw = lambda state: (state[0] + 1,
                           task.draw(jax.random.fold_in(key, state[0])))
-  _, prompt = jax.lax.while_loop(lambda state: is_held_out(state[1]), redraw,
-                                 redraw((0, None)))
-  return prompt
+  goes_on = lambda state: is_held_out(state[1]) & (state[0] <= _MAX_REDRAWS)
+  return jax.lax.while_loop(goes_on, redraw, redraw((0, None)))[1]
 
 
 def held_out_prompts(task: Task, num: int) -> np.ndarray:
@@ -104,12 +106,13 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
     [num, P] int32.
 
   Raises:
-    ValueError: if the task has too few different prompts.
+    ValueError: if the task has too few different prompts, or draws none that is
+      left for training.
   """
 
   @jax.jit
   def draw(round_):
-    key = jax.random.fold_in(jax.random.key(0), round_)
+    key = jax.random.fold_in(base.random_key(0), round_)
     prompts = jax.vmap(task.draw)(jax.random.split(key, 4096))
     return prompts, jax.vmap(is_held_out)(prompts)
 
@@ -117,6 +120,11 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
   round_, idle = 0, 0
   while len(kept) < num and idle < _IDLE_ROUNDS:
     prompts, held_out = jax.device_get(draw(round_))
+    if np.all(held_out):
+      raise ValueError(
+          f'task {task.name}: all of {len(prompts)} prompts that it drew are '
+          'held out, by their hash, so that none is left for training: give '
+          'more different prompts')
     before = len(kept)
     for prompt in prompts[held_out]:
       kept.setdefault(prompt.tobytes(), prompt)
@@ -169,11 +177,11 @@ def baselines(task: Task, prompts: jax.Array,
 def _unskilled(task, num):
   """Responses [num, T] by the name of their baseline."""
   shape = (num, task.response_len)
-  random = jax.random.randint(jax.random.key(2), shape, 0, task.vocab_size)
+  random = jax.random.randint(base.random_key(2), shape, 0, task.vocab_size)
   if not task.has_answers:
     return {'random': random}
   answers = jax.vmap(lambda key: task.answer(draw_training(task, key)))(
-      jax.random.split(jax.random.key(1), 4096))
+      jax.random.split(base.random_key(1), 4096))
   counts = jax.nn.one_hot(answers, task.vocab_size).sum(0)
   whole, times = np.unique(np.asarray(answers), axis=0, return_counts=True)
   templates = jnp.argmax(counts, -1), jnp.asarray(whole[np.argmax(times)])
