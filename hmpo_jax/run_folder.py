@@ -163,14 +163,17 @@ def doubts(workdir: pathlib.Path) -> str:
 
   Of what `refuse_other_run` lets pass; '' where nothing is known to differ.
   """
-  content = json.loads((workdir / CONFIG).read_text(encoding='utf-8'))
+  file = workdir / CONFIG
+  if not file.exists():
+    return ''
+  content = json.loads(file.read_text(encoding='utf-8'))
   here = {'device': jax.devices()[0].device_kind, 'cpu': cpu()}
   reasons = [
       f'its {name} was {content[name]!r} and is {value!r} here'
       for name, value in here.items()
       if content.get(name, value) != value
   ]
-  there = content['settings']
+  there = content.get('settings', {})
   if there.get('platform') == 'cpu' and 'cpu_threads' not in there:
     reasons.append('it did not record the number of its CPU threads, which is '
                    f'{cpu_threads()} here')
