@@ -145,6 +145,7 @@ def write(workdir, rises, seeds=10, *, failed=(), stop=None, about=None):
           folder / 'summary.json', {
               'steps': until,
               'heldout_reward_first': curve[0]['eval/reward'],
+              'heldout_reward_first_stderr': curve[0]['eval/reward_stderr'],
               'heldout_exact_first': curve[0]['eval/exact']
           })
   _dump(workdir / 'plan.json', plan)
@@ -163,6 +164,7 @@ def _curve(run, rise, horizon):
     reward = float(np.clip(.5 + level + grown + noise[step], 0, 1))
     curve[step] = {
         'eval/reward': reward,
+        'eval/reward_stderr': .005,
         'eval/exact': max(0., reward - .4),
         'eval/step': step
     }

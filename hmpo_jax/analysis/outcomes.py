@@ -3,6 +3,7 @@
 import numpy as np
 import pandas
 
+from hmpo_jax.analysis import ladder
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
@@ -63,22 +64,23 @@ def _heldout(about, run, evaluations, recorded):
   found = dict.fromkeys(names, _UNKNOWN)
   if evaluations is None:
     return found
-  steps, reward, exact = (
-      evaluations[key].to_numpy(float) for key in ('step', 'reward', 'exact'))
+  steps, reward, errors, exact = (
+      evaluations[key].to_numpy(float)
+      for key in ('step', 'reward', 'stderr', 'exact'))
   if steps[0] == 0 and evaluations['measured'].iloc[0]:
     found |= {'heldout_first': reward[0], 'exact_first': exact[0]}
   if len(recorded):
     found['tokens'] = float(recorded['total/tokens'].iloc[-1])
   if run['state'] in (records.FINISHED, records.FAILED):
     failed = run['state'] == records.FAILED
-    fall = found['heldout_first'] - reward[-1]
+    fall = ladder.collapse(reward, errors, about['collapse_margin'])
     found |= {
         'heldout_last': reward[-1],
         'exact_last': exact[-1],
         'heldout_change': reward[-1] - found['heldout_first'],
         'exact_change': exact[-1] - found['exact_first'],
         'area': scored_area(about, run, steps, reward),
-        'collapsed': float(failed or fall > about['collapse_margin']),
+        'collapsed': float(failed or fall >= 0),
         'drawdown': statistics.max_drawdown(reward),
     } | _target(about, failed, steps, reward, recorded)
   return found

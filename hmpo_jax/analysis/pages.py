@@ -239,8 +239,9 @@ class Page:
     table = self._found['risk']
     if table.empty:
       return
-    yield (f'### Risk\n\nCollapsed: failed, or the last held-out reward more '
-           f'than {self._about["collapse_margin"]:g} below the one at step 0. '
+    yield (f'### Risk\n\nCollapsed: failed, or the mean of two successive '
+           'held-out rewards fell below the best earlier such mean by more '
+           f'than {self._about["collapse_margin"]:g} and four standard errors. '
            f'Exact {1 - self._about["alpha"]:.0%} intervals.')
     yield text.table([
         *self._names()[:-1], 'runs', 'failed', 'collapsed', 'interval',

@@ -127,6 +127,8 @@ def of_report(folder: str | pathlib.Path) -> Plan:
         *runs.columns, *(name for name in _SETTINGS if name not in runs)
     ])
     runs = runs[RUN + _RUN_COLUMNS].fillna({'reason': ''})
+    if 'stderr' not in heldout:
+      heldout = heldout.assign(stderr=0.)
     heldout = heldout[RUN + _HELDOUT + ['measured']]
   except (OSError, ValueError, KeyError) as error:
     raise config_lib.ConfigError(
@@ -164,7 +166,8 @@ def shown(runs: pandas.DataFrame) -> pandas.DataFrame:
   return runs[ended | ~any_ended]
 
 
-_HELDOUT = ['step', 'reward', 'exact']
+_HELDOUT = ['step', 'reward', 'stderr', 'exact']
+_EVALUATED = ('eval/reward', 'eval/reward_stderr', 'eval/exact')
 # Columns and the keys of the configuration that they show.
 _SETTINGS = {
     'tau': ('optim', 'tau'),
@@ -222,7 +225,7 @@ def _run(folder, horizon):
   }
                             for record in records])
   evaluations = pandas.DataFrame(
-      [(step, *pair) for step, pair in sorted(heldout.items())],
+      [(step, *values) for step, values in sorted(heldout.items())],
       columns=_HELDOUT)
   return state, frame, evaluations
 
@@ -271,14 +274,16 @@ def _state(records, summary, failure, horizon):
 
 
 def _evaluations(records, summary, start):
-  """Held-out reward and exact match by step, with those of step 0."""
+  """Held-out reward, its error and exact match by step, from step 0 on."""
   found = {}
   if summary is not None:
-    found[0] = (summary['heldout_reward_first'], summary['heldout_exact_first'])
+    found[0] = tuple(summary[f'heldout_{name}']
+                     for name in ('reward_first', 'reward_first_stderr',
+                                  'exact_first'))
   if start is not None:
-    found[0] = (start['eval/reward'], start['eval/exact'])
+    found[0] = tuple(start[name] for name in _EVALUATED)
   return found | {
-      record['eval/step']: (record['eval/reward'], record['eval/exact'])
+      record['eval/step']: tuple(record[name] for name in _EVALUATED)
       for record in records
   }
 
@@ -327,6 +332,7 @@ def _scored(about, runs, heldout):
             'seed': run.seed,
             'step': rest,
             'reward': float(about['failure_reward']),
+            'stderr': 0.,
             'exact': 0.,
             'measured': False
         }))

@@ -74,7 +74,8 @@ class Plan:
   margin: float = 0.02  # of equivalence, held-out reward
   target: float = 0.85  # held-out reward that is to be reached
   failure_reward: float = 0.  # held-out reward of a run after its failure
-  collapse_margin: float = 0.05  # fall below the start that is a collapse
+  # Fall below the best that a run was, see analysis/ladder.py.
+  collapse_margin: float = 0.05
   # Exact match at the start outside which a task shows nothing: so high that
   # little is left to learn, so low that no response is paid for being right.
   start_exact: tuple[float, float] = (0.02, 0.9)
