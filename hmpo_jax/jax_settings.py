@@ -39,6 +39,7 @@ def refuse_without_device() -> None:
   except (AssertionError, RuntimeError) as error:
     # What JAX says of a platform without a plugin is nothing at all.
     text = (str(error) or 'no such device').splitlines()[0]
+    given = getattr(jax.config, 'jax_platforms')
     raise config_lib.ConfigError(
-        f'JAX_PLATFORMS = {jax.config.jax_platforms}: must name a platform of '
+        f'JAX_PLATFORMS = {given}: must name a platform of '
         f'this machine, as cpu, or be unset ({text})') from error

@@ -5,8 +5,6 @@ of many runs at once, and both hand each step's metrics to this.
 """
 
 import contextlib
-import hashlib
-import json
 import pathlib
 
 import jax
@@ -15,6 +13,7 @@ from hmpo_jax import base
 from hmpo_jax import board
 from hmpo_jax import checkpoint
 from hmpo_jax import control
+from hmpo_jax import first_params
 from hmpo_jax import learner
 from hmpo_jax import metrics as metrics_lib
 from hmpo_jax import programs as programs_lib
@@ -66,54 +65,6 @@ def is_saved(config, step: int) -> bool:
 def _is_recorded(config, step):
   """Whether an evaluation after a step stands in the records."""
   return is_due(step, config.eval.every, config.num_steps)
-
-
-def warm_params(config, programs: programs_lib.Programs, workdir: pathlib.Path,
-                note) -> base.Params:
-  """Parameters of the warm start, from the cache where it holds them.
-
-  Args:
-    config: of the run.
-    programs: of the configuration.
-    workdir: run folder, where the cache lies if the configuration names none.
-    note: takes a line for the user.
-  """
-  warm, static = config.warm_start, programs.static
-  folder = run_folder.placed(warm.folder or workdir / 'warm_start')
-  identity = {
-      'model':
-          static.model.to_dict(),
-      # The content of a file decides, not its place.
-      'task':
-          dict(static.task.to_dict(), prompts=''),
-      'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
-      # Sampled at the run's temperature.
-      'stop': [warm.stop_reward, config.rollout.temperature]
-              if warm.stop_reward else [],
-      'seed':
-          config.seed,
-      # Of files too only those that it sees: all arms share a warm start.
-      'inputs': {
-          key: digest
-          for key, digest in run_folder.inputs(config).items()
-          if key.startswith('task.')
-      },
-      'versions':
-          run_folder.versions(),
-      'settings':
-          run_folder.settings(),
-      'cpu':
-          run_folder.cpu(),
-  }
-  digest = hashlib.sha256(json.dumps(identity,
-                                     sort_keys=True).encode()).hexdigest()[:16]
-  target = jax.eval_shape(programs.warm_params)
-  params = checkpoint.restore_tree(folder / digest, target, note)
-  if params is None:
-    # What fails in the computation is no fault of the disk.
-    params = jax.block_until_ready(programs.warm_params())
-    checkpoint.save_tree(folder / digest, params)
-  return params
 
 
 class OpenRun(contextlib.AbstractContextManager):
@@ -172,7 +123,8 @@ class OpenRun(contextlib.AbstractContextManager):
 
   def first_state(self) -> learner.TrainState:
     """The state before the first step."""
-    params = warm_params(self.config, self.programs, self.workdir, self._note)
+    params = first_params.of(self.config, self.programs, self.workdir,
+                             self._note)
     return checkpoint.place(self.programs.first_state(params))
 
   def begin(self, evaluation: base.Metrics) -> None:

@@ -15,6 +15,7 @@ from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
 from hmpo_jax import control
+from hmpo_jax import first_params
 from hmpo_jax import learner
 from hmpo_jax import metrics
 from hmpo_jax import open_run
@@ -179,8 +180,8 @@ class Recorded:
 
   def _at(self, step, saver):
     """State after a step of which there is a checkpoint, or after none."""
-    params = open_run.warm_params(self.config, self.programs, self._workdir,
-                                  self._note)
+    params = first_params.of(self.config, self.programs, self._workdir,
+                             self._note)
     state = checkpoint.place(self.programs.first_state(params))
     return saver.restore(state, step).state if step else state
 

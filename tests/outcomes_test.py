@@ -61,6 +61,16 @@ class OutcomesTest(plan_case.PlanTestCase):
     _, seeds = self.plan({'hmpo': -.03, 'gspo': -.08}, seeds=3)
     self.assertEqual(seeds['collapsed'].to_list(), [0, 0, 0, 1, 1, 1])
 
+  def test_what_was_learned_and_lost_is_a_collapse(self):
+    self.plan(_ALIKE, seeds=1)
+    lines = self.records('sort/hmpo/0')
+    for line in lines:
+      # Back to where it started.
+      line['eval/reward'] = .8 if 10 <= line['step'] < 30 else .5
+    self.rewrite('sort/hmpo/0', lines)
+    seeds = outcomes.per_seed(records.read(self.folder))
+    self.assertEqual(seeds['collapsed'].to_list(), [1, 0])
+
   def test_times_to_the_target_are_censored_at_the_horizon(self):
     plan, seeds = self.plan({'hmpo': .6, 'gspo': .1}, seeds=4)
     seeds = seeds.set_index(['variant', 'seed'])

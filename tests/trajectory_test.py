@@ -15,7 +15,7 @@ import pytest
 from hmpo_jax import config as config_lib
 from hmpo_jax import learner
 from hmpo_jax import metrics
-from hmpo_jax import open_run
+from hmpo_jax import first_params
 from hmpo_jax import partition
 from hmpo_jax import programs
 from hmpo_jax import run_folder
@@ -172,7 +172,7 @@ class ReplayTest(_Folder):
         static=partition.static(small.config()),
         warm_params=lambda: {'w': jnp.ones(2)})
     for config in (small.config(), self._config()):
-      open_run.warm_params(config, stub, self.folder, self.fail)
+      first_params.of(config, stub, self.folder, self.fail)
     self.assertLen(list((self.folder / 'warm_start').iterdir()), 1)
 
   def test_changed_file_is_another_run(self):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from hmpo_jax import checkpoint
-from hmpo_jax import open_run
+from hmpo_jax import first_params
 from hmpo_jax import programs as programs_lib
 from hmpo_jax.tasks import task
 
@@ -42,7 +42,7 @@ def probe(index: int, config, folder: str) -> Found:
     folder: '' leaves the steps out; else what it is doesn't matter.
   """
   programs = programs_lib.Programs(config)
-  params = open_run.warm_params(config, programs, pathlib.Path('.'), _ignore)
+  params = first_params.of(config, programs, pathlib.Path('.'), _ignore)
   state = checkpoint.place(programs.first_state(params))
   evaluation = jax.device_get(programs.evaluate(state.params))
   start = time.perf_counter()
