@@ -245,7 +245,7 @@ def run_cases(folder: pathlib.Path, cases: Sequence[str]) -> None:
 
 def _run_case(programs, name, log) -> Iterator[int]:
   """Exit codes of the command that makes a case, until it ends well."""
-  overrides = next(job[name] for job in _jobs() if name in job)
+  overrides, = (job[name] for job in _jobs() if name in job)
   arguments = [f'--config.{text}' for text in overrides]
   if name == _PLAN:
     command = [programs / 'compare.py', '--config=plan.py', '--jobs=1']

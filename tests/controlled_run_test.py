@@ -110,9 +110,9 @@ class RunTest(controller_file.ControllerFileTest):
       with self.assertRaises(KeyboardInterrupt):
         trainer.train(config, self.folder / 'cut')
     trainer.train(config, self.folder / 'cut')
-    for name in (metrics.METRICS, metrics.CONTROL, 'summary.json'):
-      self.assertEqual((self.folder / 'whole' / name).read_bytes(),
-                       (self.folder / 'cut' / name).read_bytes(), name)
+    for file in (metrics.METRICS, metrics.CONTROL, 'summary.json'):
+      self.assertEqual((self.folder / 'whole' / file).read_bytes(),
+                       (self.folder / 'cut' / file).read_bytes(), file)
     records = _lines(self.folder / 'cut', metrics.METRICS)
     np.testing.assert_allclose([r['exponent/p'] for r in records],
                                orders,

@@ -58,7 +58,7 @@ class GeneratorTest(absltest.TestCase):
 
   def test_prompts_are_those_of_threefry_under_another_default(self):
     prompts = task_lib.held_out_prompts(_SORT, 8)
-    before = jax.config.jax_default_prng_impl
+    before = getattr(jax.config, 'jax_default_prng_impl')
     self.addCleanup(jax.config.update, 'jax_default_prng_impl', before)
     jax.config.update('jax_default_prng_impl', 'rbg')
     np.testing.assert_array_equal(task_lib.held_out_prompts(_SORT, 8), prompts)
