@@ -338,8 +338,8 @@ class Page:
         '- Thirds are of training; values of a run are means over the steps '
         'that measured them, logits its largest.',
         '- Means over seeds: Student\'s t interval, cut at the bounds of '
-        'shares and cosines and at 0 where nothing is negative; shares of runs: '
-        'Clopper and Pearson\'s.',
+        'shares and cosines and at 0 where nothing is negative; shares of '
+        'runs: Clopper and Pearson\'s.',
     ])
     yield 'Tables: ' + ', '.join(f'[{f}](tables/{f})' for f in files) + '.'
 
