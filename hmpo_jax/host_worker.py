@@ -22,6 +22,7 @@ from hmpo_jax import answers
 
 # Whose frames say nothing of where a function failed.
 _OURS = (__file__, answers.__file__, importlib.__file__)
+_LONGEST = 500  # characters of what is said of an exception
 LENGTH = 8  # bytes before a message, that say how long it is
 
 
@@ -136,7 +137,7 @@ def framed(message: bytes) -> bytes:
 
 
 def _of_file(path):
-  path = os.path.realpath(path)
+  path = os.path.abspath(path)  # a link's own name is the module's
   name = os.path.basename(path).removesuffix('.py')
   if name in sys.modules:
     raise ImportError(f'there is a module {name!r} already: rename the file')
@@ -179,6 +180,10 @@ def _flush_output():
     sys.stdout.flush()
   except OSError:
     _drop(1)
+  except Exception:  # pylint: disable=broad-exception-caught
+    # The function has put something else there, or closed it.
+    # pylint: disable-next=consider-using-with
+    sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)
 
 
 def _drop(descriptor):
@@ -193,4 +198,4 @@ def _in_one_line(error, prefix=''):
     text = f'{prefix}{error}'
   except BaseException:  # pylint: disable=broad-exception-caught
     text = f'{prefix.rstrip(": ")} (its text could not be made)'
-  return ' '.join(text.split())
+  return ' '.join(text.split())[:_LONGEST]

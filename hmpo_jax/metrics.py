@@ -269,7 +269,7 @@ def _whole_lines(file):
 def _record(file, number, line):
   """What a line of a JSONL file holds."""
   try:
-    record = json.loads(line)
+    record = json.loads(line, parse_constant=_refuse)
     if not isinstance(record['step'], int):
       raise TypeError('"step" is no integer')
     if file.name == CONTROL:
@@ -279,6 +279,10 @@ def _record(file, number, line):
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise _damaged(f'{file}, line {number}', error) from error
   return record
+
+
+def _refuse(constant):
+  raise ValueError(f'{constant} is no JSON, and none of ours')
 
 
 def _damaged(place, error):

@@ -379,10 +379,12 @@ def _refuse_file(workdir):
 def _read_description(file):
   try:
     description = json.loads(file.read_text(encoding='utf-8'))
+    for change in description.get('changes', []):
+      _ = change['after_step'], dict(change['inputs'])
     return {part: dict(description[part]) for part in _IDENTITY}
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise config_lib.ConfigError(
-        f'{file} is not the description of a run ({error!r}): move it away, or '
+        f'{file} is not the description of a run ({error!r}): put it back, or '
         'choose another --workdir') from error
 
 

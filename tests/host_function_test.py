@@ -72,6 +72,15 @@ class Counter:
 class Slow:
   def __init__(self): time.sleep(600)
 number = 3
+def mute():
+  import sys
+  sys.stdout = None
+  return 1
+def shut():
+  import sys
+  sys.stdout.close()
+  return 1
+def verbose(): raise ValueError('no' * 10**6)
 """
 _HELPER = """
 def double(x): return 2 * x
@@ -130,6 +139,29 @@ class CallTest(_FileTest):
   @parameterized.parameters(('pickles', 4), ('with_helper', 8), ('alarm', [1]))
   def test_file_is_a_module_like_any_other(self, function, expected):
     self.assertEqual(self._call(function), expected)
+
+  @parameterized.parameters('mute', 'shut')
+  def test_output_that_is_put_aside_is_no_failure(self, function):
+    host = self._host(function)
+    self.assertEqual([host.call('numbers') for _ in range(2)], [1, 1])
+
+  def test_link_to_a_file_of_another_name(self):
+    stored = self.folder / 'store' / '0a1b2c'
+    stored.parent.mkdir()
+    stored.write_text('def f(): return 2', encoding='utf-8')
+    link = self.folder / 'linked.py'
+    link.symlink_to(stored)
+    host = host_function.HostFunction('reward', f'{link}:f', 30.)
+    self.assertEqual(host.call('numbers'), 2)
+    stored.unlink()
+    with self.assertRaisesRegex(config_lib.ConfigError, 'No such file'):
+      host_function.HostFunction('reward', f'{link}:f', 30.)
+
+  def test_long_text_of_an_exception_is_cut(self):
+    with self.assertRaisesRegex(host_function.Failure,
+                                '^raised ValueError') as (caught):
+      self._call('verbose')
+    self.assertLess(len(str(caught.exception)), 600)
 
   @parameterized.parameters('spawn', 'fork')
   def test_pool_of_processes(self, kind):

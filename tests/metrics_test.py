@@ -142,6 +142,15 @@ class WriterTest(absltest.TestCase):
     lines = (self.folder / 'timing.jsonl').read_text('utf-8').splitlines()
     self.assertEqual([json.loads(line)['step'] for line in lines], [1, 2])
 
+  def test_number_that_is_no_json_is_named_by_its_line(self):
+    self._write([1, 2])
+    file = self.folder / 'metrics.jsonl'
+    first, second = file.read_text('utf-8').splitlines()
+    file.write_text(f'{first}\n{second.replace("0.2", "NaN")}\n', 'utf-8')
+    with self.assertRaisesRegex(config_lib.ConfigError,
+                                r'line 2: damaged .*NaN is no JSON'):
+      metrics.read(self.folder)
+
   def test_damage_is_named_by_its_line(self):
     self._write([1, 2, 3])
     file = self.folder / 'metrics.jsonl'

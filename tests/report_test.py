@@ -42,7 +42,7 @@ class ReportTest(plan_case.PlanTestCase):
 
   def test_arms_that_are_the_same_runs_are_told(self):
     self.plan(_APART, seeds=3)
-    self.assertNotIn('never acted', self.page())
+    self.assertNotIn('changed no token', self.page())
     for seed in range(3):
       self.rewrite(f'sort/hmpo/{seed}', self.records(f'sort/gspo/{seed}'))
       for name in ('summary', 'start'):

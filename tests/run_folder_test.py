@@ -191,6 +191,9 @@ class RunFolderTest(parameterized.TestCase):
       ('binary', b'\xff\xfe\x00'),
       ('list', b'[1, 2]'),
       ('without_versions', b'{"config": {}, "inputs": {}, "settings": {}}'),
+      ('changes_are_a_number',
+       b'{"config": {}, "inputs": {}, "settings": {}, "versions": {}, '
+       b'"changes": 5}'),
       ('config_is_a_number',
        b'{"config": 3, "inputs": {}, "settings": {}, "versions": {}}'),
   )

@@ -125,10 +125,9 @@ class Words:
     rows = self._found['contrasts']
     same = np.isinf(rows['diverge'].astype(float)) & (rows['mean'] == 0)
     for row in rows[same & (rows['outcome'] == 'area')].itertuples():
-      yield (
-          f'Arms {row.variant} and {row.baseline} sampled the same tokens '
-          'in every step: what they differ in never acted, and their contrast '
-          'says nothing.')
+      yield (f'Arms {row.variant} and {row.baseline} sampled the same tokens '
+             'in every step: what they differ in changed no token, and their '
+             'contrast says nothing.')
 
   def _on(self, task):
     return f'On {task}, ' if len(self._about['tasks']) > 1 else ''
