@@ -13,8 +13,8 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array,
 
   Args:
     logits: [..., V] any float dtype; computed in float32 or better.
-    tokens: [...] int in [0, V), the tokens that were chosen; of others the result
-      means nothing: mask them.
+    tokens: [...] int in [0, V), the tokens that were chosen; of others the
+      result means nothing: mask them.
     temperature: [] positive; the same that the sampler divides by.
 
   Returns:
