@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import config_file
 from hmpo_jax import programs
 from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import kl
@@ -128,12 +129,10 @@ class ConfigPropertyTest(absltest.TestCase):
       with flagsaver.flagsaver():
         config, workdir = _main.parse_flags(
             ['main.py', f'--config={path}{argument}'])
-      self.assertEqual(workdir, pathlib.Path('runs') / folder)
+      self.assertEqual(workdir, f'runs/{folder}')
       self.assertEqual(config.task.num_digits, num_digits)
     # A path in the argument stays one folder.
-    self.assertEqual(
-        _main._default_workdir(f'{path}:a/b'),  # pylint: disable=protected-access
-        pathlib.Path('runs/stress-a_b'))
+    self.assertEqual(config_file.run_name(f'{path}:a/b'), 'stress-a_b')
 
   def _assert_taken_or_refused(self, argument):
     errors = io.StringIO()
