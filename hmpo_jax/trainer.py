@@ -118,6 +118,7 @@ def _run(config, workdir, programs, interruption):
       _show(progress, record)
       asked = interruption.is_asked()
       if asked or run.is_over or open_run.is_saved(config, run.step):
+        interruption.waits_for = f'the checkpoint of step {run.step}'
         run.save(state)
     return run.finish()
 

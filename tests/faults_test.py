@@ -127,11 +127,11 @@ class FaultsTest(absltest.TestCase):
         self.assertEqual(process.returncode, 75, errors)
         self.assertIn('the same command goes on', errors)
         told = re.search(r'interrupted: waits for (.*); a second', errors)
-        # A save ends while the next step goes on.
+        # A save goes on while the next step begins.
         self.assertRegex(
             told[1], {
                 'compile': 'step 1 and its checkpoint, while programs compile',
-                'save': r'^step [67] and its checkpoint$'
+                'save': r'^(the checkpoint of step 6|step 7 and its checkpoint)$'
             }.get(phase, 'its checkpoint'))
         self.assertNotIn('Traceback', errors)
     self.assertEqual(self._run(workdir, **options)[0], 0)
