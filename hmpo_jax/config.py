@@ -8,8 +8,6 @@ import ml_collections
 import numpy as np
 
 from hmpo_jax import config_rules
-from hmpo_jax.kernels import losses
-from hmpo_jax.optim import factory
 
 _FLOAT32_MAX = 3.4e38
 
@@ -131,6 +129,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.exponent.end = -2.  # linear, cosine: p after num_steps
   config.exponent.num_steps = 300.  # linear, cosine: steps of the schedule
   config.exponent.rate = 0.1  # learnable: change of p per unit of dJ/dp
+  # learnable: dJ/dp in units of its own size, mean |dJ/dp| of 100 updates; then
+  # a rate of 0.01 goes about 1 far in 100 steps of 8 updates
+  config.exponent.normalize = False
   config.exponent.placebo = False  # learnable: with the sign turned
   config.exponent.pull = 0.  # learnable: towards prior, dJ/dp per unit of p
   config.exponent.prior = 0.
@@ -138,6 +139,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.exponent.high = 2.
   config.exponent.gap_low = 0.01  # adaptive: nats of log A - log H
   config.exponent.gap_high = 0.05
+  # adaptive: both are quantiles, from 0 to 1, of the last slow_window gaps
+  config.exponent.gap_quantiles = False
   config.exponent.trend = 0.1  # adaptive: relative excess that is a rise
   config.exponent.fast_window = 5.  # adaptive: steps of the averages
   config.exponent.slow_window = 25.
@@ -263,43 +266,7 @@ def validate(config) -> None:
 def _check_unused(config):
   """What a choice has no use for keeps its default: it would do nothing."""
   default = default_config()
-  taken = losses.options(config.loss.name)
-  unused = {
-      f'loss.{key}': 'loss.name' for key in losses.OPTIONS if key not in taken
-  }
-  if 'p' not in taken:
-    unused['exponent.kind'] = 'loss.name'
-  if 'clip_eps_low' not in taken:
-    unused['tracking.rate'] = 'loss.name'
-  used = ('kind', *config_rules.EXPONENT_KEYS[config.exponent.kind])
-  unused |= {
-      f'exponent.{key}': 'exponent.kind'
-      for key in default.exponent
-      if key not in used
-  }
-  if config.tracking.rate == 0:
-    unused |= {
-        f'tracking.{key}': 'tracking.rate'
-        for key in default.tracking
-        if key != 'rate'
-    }
-  if config.task.name != 'file':
-    unused |= {'task.pad': 'task.name', 'task.stop': 'task.name'}
-  used = factory.OPTIMIZERS[config.optim.name].keys
-  unused |= {
-      f'optim.{key}': 'optim.name' for key in factory.KEYS if key not in used
-  }
-  if not config.control.function:
-    unused |= {
-        f'control.{key}': 'control.function'
-        for key in default.control
-        if key not in ('function', 'history', 'agm_iterations')
-    }
-  if config.reward.function:
-    unused['reward.kind'] = 'reward.function'
-  if config.optim.qk_clip == 'off':
-    unused['optim.qk_alpha'] = 'optim.qk_clip'
-  for key, choice in unused.items():
+  for key, choice in config_rules.unused(config, default).items():
     value, unset = lookup(config, key), lookup(default, key)
     if value != unset:
       raise ConfigError(

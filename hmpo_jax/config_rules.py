@@ -40,6 +40,7 @@ _UNIT = (lambda x: 0 <= x <= 1, 'from 0 to 1')
 _NARROWEST = 9.999e-7
 _WIDTH = (lambda x: _NARROWEST <= x < 1, 'at least 1e-6 and below 1')
 _MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
+_MAX_GAPS = exponents.MAX_GAPS
 _TIMEOUT = (lambda x: 0 < x <= 1e6, 'above 0 and at most 1e6 seconds')
 _ITERATIONS = (lambda x: 1 <= x <= agm.MAX_ITERATIONS,
                f'from 1 to {agm.MAX_ITERATIONS}')
@@ -206,17 +207,62 @@ def _is_start_within(c):
   return not bounded or c.exponent.low <= c.loss.p <= c.exponent.high
 
 
+def _are_quantiles(c):
+  fits = c.exponent.gap_high <= 1 and c.exponent.slow_window <= _MAX_GAPS
+  return fits or not c.exponent.gap_quantiles
+
+
 # Keys of `exponent` that a kind makes use of.
 EXPONENT_KEYS = {
     'fixed': (),
     'linear': ('end', 'num_steps'),
     'cosine': ('end', 'num_steps'),
-    'learnable': ('rate', 'placebo', 'pull', 'prior', 'low', 'high'),
+    'learnable':
+        ('rate', 'normalize', 'placebo', 'pull', 'prior', 'low', 'high'),
     'matched': (),
-    'adaptive': ('low', 'high', 'gap_low', 'gap_high', 'trend', 'fast_window',
-                 'slow_window', 'step_size'),
+    'adaptive': ('low', 'high', 'gap_low', 'gap_high', 'gap_quantiles', 'trend',
+                 'fast_window', 'slow_window', 'step_size'),
     'replayed': ('path',),
 }
+
+
+def unused(config, default) -> dict[str, str]:
+  """Keys that a choice of the configuration has no use for, with that choice.
+
+  Args:
+    config: with the keys and types of the default one.
+    default: the default configuration.
+  """
+  taken = losses.options(config.loss.name)
+  found = {
+      f'loss.{key}': 'loss.name' for key in losses.OPTIONS if key not in taken
+  }
+  if 'p' not in taken:
+    found['exponent.kind'] = 'loss.name'
+  if 'clip_eps_low' not in taken:
+    found['tracking.rate'] = 'loss.name'
+  used = ('kind', *EXPONENT_KEYS[config.exponent.kind])
+  found |= _but('exponent.kind', default.exponent, used)
+  if config.tracking.rate == 0:
+    found |= _but('tracking.rate', default.tracking, ('rate',))
+  if config.task.name != 'file':
+    found |= {'task.pad': 'task.name', 'task.stop': 'task.name'}
+  found |= _but('optim.name', factory.KEYS,
+                factory.OPTIMIZERS[config.optim.name].keys)
+  if not config.control.function:
+    found |= _but('control.function', default.control,
+                  ('function', 'history', 'agm_iterations'))
+  if config.reward.function:
+    found['reward.kind'] = 'reward.function'
+  if config.optim.qk_clip == 'off':
+    found['optim.qk_alpha'] = 'optim.qk_clip'
+  return found
+
+
+def _but(choice, keys, used):
+  """The keys of a choice's section that aren't used, each with the choice."""
+  section = choice.partition('.')[0]
+  return {f'{section}.{key}': choice for key in keys if key not in used}
 
 
 def _is_tracked_within(c):
@@ -264,6 +310,9 @@ JOINT_RULES = (
      lambda c: c.exponent.kind != 'replayed' or c.exponent.path,
      'the first must name the metrics.jsonl whose orders are replayed'),
     _ascends('exponent.gap_low', 'exponent.gap_high'),
+    (('exponent.gap_high', 'exponent.slow_window',
+      'exponent.gap_quantiles'), _are_quantiles,
+     f'of quantiles the first must be at most 1, the second {_MAX_GAPS}'),
     _ascends('exponent.fast_window', 'exponent.slow_window'),
     (('tracking.eps_min', 'loss.clip_eps_low', 'loss.clip_eps_high',
       'tracking.eps_max', 'tracking.rate'), _is_tracked_within,

@@ -167,6 +167,23 @@ class ConfigTest(parameterized.TestCase):
       }, 'exponent.low'),
       ({
           'exponent.kind': 'adaptive',
+          'exponent.gap_quantiles': True,
+          'exponent.gap_high': 1.5
+      }, 'exponent.gap_high'),
+      ({
+          'exponent.kind': 'adaptive',
+          'exponent.gap_quantiles': True,
+          'exponent.slow_window': 129.
+      }, 'exponent.slow_window'),
+      ({
+          'exponent.kind': 'learnable',
+          'exponent.gap_quantiles': True
+      }, 'exponent.gap_quantiles'),
+      ({
+          'exponent.normalize': True
+      }, 'exponent.normalize'),
+      ({
+          'exponent.kind': 'adaptive',
           'exponent.path': 'metrics.jsonl'
       }, 'exponent.path'),
       ({

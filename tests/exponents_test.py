@@ -18,7 +18,7 @@ from hmpo_jax.kernels import losses
 from tests import reference
 
 _KINDS = exponents.KINDS
-_DTYPES = (np.float32,) * 3 + (np.int32,) * 3
+_DTYPES = (np.float32,) * 4 + (np.int32, np.float32) + (np.int32,) * 3
 _at_step = jax.jit(exponents.at_step)
 _of_rows = jax.jit(exponents.of_rows)
 _after_update = jax.jit(exponents.after_update)
@@ -30,9 +30,13 @@ def _settings(kind='fixed', **values):
       'start': 2., 'end': -1., 'num_steps': 10, 'rate': .1, 'sign': 1.,
       'pull': 0., 'prior': 0., 'low': -2., 'high': 2., 'gap_low': 1.,
       'gap_high': 4., 'trend': .5, 'fast_window': 1, 'slow_window': 2,
-      'step_size': .5, 'path': (3., -1., .1)
+      'step_size': .5, 'path': (3., -1., .1), 'normalize': False,
+      'gap_quantiles': False
   }  # yapf: disable
-  numbers = {k: jnp.float32(v) for k, v in (defaults | values).items()}
+  numbers = {
+      k: jnp.asarray(v, bool if isinstance(v, bool) else jnp.float32)
+      for k, v in (defaults | values).items()
+  }
   return exponents.Settings(kind=jnp.int32(exponents.index_of(kind)), **numbers)
 
 
@@ -225,6 +229,52 @@ class LearnableTest(parameterized.TestCase):
   def test_pull_that_overflows_against_a_rate_of_zero(self):
     state, _ = _update([.1, .2], rate=0., pull=3e38, prior=-100., start=.5)
     self.assertEqual((state.p, state.ignored_gradients), (.5, 1))
+
+  @parameterized.parameters(1., -1.)
+  def test_normalized_by_the_mean_size(self, sign):
+    # Means of |dJ/dp|: 2, 3, 2, then 3; one that is not finite enters none.
+    settings, state = _start(
+        'learnable', start=.5, rate=.1, sign=sign, normalize=True)
+    p, rows = .5, jnp.ones(1, bool)
+    for gradient, change in ((2., 1.), (-4., -4 / 3), (0., 0.), (np.nan, 0.),
+                             (6., 2.)):
+      state, _ = _after_update(settings, state, jnp.array([-gradient]), rows)
+      p += .1 * sign * change
+      np.testing.assert_allclose(state.p, p, rtol=1e-6)
+    self.assertEqual((state.num_gradients, state.gradient_size), (4, 3))
+
+  def test_normalized_against_a_loop(self):
+    # The first gradient of a rollout is 0; the mean decays from 100 on.
+    gradients = np.random.default_rng(3).normal(size=130) * np.arange(130)
+    gradients[::8] = 0
+    settings, state = _start(
+        'learnable', start=0., rate=.01, normalize=True, pull=.3, prior=1.)
+    body = lambda state, g: exponents.after_update(settings, state, g[None],
+                                                   jnp.ones(1, bool))
+    state, _ = jax.lax.scan(body, state, jnp.float32(-gradients))
+    p, size = 0., 0.
+    for i, gradient in enumerate(gradients):
+      size += (abs(gradient) - size) / min(i + 1, 100)
+      p += .01 * ((gradient / size if size else 0.) - .3 * (p - 1))
+    np.testing.assert_allclose(state.p, p, rtol=1e-4)
+
+  @parameterized.parameters(1e-30, 1e-3, 1e30)
+  def test_normalized_at_any_scale(self, scale):
+    gradients = np.random.default_rng(4).normal(size=12)
+    settings, state = _start('learnable', start=0., normalize=True)
+    orders = []
+    for factor in (1., scale):
+      end = state
+      for gradient in gradients:
+        end, _ = _after_update(settings, end, jnp.float32([factor * gradient]),
+                               jnp.ones(1, bool))
+      orders.append(end.p)
+    self.assertGreater(abs(orders[0]), .01)
+    np.testing.assert_allclose(orders[1], orders[0], rtol=1e-5)
+
+  def test_normalized_without_any_gradient_stays(self):
+    state, _ = _update([0., 0.], start=.5, normalize=True)
+    self.assertEqual((state.p, state.gradient_size), (.5, 0))
 
   def test_good_gradients_are_not_counted(self):
     self.assertEqual(_update([.1, .2])[0].ignored_gradients, 0)
@@ -522,6 +572,40 @@ class AdaptiveTest(parameterized.TestCase):
     chex.assert_tree_all_finite(metrics)
     self.assertEqual(metrics['exponent/gap_trend'], 0)
 
+  def test_thresholds_are_quantiles_of_the_last_gaps(self):
+    # The quartiles of the last four, from the second gap on: 2.5 and 3.5 twice,
+    # 1.75 and 3.25, 1.75 and 4.5, .875 and 4.5, and at the end .8 and 3.
+    values = {'gap_quantiles': True, 'gap_low': .25, 'gap_high': .75,
+              'slow_window': 4, 'trend': 9.}  # yapf: disable
+    gaps = [4., 2., 3., 1., 9., .5, np.nan, .9]
+    expected = [0, 1, 0, 1, -1, 1, 0, 0]
+    self.assertEqual(_run_gaps(gaps, **values)[0], expected)
+    self.assertNotEqual(_run_gaps(gaps, trend=9., slow_window=4)[0], expected)
+
+  @parameterized.parameters(1e-6, 1e6)
+  def test_quantiles_know_no_scale(self, scale):
+    gaps = np.random.default_rng(6).gamma(2., size=200)
+    values = {'gap_quantiles': True, 'gap_low': .15, 'gap_high': .9,
+              'slow_window': 128, 'fast_window': 2}  # yapf: disable
+    run = lambda gaps: _run_gaps(gaps, **values)[0]
+    self.assertEqual(run(gaps), run(scale * gaps))
+    # A loop in float64.
+    expected, slow, fast = [], 0., 0.
+    for i, gap in enumerate(gaps):
+      fast += (gap - fast) / min(i + 1, 2)
+      slow += (gap - slow) / min(i + 1, 128)
+      low, high = np.quantile(gaps[max(0, i - 127):i + 1], [.15, .9])
+      rising = fast > 1.5 * slow
+      down = fast > high or rising and fast > low
+      expected.append(int(fast < low and not rising) - int(down))
+    self.assertEqual(run(gaps), expected)
+    self.assertLen(set(expected), 3)
+
+  def test_a_steady_gap_is_no_quantile_to_pass(self):
+    decisions, _, _ = _run_gaps([.1] * 9, gap_quantiles=True, gap_low=.25,
+                                gap_high=.75)  # yapf: disable
+    self.assertEqual(decisions, [0] * 9)
+
   def test_other_kinds_watch_and_stay(self):
     for kind in set(_KINDS) - {'adaptive'}:
       decisions, orders, metrics = _run_gaps([8., 2., .5], kind, start=5.)
@@ -619,7 +703,13 @@ class ContractTest(parameterized.TestCase):
     with reference.x64():
       settings = jax.tree.map(
           jnp.asarray,
-          exponents.Settings(5, *np.linspace(1, 2, 15), path=np.ones(2)))
+          exponents.Settings(
+              **{name: 1.5 for name in exponents.Settings._fields} | {
+                  'kind': 5,
+                  'normalize': True,
+                  'gap_quantiles': True,
+                  'path': np.ones(2)
+              }))
       state = exponents.init(settings)
       new_state = jax.jit(_rollout)(settings, state, *_inputs())[1]
     self.assertEqual(tuple(leaf.dtype for leaf in new_state), _DTYPES)

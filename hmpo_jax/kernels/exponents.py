@@ -23,16 +23,15 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import matched
 from hmpo_jax.kernels import ratios
 from hmpo_jax.kernels import wide
 
 KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive',
          'replayed')
 _LEARNABLE, _MATCHED, _ADAPTIVE = range(3, 6)
-# Halvings of [0, 1]: what is left is float32's spacing below 1.
-_NUM_HALVINGS = 24
-# nats^2, variance of log-ratios below which every order gives the same mean.
-_NO_SPREAD = 1e-12
+_SIZE_WINDOW = 100  # gradients in the average of their size
+MAX_GAPS = 128  # that are kept for their quantiles
 
 
 class Settings(NamedTuple):
@@ -42,8 +41,9 @@ class Settings(NamedTuple):
   HoelderPO (https://arxiv.org/abs/2605.12058). Bounds -2 and 2: the same range.
   rate 0.1: dJ/dp is about sigma^2 / (2 sqrt(B)), 0.005 for 32 rows whose
   log-ratios scatter by 0.25 nats, so that 2,000 updates of one sign move p by
-  1. pull 0: the bounds hold p already. gap_low 0.01 and gap_high 0.05: the gap
-  is about sigma^2, here for 0.1 and 0.22 nats. Windows of 5 and 25 and trend
+  1; normalized 0.01, see `after_update`. pull 0: the bounds hold p already.
+  gap_low 0.01 and gap_high 0.05: the gap is about sigma^2, here for 0.1 and
+  0.22 nats; as quantiles 0.25 and 0.75. Windows of 5 and 25 and trend
   0.1: the averages of independent gaps differ by a quarter of their scatter, so
   that where gaps scatter by 20% a tenth is two standard deviations. step_size
   0.05: from 1 to -1 in 40 rollouts.
@@ -52,7 +52,8 @@ class Settings(NamedTuple):
   start: jax.Array  # [] p of the first rollout; any real number
   end: jax.Array  # [] p of a schedule from rollout num_steps on
   num_steps: jax.Array  # [] rollouts of a schedule; below 1 counts as 1
-  rate: jax.Array  # [] learnable: change of p per unit of dJ/dp
+  rate: jax.Array  # [] learnable: change of p per unit of dJ/dp, or of ...
+  normalize: jax.Array  # [] bool, learnable: ... its size in this run
   sign: jax.Array  # [] learnable: 1, or -1 for the placebo
   pull: jax.Array  # [] learnable: towards prior, in units of dJ/dp per p
   prior: jax.Array  # [] learnable: p to which it is pulled
@@ -60,6 +61,8 @@ class Settings(NamedTuple):
   high: jax.Array  # [] greatest
   gap_low: jax.Array  # [] adaptive: nats, below it p may rise
   gap_high: jax.Array  # [] adaptive: nats, above it p falls
+  # [] bool, adaptive: both are quantiles, in [0, 1], of the run's last gaps
+  gap_quantiles: jax.Array
   trend: jax.Array  # [] adaptive: relative excess of fast that is a rise
   fast_window: jax.Array  # [] rollouts, at least 1, of the fast average
   slow_window: jax.Array  # [] rollouts, above fast_window, of the slow one
@@ -73,7 +76,10 @@ class State(NamedTuple):
   p: jax.Array  # [] order in use; of kind matched start, which no row uses
   gap_fast: jax.Array  # [] nats, average of the last gaps
   gap_slow: jax.Array  # [] nats, average of more of them
+  gaps: jax.Array  # [MAX_GAPS] nats, the last of these, newest last
   num_gaps: jax.Array  # [] int32 gaps in the averages
+  gradient_size: jax.Array  # [] average of |dJ/dp| over the last updates
+  num_gradients: jax.Array  # [] int32 gradients in it
   ignored_gaps: jax.Array  # [] int32 gaps that were not finite
   ignored_gradients: jax.Array  # [] int32 gradients that were not finite
 
@@ -94,10 +100,17 @@ def init(settings: Settings) -> State:
   """The state before the first rollout, float32."""
   _check(settings)
   # An array for each leaf: a program that donates the state needs them apart.
-  zero = lambda dtype: jnp.zeros((), dtype)
+  zero = lambda dtype=jnp.int32, shape=(): jnp.zeros(shape, dtype)
   return State(
-      jnp.array(settings.start, jnp.float32), zero(jnp.float32),
-      zero(jnp.float32), zero(jnp.int32), zero(jnp.int32), zero(jnp.int32))
+      p=jnp.array(settings.start, jnp.float32),
+      gap_fast=zero(jnp.float32),
+      gap_slow=zero(jnp.float32),
+      gaps=zero(jnp.float32, (MAX_GAPS,)),
+      num_gaps=zero(),
+      gradient_size=zero(jnp.float32),
+      num_gradients=zero(),
+      ignored_gaps=zero(),
+      ignored_gradients=zero())
 
 
 def at_step(settings: Settings, state: State, step: jax.Array) -> State:
@@ -167,7 +180,8 @@ def of_rows(settings: Settings, state: State, log_ratio: jax.Array,
   dtype = wide.dtype_of(log_ratio)
   log_ratio = jax.lax.stop_gradient(log_ratio.astype(dtype))
   return jax.lax.cond(
-      settings.kind == _MATCHED, lambda: _matched(log_ratio, mask, clipped),
+      settings.kind == _MATCHED,
+      lambda: matched.orders(log_ratio, mask, clipped),
       lambda: jnp.broadcast_to(state.p.astype(dtype), mask.shape[:1]))
 
 
@@ -186,6 +200,14 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   together p raises J with the policy as it is. Hence the bounds, and the
   placebo sign = -1, which goes against it by the same rule: what a run gains
   with either sign, it doesn't owe to the gradient.
+
+  dJ/dp falls with the square of the log-ratios' spread: no one rate serves a
+  calm run and a wild one. With `normalize` the rule takes dJ/dp / m in its
+  place, m the mean of |dJ/dp| over the last 100 updates, this one included:
+  plain until there are as many, exponential after, and unlike a mean square
+  nothing that over- or underflows. A common update then moves p by `rate` at
+  any scale: where a quarter of it is signal, 0.01 goes 2 far in 100 rollouts of
+  8 updates. m = 0 moves nothing; pull is then in units of m.
 
   Args:
     settings: traced.
@@ -208,7 +230,12 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   finite = jnp.isfinite(jnp.sum(ascent))
   ascent = jnp.where(finite, ascent, 0)
   gradient = jnp.sum(ascent)
-  force = settings.sign * gradient - settings.pull * (state.p - settings.prior)
+  count = state.num_gradients + finite
+  size = _average(state.gradient_size, jnp.abs(gradient), finite, count,
+                  _SIZE_WINDOW)
+  unit = jnp.where(settings.normalize & (size > 0), size, 1)
+  force = settings.sign * (gradient / unit) - settings.pull * (
+      state.p - settings.prior)
   change = settings.rate * force
   finite &= ~jnp.isnan(change)  # 0 times an overflow
   moves = (settings.kind == _LEARNABLE) & finite
@@ -216,7 +243,10 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   bounded = (settings.kind == _LEARNABLE) | (settings.kind == _ADAPTIVE)
   at_bound = bounded & ((p <= settings.low) | (p >= settings.high))
   state = state._replace(
-      p=p, ignored_gradients=state.ignored_gradients + ~finite)
+      p=p,
+      gradient_size=size.astype(jnp.float32),
+      num_gradients=count,
+      ignored_gradients=state.ignored_gradients + ~finite)
   return state, {
       'exponent/gradient': gradient,
       'exponent/gradient_snr': _signal_to_noise(ascent, rows),
@@ -245,6 +275,12 @@ def after_step(settings: Settings, state: State,
   its window is full, so that nothing is biased to 0 and no trend is seen in
   fewer gaps than the fast window; an exponential average after.
 
+  The gap's level is a matter of learning rate, responses and task. With
+  `gap_quantiles` both thresholds are quantiles of this run's own gaps, the last
+  slow_window of them but at most MAX_GAPS (linear between neighbours, this gap
+  included): a gap that stays as it was moves nothing, and p answers to what is
+  wide for this run.
+
   Args:
     settings: traced.
     state: after the updates of the rollout.
@@ -261,16 +297,19 @@ def after_step(settings: Settings, state: State,
   finite = jnp.isfinite(gap)
   count = state.num_gaps + finite
   gap = jnp.where(finite, jnp.maximum(gap, 0), 0).astype(jnp.float32)
-  average = lambda old, window: jnp.where(
-      finite, old + (gap - old) / jnp.clip(count, 1, window), old)
-  fast = average(state.gap_fast, settings.fast_window)
-  slow = average(state.gap_slow, settings.slow_window)
+  fast = _average(state.gap_fast, gap, finite, count, settings.fast_window)
+  slow = _average(state.gap_slow, gap, finite, count, settings.slow_window)
+  gaps = jnp.where(finite, jnp.append(state.gaps[1:], gap), state.gaps)
   adapts = finite & (settings.kind == _ADAPTIVE)
-  decision = jnp.where(adapts, _decision(settings, fast, slow), 0)
-  state = State(
-      _moved(settings, state.p, settings.step_size * decision, adapts),
-      fast.astype(jnp.float32), slow.astype(jnp.float32), count,
-      state.ignored_gaps + ~finite, state.ignored_gradients)
+  thresholds = _thresholds(settings, gaps, count)
+  decision = jnp.where(adapts, _decision(settings, fast, slow, *thresholds), 0)
+  state = state._replace(
+      p=_moved(settings, state.p, settings.step_size * decision, adapts),
+      gap_fast=fast.astype(jnp.float32),
+      gap_slow=slow.astype(jnp.float32),
+      gaps=gaps,
+      num_gaps=count,
+      ignored_gaps=state.ignored_gaps + ~finite)
   is_open = state.gap_slow > 0
   ratio = state.gap_fast / jnp.where(is_open, state.gap_slow, 1)
   metrics = {
@@ -290,6 +329,8 @@ def _check(settings):
   checks.ranks(0, **scalars)
   checks.ranks(1, path=path)
   checks.dtypes(int, kind=settings.kind)
+  checks.dtypes(
+      bool, normalize=settings.normalize, gap_quantiles=settings.gap_quantiles)
   if not jnp.size(path):
     raise AssertionError('path is empty: must hold an order')
 
@@ -300,10 +341,28 @@ def _moved(settings, p, change, moves):
   return jnp.where(moves, moved, p).astype(p.dtype)
 
 
-def _decision(settings, fast, slow):
+def _average(old, value, counts, count, window):
+  """old, moved by the count-th value: a mean until the window is full."""
+  moved = old + (value - old) / jnp.clip(count, 1, window)
+  return jnp.where(counts, moved, old)
+
+
+def _thresholds(settings, gaps, count):
+  """gap_low and gap_high in nats; NaN before the first gap of a quantile."""
+  low, high = settings.gap_low, settings.gap_high
+  age = jnp.arange(MAX_GAPS, 0, -1)
+  kept = age <= jnp.minimum(count, settings.slow_window)
+  quantiles = jnp.nanquantile(
+      jnp.where(kept, gaps, jnp.nan),
+      jnp.clip(jnp.stack([low, high]).astype(gaps.dtype), 0, 1))
+  used = lambda own, given: jnp.where(settings.gap_quantiles, own, given)
+  return used(quantiles[0], low), used(quantiles[1], high)
+
+
+def _decision(settings, fast, slow, gap_low, gap_high):
   rising = fast > (1 + settings.trend) * slow
-  down = (fast > settings.gap_high) | (rising & (fast > settings.gap_low))
-  up = (fast < settings.gap_low) & ~rising
+  down = (fast > gap_high) | (rising & (fast > gap_low))
+  up = (fast < gap_low) & ~rising
   return up.astype(jnp.int32) - down.astype(jnp.int32)
 
 
@@ -322,36 +381,3 @@ def _signal_to_noise(values, rows):
   signal = jnp.abs(ratios.row_mean(values, rows)) / spread
   noise = jnp.sqrt(jnp.where(varies, variance / jnp.maximum(count, 1), 1))
   return jnp.where(varies, signal / noise, 0)
-
-
-def _matched(log_ratio, mask, clipped):
-  """[B] largest p in [0, 1] with 1 - ESS(p) <= (1 - f) (1 - ESS(1))."""
-  largest = jnp.max(
-      log_ratio, axis=1, keepdims=True, where=mask, initial=-jnp.inf)
-  offset = jnp.where(mask, log_ratio - largest, 0)  # no power of it overflows
-  clipped_frac = ratios.token_mean(clipped.astype(offset.dtype), mask)
-  target = (1 - clipped_frac) * _dispersion(offset, mask, 1.)
-
-  def halve(_, bracket):
-    low, high = bracket
-    middle = (low + high) / 2
-    below = _dispersion(offset, mask, middle[:, None]) <= target
-    return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-  zeros = jnp.zeros_like(target)
-  p, _ = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (zeros, zeros + 1))
-  centred = offset - ratios.token_mean(offset, mask)[:, None]
-  alike = ratios.token_mean(centred**2, mask) < _NO_SPREAD
-  return jnp.where(alike | (clipped_frac == 0), 1, p)
-
-
-def _dispersion(offset, mask, p):
-  """[B] 1 - ESS(p) = var(a^p) / mean(a^2p), offset = log a <= 0.
-
-  The difference 1 - ESS would round to 0 where the tokens are close; here
-  expm1 keeps the digits of their powers, which differ from 1 by little.
-  """
-  power_less_1 = jnp.expm1(p * offset)
-  centred = power_less_1 - ratios.token_mean(power_less_1, mask)[:, None]
-  square = ratios.token_mean((1 + power_less_1)**2, mask)  # 0 for empty rows
-  return ratios.token_mean(centred**2, mask) / jnp.where(square > 0, square, 1)
