@@ -130,7 +130,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.exponent.num_steps = 300.  # linear, cosine: steps of the schedule
   config.exponent.rate = 0.1  # learnable: change of p per unit of dJ/dp
   # learnable: dJ/dp in units of its own size, mean |dJ/dp| of 100 updates; then
-  # a rate of 0.01 goes about 1 far in 100 steps of 8 updates
+  # a rate of 0.01 goes from 0 to -2 in 40 steps where nothing turns it
   config.exponent.normalize = False
   config.exponent.placebo = False  # learnable: with the sign turned
   config.exponent.pull = 0.  # learnable: towards prior, dJ/dp per unit of p

@@ -206,8 +206,8 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   place, m the mean of |dJ/dp| over the last 100 updates, this one included:
   plain until there are as many, exponential after, and unlike a mean square
   nothing that over- or underflows. A common update then moves p by `rate` at
-  any scale: where a quarter of it is signal, 0.01 goes 2 far in 100 rollouts of
-  8 updates. m = 0 moves nothing; pull is then in units of m.
+  any scale: where half of it is signal, 0.01 goes 2 far in 50 rollouts of 8
+  updates. m = 0 moves nothing; pull is then in units of m.
 
   Args:
     settings: traced.
