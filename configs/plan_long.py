@@ -57,8 +57,8 @@ def get_config():
           'hmpo_no_clip': variant(hmpo | no_clip, exploratory=False),
       },
       contrasts=[
-          design.Contrast('hmpo', 'gspo', 'area'),
-          design.Contrast('hmpo_no_clip', 'gspo_no_clip', 'collapse'),
-          design.Contrast('gspo', 'gspo_no_clip', 'collapse'),
-          design.Contrast('hmpo', 'hmpo_no_clip', 'collapse'),
+          design.Contrast('hmpo', 'gspo', 'area', 'stress'),
+          design.Contrast('hmpo_no_clip', 'gspo_no_clip', 'collapse', 'stress'),
+          design.Contrast('gspo', 'gspo_no_clip', 'collapse', 'stress'),
+          design.Contrast('hmpo', 'hmpo_no_clip', 'collapse', 'stress'),
       ])

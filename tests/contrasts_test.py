@@ -4,8 +4,10 @@ from absl.testing import absltest
 import numpy as np
 
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import rungs
 from hmpo_jax.analysis import tables
 from tests import plan_case
 from tests import simulated_plan
@@ -59,7 +61,9 @@ class ContrastsTest(plan_case.PlanTestCase):
         'name': f'{a} - {b}',
         'variant': a,
         'baseline': b,
-        'outcome': 'area'
+        'outcome': 'area',
+        'task': '',
+        'minus': ''
     } for a, b in (('hmpo', 'gspo'), ('gspo', 'free'))]
     table = contrasts.make(
         *self.plan(_APART | {'free': .3}, seeds=3, about={'contrasts': asked}))
@@ -100,19 +104,136 @@ class ContrastsTest(plan_case.PlanTestCase):
     self.assertAlmostEqual(risk['collapsed_high'][1], 1 - .025**.1)
     self.assertAlmostEqual(risk['drawdown'][0], .19, delta=.03)
 
-  def test_tasks_are_averaged_for_each_seed(self):
-    plan, seeds = self.plan(_APART, seeds=3, about={'tasks': ['sort', 'add']})
-    first, second = contrasts.pairs(plan, seeds, 'hmpo', 'gspo', 'area')
+  def test_each_task_has_its_own(self):
+    rises = {'hmpo': {'sort': .36, 'add': .2}, 'gspo': .3}
+    asked = _asked('hmpo', 'gspo', 'area', task='add')
+    plan, seeds = self.plan(
+        rises, about={
+            'tasks': ['sort', 'add'],
+            'contrasts': [asked]
+        })
+    table = contrasts.make(plan, seeds)
+    self.assertEqual(table['name'].to_list(),
+                     ['hmpo - gspo on add', 'hmpo - gspo on sort'])
+    self.assertEqual(table['verdict'].to_list(), ['different', 'exploratory'])
+    self.assertLess(table['high'][0], 0)
+    self.assertGreater(table['low'][1], 0)
+    first, _ = contrasts.pairs(plan, seeds, asked)
     areas = seeds.set_index(records.RUN)['area']
-    self.assertAlmostEqual(
-        first[1], (areas['sort', 'hmpo', 1] + areas['add', 'hmpo', 1]) / 2)
-    self.assertLen(second, 3)
-    self.assertIn('| gspo | add | 3 finished |', self.page())
+    self.assertEqual(first[1], areas['add', 'hmpo', 1])
+    self.assertIn('| gspo | add | 10 finished |', self.page())
+
+  def test_an_interaction_is_a_difference_of_differences(self):
+    rises = {'hmpo': {'sort': .36, 'add': .26}, 'gspo': .3}
+    asked = _asked('hmpo', 'gspo', 'area', task='sort', minus='add')
+    plan, seeds = self.plan(
+        rises, about={
+            'tasks': ['sort', 'add'],
+            'contrasts': [asked]
+        })
+    row = contrasts.make(plan, seeds).iloc[0]
+    areas = seeds.set_index(records.RUN)['area']
+    found = [(areas['sort', 'hmpo', s] - areas['sort', 'gspo', s]) -
+             (areas['add', 'hmpo', s] - areas['add', 'gspo', s])
+             for s in range(10)]
+    self.assertAlmostEqual(row['mean'], np.mean(found), delta=1e-12)
+    self.assertEqual(row['verdict'], 'different')
+    self.assertIn('hmpo - gspo on sort minus on add', self.page())
+    # A seed counts where all four runs have ended.
     (self.folder / 'runs/add/hmpo/1/summary.json').unlink()
     plan = records.read(self.folder)
-    first, _ = contrasts.pairs(plan, outcomes.per_seed(plan), 'hmpo', 'gspo',
-                               'area')
-    self.assertLen(first, 2)
+    first, _ = contrasts.pairs(plan, outcomes.per_seed(plan), asked)
+    self.assertLen(first, 9)
+
+  def test_the_whole_family_is_corrected_for(self):
+    plan, seeds = self.plan(_APART)
+    wide = plan._replace(about=plan.about | {'family': 5})
+    table = contrasts.make(wide, seeds)
+    self.assertEqual(table['adjusted'][0], 5 * table['p'][0])
+    self.assertGreater(table['smallest'][0],
+                       contrasts.make(plan, seeds)['smallest'][0])
+
+  def test_margins_are_those_of_the_outcome(self):
+    row = self.contrast(
+        _ALIKE,
+        about={
+            'margins': {
+                'area': .001,
+                'collapse': .5,
+                'exact_area': .02,
+                'rung': .25
+            }
+        })
+    self.assertEqual(row['verdict'], 'undecided')
+
+
+class LadderContrastsTest(plan_case.PlanTestCase):
+
+  def _ladder(self, rises):
+    asked = [
+        _asked('hmpo', 'gspo', outcome, task='ladder')
+        for outcome in ('area', 'rung')
+    ]
+    return self.plan(
+        rises,
+        seeds=8,
+        about={
+            'tasks': list(_RATES),
+            'ladders': {
+                'ladder': _RATES
+            },
+            'contrasts': asked
+        })
+
+  def test_area_is_the_mean_over_rungs_and_a_planted_rung_is_found(self):
+    # gspo collapses from the second rung on, hmpo from the third.
+    falls = lambda k: {t: .3 if i < k else -.3 for i, t in enumerate(_RATES)}
+    plan, seeds = self._ladder({'hmpo': falls(2), 'gspo': falls(1)})
+    area, rung = contrasts.make(plan, seeds).to_dict('records')
+    areas = seeds.set_index(records.RUN)['area']
+    first, _ = contrasts.pairs(plan, seeds, plan.about['contrasts'][0])
+    self.assertAlmostEqual(first[3],
+                           np.mean([areas[task, 'hmpo', 3] for task in _RATES]))
+    self.assertEqual(area['verdict'], 'different')
+    self.assertEqual((rung['mean'], rung['p']), (1, 2 / 2**8))
+    self.assertEqual(rung['verdict'], 'different')
+    page = self.page()
+    self.assertIn('critical rung, log2 of the learning rate: +1.00', page)
+    self.assertIn('| ladder | hmpo | 8 |', page)
+    self.assertIn('half of the seeds collapse at hmpo 0.0028', page)
+
+  def test_what_lies_beyond_the_ladder_is_said(self):
+    plan, seeds = self._ladder({'hmpo': .3, 'gspo': -.3})
+    table = rungs.per_variant(plan, seeds)
+    self.assertEqual(table['above'].to_list(), [8, 0])
+    self.assertEqual(table['below'].to_list(), [0, 8])
+    self.assertEqual(table['half'].to_list(), [np.inf, 0])
+    self.assertIn('above the ladder', self.page())
+    self.assertEqual(
+        rungs.range_of(plan.about, 'ladder'), (np.log2(5e-4), np.log2(4e-3)))
+
+  def test_seeds_without_all_rungs_wait(self):
+    plan, _ = self._ladder({'hmpo': .3, 'gspo': .3})
+    (self.folder / 'runs/x2/hmpo/1/summary.json').unlink()
+    plan = records.read(self.folder)
+    table = contrasts.make(plan, outcomes.per_seed(plan))
+    self.assertEqual(table['n'].to_list(), [7, 7])
+    self.assertIn('open: 7 of 8', table['verdict'][0])
+
+
+_RATES = {'x1': 1e-3, 'x2': 2e-3, 'x4': 4e-3}
+
+
+def _asked(variant, baseline, outcome, *, task='', minus=''):
+  """A contrast as it stands in plan.json."""
+  return {
+      'name': kinds.name_of(variant, baseline, task, minus),
+      'variant': variant,
+      'baseline': baseline,
+      'outcome': outcome,
+      'task': task,
+      'minus': minus
+  }
 
 
 if __name__ == '__main__':

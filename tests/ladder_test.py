@@ -22,9 +22,10 @@ class CollapseTest(parameterized.TestCase):
       ('beyond_the_margin', (.6, .6, .54, .54), .001, 3),
       ('within_the_noise', (.6, .6, .5, .5), .026, -1),
       ('beyond_the_noise', (.6, .6, .5, .5), .024, 3),
-      ('below_the_start', (.6, .53, .52, .52), .001, -1),
+      ('below_the_start', (.6, .53, .52, .52), .001, 2),
+      ('at_once', (.6, .3, .3), .001, 1),
       ('far_below_the_start', (.6, .6, .3), .001, 2),
-      ('too_few', (.9, .1), .001, -1),
+      ('too_few', (.9,), .001, -1),
       ('none', (), .001, -1),
   )
   def test_by_hand(self, values, error, expected):

@@ -31,6 +31,13 @@ _START = probe.Found(
     eval_s=1.,
     state_bytes=1,
     temporary_bytes=1)
+# Tasks in a ladder, whose rates ascend.
+_LADDER = {
+    'tasks': design.rungs('l', 1e-3, (1, 2)),
+    'ladders': {
+        'l': ('l-x1', 'l-x2')
+    }
+}
 
 
 def _plan(**changes):
@@ -53,7 +60,7 @@ def _plan(**changes):
           'moving': design.Variant({'exponent.kind': 'adaptive'}),
           'yoked': design.Variant(replays='moving'),
       },
-      contrasts=[design.Contrast('hmpo', 'gspo', 'area')],
+      contrasts=[design.Contrast('hmpo', 'gspo', 'area', 'short')],
       tuning=design.Tuning((1e-3,), (0.1, 0.2), (100,)))
   return dataclasses.replace(plan, **changes)
 
@@ -258,8 +265,57 @@ class CheckTest(parameterized.TestCase):
           'alpha': 0.6
       }, 'alpha = 0.6'),
       ({
-          'margin': -1.
-      }, 'margin = -1.0'),
+          'margins': {
+              'area': -1.
+          }
+      }, r"margins\['area'\] = -1.0"),
+      ({
+          'margins': {
+              'arae': 1.
+          }
+      }, "'arae' is unknown: must be one of area"),
+      ({
+          'ladders': {
+              'l': ('short', 'long')
+          }
+      }, 'two or more, ascending'),
+      ({
+          'ladders': {
+              'short': ('short', 'long')
+          }
+      }, "ladders: 'short' is no name"),
+      (_LADDER | {
+          'variants': {
+              'a': design.Variant({'optim.learning_rate': .1})
+          }
+      }, 'learning rate of its own'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'gspo', 'rung', 'short')]
+      }, 'rung must be of a ladder: none'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'gspo', 'area')]
+      }, 'must name its task, one of short, long'),
+      ({
+          'contrasts':
+              [design.Contrast('hmpo', 'gspo', 'collapse', 'short', 'long')]
+      }, 'collapse must be of one task alone'),
+      ({
+          'contrasts':
+              [design.Contrast('hmpo', 'gspo', 'area', 'short', 'short')]
+      }, 'subtracts itself'),
+      ({
+          'contrasts': [design.Contrast('hmpo', 'gspo', 'area', 'shrot')]
+      }, "'shrot' is unknown"),
+      ({
+          'contrasts': [
+              design.Contrast('hmpo', 'gspo', 'area', 'short'),
+              design.Contrast('hmpo', 'gspo', 'area', 'long')
+          ],
+          'family': 1
+      }, 'family = 1: must be 0 or at least the 2'),
+      ({
+          'tuning': design.Tuning((1e-3,), (.1,), (8,), final_seeds=(8,))
+      }, r'tuning.final_seeds: \[8\]'),
       ({
           'failure_reward': float('nan')
       }, 'failure_reward = nan'),
@@ -267,12 +323,12 @@ class CheckTest(parameterized.TestCase):
           'contrasts': [design.Contrast('hmpo', 'hmpo', 'area')]
       }, 'is no contrast'),
       ({
-          'contrasts': [design.Contrast('hmpo', 'gspo', 'area')] * 2
+          'contrasts': [design.Contrast('hmpo', 'gspo', 'area', 'short')] * 2
       }, 'twice'),
       ({
           'contrasts': [
-              design.Contrast('hmpo', 'gspo', 'area'),
-              design.Contrast('gspo', 'hmpo', 'area')
+              design.Contrast('hmpo', 'gspo', 'area', 'short'),
+              design.Contrast('gspo', 'hmpo', 'area', 'short')
           ]
       }, 'turned round'),
       ({
@@ -286,6 +342,33 @@ class CheckTest(parameterized.TestCase):
 
   def test_a_plan_that_can_run(self):
     rules.check(_plan())
+
+  def test_a_ladder_is_told_with_its_rates(self):
+    rungs = design.rungs('sort', 3e-4, (1, 2.5), {'task.num_digits': 6})
+    self.assertEqual(rungs['sort-x2.5'], {
+        'task.num_digits': 6,
+        'optim.learning_rate': 7.5e-4
+    })
+    plan = _plan(
+        tasks=rungs,
+        ladders={'sort': tuple(rungs)},
+        variants={name: design.Variant({}, exploratory=False) for name in 'ab'},
+        contrasts=[design.Contrast('a', 'b', 'rung', 'sort')],
+        margins={'rung': .5},
+        family=5,
+        tuning=None)
+    rules.check(plan)
+    about = design.describe(plan, design.runs(plan, {}, _FOLDER), {})
+    self.assertEqual(about['ladders'],
+                     {'sort': {
+                         'sort-x1': 3e-4,
+                         'sort-x2.5': 7.5e-4
+                     }})
+    self.assertEqual(about['margins'] | {
+        'area': .02,
+        'rung': .5
+    }, about['margins'])
+    self.assertEqual(about['contrasts'][0]['name'], 'a - b on sort')
 
 
 class DoctorTest(absltest.TestCase):
@@ -310,7 +393,7 @@ class DoctorTest(absltest.TestCase):
     contrasts = [
         design.Contrast(*arms, outcome)
         for arms in (('hmpo', 'gspo'), ('gspo', 'hmpo'))
-        for outcome in design.OUTCOMES
+        for outcome in ('area', 'collapse')
     ]
     few = _plan(seeds=range(7), contrasts=contrasts)
     self.assertIn("7 seeds can't decide 4",
@@ -363,10 +446,13 @@ def _some_runs(plan):
 
 class ConfigsTest(parameterized.TestCase):
 
-  @parameterized.parameters(('plan', 15 * 2 * 10), ('plan_long', 4 * 2 * 8),
+  @parameterized.parameters(('plan', 4 * 7 * 12), ('plan_long', 4 * 2 * 8),
+                            ('plan_ladder', 4 * 7 * 12),
+                            ('plan_ladder:pilot', 9 * 8),
                             ('plan_atlas', 31 * 5), ('plan_quick', 4 * 3))
   def test_plans_of_the_repository(self, name, num_runs):
-    plan = runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config']()
+    name, *part = name.split(':')
+    plan = runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config'](*part)
     rules.check(plan)
     runs = design.runs(plan, {}, _FOLDER)
     self.assertLen(runs, num_runs)

@@ -74,10 +74,19 @@ def describe(rises, seeds, **changes) -> dict:
           'name': f'{names[0]} - {names[1]}',
           'variant': names[0],
           'baseline': names[1],
-          'outcome': outcome
+          'outcome': outcome,
+          'task': '',
+          'minus': ''
       } for outcome in ('area', 'collapse')] if len(names) > 1 else [],
-      'margin':
-          0.02,
+      'ladders': {},
+      'margins': {
+          'area': 0.02,
+          'exact_area': 0.02,
+          'collapse': 0.1,
+          'rung': 0.25
+      },
+      'family':
+          0,
       'alpha':
           0.05,
       'target':
@@ -115,7 +124,8 @@ def write(workdir, rises, seeds=10, *, failed=(), stop=None, about=None):
 
   Args:
     workdir: made if missing.
-    rises: {variant: rise of the held-out reward from 0.5 on}.
+    rises: {variant: rise of the held-out reward from 0.5 on}, or for each
+      variant one of each task.
     seeds: number of them.
     failed: {(variant, seed): step} of runs that fail.
     stop: {(variant, seed): step} of runs that still go, 0 for not begun.
@@ -131,7 +141,10 @@ def write(workdir, rises, seeds=10, *, failed=(), stop=None, about=None):
     until = failed.get(arm, stop.get(arm, plan['horizon']))
     folder = workdir / run['folder']
     folder.mkdir(parents=True, exist_ok=True)
-    curve = _curve(run, rises[run['variant']], plan['horizon'])
+    rise = rises[run['variant']]
+    if isinstance(rise, dict):
+      rise = rise[run['task']]
+    curve = _curve(run, rise, plan['horizon'])
     if until or arm in failed:
       _dump(folder / 'start.json', curve[0])
     records = [_record(run, curve, step) for step in range(1, until + 1)]

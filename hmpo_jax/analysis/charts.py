@@ -7,15 +7,12 @@ import pandas
 
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import curves
+from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import styles
 from hmpo_jax.analysis import survival
 from hmpo_jax.analysis import text
-
-_OUTCOMES = {
-    'area': 'difference in area under held-out reward',
-    'collapse': 'difference in the share of seeds that collapsed'
-}
 
 
 def forest(plan: records.Plan, table: pandas.DataFrame) -> figure.Figure | None:
@@ -29,7 +26,7 @@ def forest(plan: records.Plan, table: pandas.DataFrame) -> figure.Figure | None:
     None where no contrast has two pairs of runs.
   """
   known = table[np.isfinite(table['low']) & np.isfinite(table['high'])]
-  groups = [known[known['outcome'] == outcome] for outcome in _OUTCOMES]
+  groups = [known[known['outcome'] == outcome] for outcome in kinds.KINDS]
   groups = [group for group in groups if len(group)]
   if not groups:
     return None
@@ -38,7 +35,53 @@ def forest(plan: records.Plan, table: pandas.DataFrame) -> figure.Figure | None:
   grid = picture.subplots(
       len(groups), 1, squeeze=False, height_ratios=[len(g) + 1 for g in groups])
   for axes, group in zip(grid.flat, groups):
-    _forest_panel(axes, group, plan.about['margin'])
+    _forest_panel(axes, group, plan.about['margins'])
+  return picture
+
+
+def ladder(plan: records.Plan, seeds: pandas.DataFrame,
+           name: str) -> figure.Figure | None:
+  """Held-out area and share collapsed against the learning rate.
+
+  Args:
+    plan: what `records.read` returns.
+    seeds: what `outcomes.per_seed` returns.
+    name: of the ladder.
+
+  Returns:
+    None where no run on it has ended.
+  """
+  rates = plan.about['ladders'][name]
+  ended = seeds[records.has_ended(seeds) & seeds['task'].isin(list(rates))]
+  if ended.empty:
+    return None
+  look = styles.of_variants(list(plan.about['variants']))
+  picture, grid = styles.panels(2, height=2.9, sharing=False)
+  for variant in plan.about['variants']:
+    arm = ended[ended['variant'] == variant]
+    found = [arm[arm['task'] == task] for task in rates]
+    shares = [
+        statistics.proportion_interval(
+            int(runs['collapsed'].sum()), len(runs), plan.about['alpha'])
+        for runs in found
+    ]
+    areas = [
+        statistics.mean_interval(runs['area'].to_numpy(float),
+                                 plan.about['alpha']) for runs in found
+    ]
+    for axes, intervals in zip(grid, (areas, shares)):
+      _ladder_curve(axes, list(rates.values()), intervals, look[variant],
+                    variant)
+  for axes, label in zip(
+      grid, ('area under held-out reward', 'share of seeds collapsed')):
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(
+        list(rates.values()), [f'{rate:.2g}' for rate in rates.values()],
+        rotation=45)
+    axes.minorticks_off()
+    axes.set_ylabel(label)
+  grid[1].set_ylim(-.03, 1.03)
+  curves.finish(picture, grid, 'learning rate', '')
   return picture
 
 
@@ -100,8 +143,31 @@ def tuning(table: pandas.DataFrame) -> figure.Figure:
   return picture
 
 
-def _forest_panel(axes, group, margin):
+def _ladder_curve(axes, rates, intervals, style, label):
+  """Means over the rungs that have runs, with the band of their intervals."""
+  known = [(x, found) for x, found in zip(rates, intervals) if found.n]
+  if not known:
+    return
+  places, found = zip(*known)
+  axes.plot(
+      places, [each.mean for each in found],
+      style.line,
+      marker='o',
+      markersize=3.5,
+      color=style.color,
+      linewidth=1.8,
+      label=label)
+  axes.fill_between(
+      places, [each.low for each in found], [each.high for each in found],
+      color=style.color,
+      alpha=.15,
+      linewidth=0)
+
+
+def _forest_panel(axes, group, margins):
   """One line for each contrast, the first at the top."""
+  outcome = group['outcome'].iloc[0]
+  margin = margins[outcome]
   places = np.arange(len(group))[::-1]
   axes.axvspan(-margin, margin, color='#DDDDDD', linewidth=0)
   axes.axvline(0, color='black', linewidth=.8)
@@ -122,7 +188,7 @@ def _forest_panel(axes, group, margin):
         fontsize=8)
   axes.set_yticks(places, group['name'])
   axes.set_ylim(-.6, len(group) - .4)
-  axes.set_xlabel(_OUTCOMES[group['outcome'].iloc[0]])
+  axes.set_xlabel(f'difference in {kinds.KINDS[outcome].what}')
 
 
 def _survival(plan, ended, variant):

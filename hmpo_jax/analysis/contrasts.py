@@ -1,13 +1,16 @@
 """Differences between two variants of a plan, seed by seed."""
 
+from collections.abc import Mapping
 import functools
 
 import numpy as np
 import pandas
 
+from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import pairing
 from hmpo_jax.analysis import power
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import rungs
 from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
@@ -17,23 +20,23 @@ EXPLORATORY, DIFFERENT = 'exploratory', 'different'
 def make(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
   """One row a contrast: those of the plan, then every other variant.
 
-  A seed counts where both arms have ended, on every task; its area is the mean
-  over the tasks, and it has collapsed if it has on any. There is no verdict in
-  an exploratory plan, on an exploratory variant, or before all seeds of the
-  plan have ended: who looks early and often finds differences by chance.
-  Holm's correction is for all contrasts that get a verdict in the end, also
-  those that can't be tested yet.
+  A seed counts where both arms have ended, on every task of the contrast's
+  place. There is no verdict in an exploratory plan, on an exploratory variant,
+  or before all seeds of the plan have ended: who looks early and often finds
+  differences by chance. Holm's correction is for all contrasts that get a
+  verdict in the end, also those that can't be tested yet, and for those of
+  other plans that belong to the plan's family.
 
   Args:
     plan: what `records.read` returns.
     seeds: what `outcomes.per_seed` returns.
 
   Returns:
-    Columns name, variant, baseline, outcome, n, planned, mean, low, high (of
-    variant - baseline at the plan's alpha), p, adjusted, verdict, smallest (the
-    smallest difference that the seeds can show), gain (by what factor pairing
-    cut the seeds that are needed), correlation, diverge (median step at which
-    the arms' tokens part). NaN where the seeds can't tell.
+    Columns name, variant, baseline, outcome, task, minus, n, planned, mean,
+    low, high (of variant - baseline at the plan's alpha), p, adjusted, verdict,
+    smallest (the smallest difference that the seeds can show), gain (by what
+    factor pairing cut the seeds that are needed), correlation, diverge (median
+    step at which the arms' tokens part). NaN where the seeds can't tell.
   """
   rows = [
       _row(plan, seeds, contrast, is_listed=True)
@@ -56,69 +59,93 @@ def reference(about: dict) -> str:
 
 def family_size(about: dict) -> int:
   """Number of contrasts that get a verdict, for which Holm corrects."""
-  return sum(not _is_exploratory(about, (c['variant'], c['baseline']))
-             for c in about['contrasts'])
+  own = sum(not _is_exploratory(about, (c['variant'], c['baseline']))
+            for c in about['contrasts'])
+  return max(own, about['family'] if own else 0)
 
 
-def pairs(plan: records.Plan, seeds: pandas.DataFrame, variant: str,
-          baseline: str, outcome: str) -> tuple[np.ndarray, np.ndarray]:
-  """[n] outcomes of two variants, of the seeds that both have ended with."""
-  both = [_by_seed(plan, seeds, name, outcome) for name in (variant, baseline)]
+def pairs(plan: records.Plan, seeds: pandas.DataFrame,
+          contrast: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+  """[n] outcomes of both variants, of the seeds that both have ended with.
+
+  Of an interaction each is what its task's outcome exceeds the other's by.
+
+  Args:
+    plan: what `records.read` returns.
+    seeds: what `outcomes.per_seed` returns.
+    contrast: variant, baseline, outcome, task and minus, as in plan.json.
+  """
+  where = kinds.places(plan.about)
+  place = contrast['task'] or next(iter(where))
+
+  def of(variant, name):
+    chosen = seeds[(seeds['variant'] == variant) & records.has_ended(seeds)
+                   & seeds['task'].isin(where.get(name, [name]))]
+    return rungs.by_seed(plan.about, chosen, name, contrast['outcome'])
+
+  both = []
+  for variant in (contrast['variant'], contrast['baseline']):
+    values = of(variant, place)
+    if contrast['minus']:
+      values = (values - of(variant, contrast['minus'])).dropna()
+    both.append(values)
   joined = pandas.concat(both, axis=1, join='inner').sort_index()
   return joined.iloc[:, 0].to_numpy(float), joined.iloc[:, 1].to_numpy(float)
 
 
 _NUMBERS = ('mean', 'low', 'high', 'low_2alpha', 'high_2alpha', 'p', 'adjusted',
             'smallest', 'gain', 'correlation', 'diverge')
-_COLUMNS = ('name', 'variant', 'baseline', 'outcome', 'n', 'planned', 'mean',
-            'low', 'high', 'low_2alpha', 'high_2alpha', 'p', 'adjusted',
-            'verdict', 'smallest', 'gain', 'correlation', 'diverge')
-
-
-def _by_seed(plan, seeds, variant, outcome):
-  """Outcome of each seed that has ended on every task."""
-  chosen = seeds[(seeds['variant'] == variant) & records.has_ended(seeds)]
-  column = {'area': 'area', 'collapse': 'collapsed'}[outcome]
-  grouped = chosen.groupby('seed')[column]
-  values = grouped.mean() if outcome == 'area' else grouped.max()
-  return values[grouped.count() == len(plan.about['tasks'])]
+_NAMED = ('name', 'variant', 'baseline', 'outcome', 'task', 'minus')
+_COLUMNS = (*_NAMED, 'n', 'planned', 'mean', 'low', 'high', 'low_2alpha',
+            'high_2alpha', 'p', 'adjusted', 'verdict', 'smallest', 'gain',
+            'correlation', 'diverge')
 
 
 def _others(about):
-  """Contrasts in area with the reference that are not planned, either way."""
-  against = reference(about)
-  planned = [{c['variant'], c['baseline']}
+  """Contrasts with the reference that are not planned, either way.
+
+  In area, and on a ladder in the critical rung too.
+  """
+  against, where = reference(about), kinds.places(about)
+  only = ''.join(where) if len(where) == 1 else ''
+  planned = [({c['variant'], c['baseline']}, c['outcome'], c['task'] or only)
              for c in about['contrasts']
-             if c['outcome'] == 'area']
-  for variant in about['variants']:
-    if variant != against and {variant, against} not in planned:
-      yield {
-          'name': f'{variant} - {against}',
-          'variant': variant,
-          'baseline': against,
-          'outcome': 'area'
-      }
+             if not c['minus']]
+  for place in where:
+    for outcome in ('area', 'rung') if place in about['ladders'] else ('area',):
+      for variant in about['variants']:
+        if variant != against and ({variant, against
+                                   }, outcome, place) not in planned:
+          task = '' if only else place
+          yield {
+              'name': kinds.name_of(variant, against, task, ''),
+              'variant': variant,
+              'baseline': against,
+              'outcome': outcome,
+              'task': task or only,
+              'minus': ''
+          }
 
 
 def _row(plan, seeds, contrast, is_listed):
   about = plan.about
   arms = contrast['variant'], contrast['baseline']
-  first, second = pairs(plan, seeds, *arms, contrast['outcome'])
+  first, second = pairs(plan, seeds, contrast)
   row = {
       **{
-          key: contrast[key] for key in _COLUMNS[:4]
+          key: contrast[key] for key in _NAMED
       },
       'n': len(first),
       'planned': len(about['seeds']),
       'p': np.nan,
       'verdict': '' if is_listed else EXPLORATORY,
-      'diverge': pairing.divergence(plan, *arms),
+      'diverge': pairing.divergence(plan, *arms, _tasks(about, contrast)),
   }
   if _is_exploratory(about, arms):
     row['verdict'] = EXPLORATORY
   if len(first):
-    measured = _area if contrast['outcome'] == 'area' else _collapse
-    row |= measured(first, second, about, max(family_size(about), 1))
+    measured = _event if _kind(contrast).is_event else _number
+    row |= measured(first, second, about, contrast)
   if not is_listed:
     row['p'] = np.nan  # its interval is enough to look at
   return row
@@ -130,40 +157,62 @@ def _is_exploratory(about, arms):
       about['variants'][arm].get('exploratory') for arm in arms)
 
 
-def _area(first, second, about, family):
+def _kind(contrast):
+  return kinds.KINDS[contrast['outcome']]
+
+
+def _tasks(about, contrast):
+  """Of both places of a contrast."""
+  where = kinds.places(about)
+  named = [contrast['task'] or next(iter(where)), contrast['minus']]
+  return [task for name in named if name for task in where.get(name, [name])]
+
+
+def _number(first, second, about, contrast):
+  """What is told of an outcome that is a number."""
   difference, alpha = first - second, about['alpha']
+  span = _span(about, contrast)
   interval = functools.partial(
-      statistics.paired_interval,
-      difference,
-      bounds=(-_span(about), _span(about)))
+      statistics.paired_interval, difference, bounds=(-span, span))
   found = _interval(interval(alpha), interval(2 * alpha))
   if len(difference) > 1:
     found |= {
         'p': statistics.sign_flip(difference),
-        'smallest': _smallest(difference, about, family),
+        'smallest': _smallest(difference, about, span),
         'gain': statistics.pairing_gain(first, second),
         'correlation': statistics.correlation(first, second),
     }
   return found
 
 
-def _span(about):
-  """Largest difference of two areas: of rewards, and what a failure counts."""
-  return max(1., about['failure_reward']) - min(0., about['failure_reward'])
+def _span(about, contrast):
+  """Largest difference that there can be: of rewards, or of rungs."""
+  outcome, place = contrast['outcome'], contrast['task']
+  if outcome == 'rung':
+    place = place or next(iter(about['ladders']))
+    low, high = rungs.range_of(about, place)
+  elif outcome == 'exact_area':
+    low, high = 0., 1.
+  else:
+    low, high = min(0., about['failure_reward']), max(1.,
+                                                      about['failure_reward'])
+  return (high - low) * (2 if contrast['minus'] else 1)
 
 
-def _smallest(difference, about, family):
-  """Smallest area that is found; NaN where the seeds can show none."""
-  n = len(difference)
+def _smallest(difference, about, span):
+  """Smallest difference that is found; NaN where the seeds can show none."""
+  n, family = len(difference), max(family_size(about), 1)
   if not power.can_answer(n, family, about['alpha']):
     return np.nan
   found = power.smallest_detectable(
       float(np.std(difference, ddof=1)), n, about['alpha'], family)
-  return found if found <= _span(about) else np.nan
+  return found if found <= span else np.nan
 
 
-def _collapse(first, second, about, family):
+def _event(first, second, about, _):
+  """What is told of an outcome that happens or not."""
   first, second, alpha = first > 0, second > 0, about['alpha']
+  family = max(family_size(about), 1)
   narrow = statistics.binary_difference(first, second, 2 * alpha)
   interval = statistics.binary_difference(first, second, alpha)
   n = len(first)
@@ -191,19 +240,21 @@ def _judged(about, table):
   p = table.loc[tested, 'p']
   is_open = table['n'] < table['planned']
   if tested.any():
-    table.loc[tested, 'adjusted'] = statistics.holm(p.to_numpy(float))
+    table.loc[tested,
+              'adjusted'] = statistics.holm(p.to_numpy(float), about['family'])
   for row in table[tested].itertuples():
     if is_open[row.Index]:
       verdict = f'open: {row.n} of {row.planned} seeds'
     elif np.isnan(row.p):
       verdict = f'open: {text.plural(row.n, "seed")} can\'t tell'
     else:
+      margin = about['margins'][row.outcome]
       narrow = statistics.Interval(row.mean, row.low_2alpha, row.high_2alpha,
                                    row.n)
       verdict = statistics.verdict(
           statistics.Interval(row.mean, row.low, row.high, row.n), narrow,
-          row.adjusted, about['margin'], about['alpha'])
-      if verdict == DIFFERENT and statistics.within(narrow, about['margin']):
+          row.adjusted, margin, about['alpha'])
+      if verdict == DIFFERENT and statistics.within(narrow, margin):
         verdict += ', within the margin'
     table.loc[row.Index, 'verdict'] = verdict
   return table

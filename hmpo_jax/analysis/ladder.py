@@ -36,11 +36,11 @@ def collapse(values: npt.ArrayLike, errors: npt.ArrayLike,
              margin: float) -> int:
   """When a held-out curve collapses, if it does.
 
-  With m_k the mean of evaluations k and k + 1, the start included, the curve
-  has collapsed at the first m_k that lies below the best earlier one by more
-  than max(margin, 4 se). se, that of the difference of two such means, is taken
-  as if evaluations were independent; they share their prompts, so it is at most
-  that.
+  With m_k the mean of evaluations k - 1 and k, and m_0 the first evaluation, of
+  the start, the curve has collapsed at the first m_k that lies below the best
+  earlier one by more than max(margin, 4 se). se, that of the difference of two
+  such means, is taken as if evaluations were independent; they share their
+  prompts, so it is at most that.
 
   Args:
     values: [m] held-out rewards, in the order of their steps.
@@ -48,20 +48,19 @@ def collapse(values: npt.ArrayLike, errors: npt.ArrayLike,
     margin: fall that is no collapse, in units of the values.
 
   Returns:
-    Index of the later evaluation of that m_k; -1 if there is none, as with
-    fewer than three evaluations.
+    That k; -1 if there is none, as with fewer than two evaluations.
   """
   heights, noise = np.asarray(values, float), np.asarray(errors, float)
   if heights.ndim != 1 or heights.shape != noise.shape:
     raise ValueError('values and errors must be of shape [m]: '
                      f'{heights.shape=} {noise.shape=}')
-  means = (heights[:-1] + heights[1:]) / 2
-  variances = (noise[:-1]**2 + noise[1:]**2) / 4
+  means = np.concatenate([heights[:1], (heights[:-1] + heights[1:]) / 2])
+  variances = np.concatenate([noise[:1]**2, (noise[:-1]**2 + noise[1:]**2) / 4])
   for k in range(1, len(means)):
-    best = int(np.argmax(means[:k]))
+    best = k - 1 - int(np.argmax(means[:k][::-1]))  # of equal ones the last
     allowed = _ERRORS * math.sqrt(variances[best] + variances[k])
     if means[best] - means[k] > max(margin, allowed):
-      return k + 1
+      return k
   return -1
 
 

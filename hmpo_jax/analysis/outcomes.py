@@ -22,12 +22,13 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
 
   Returns:
     The columns of `plan.runs`, then heldout_first, heldout_last, exact_first,
-    exact_last, heldout_change and exact_change (end - step 0), area (mean
-    height of the held-out reward from step 0 to the horizon), collapsed (0 or
-    1), drawdown (largest fall of the held-out reward), reached (0 or 1),
-    steps_, episodes_ and tokens_to_target (the horizon where it isn't reached),
-    tokens (of the whole run), then the columns of measures.MEASURES. NaN where
-    a run that hasn't ended can't tell, and where a metric isn't recorded.
+    exact_last, heldout_change and exact_change (end - step 0), area and
+    exact_area (mean height of the held-out reward and of the held-out exact
+    match from step 0 to the horizon), collapsed (0 or 1), drawdown (largest
+    fall of the held-out reward), reached (0 or 1), steps_, episodes_ and
+    tokens_to_target (the horizon where it isn't reached), tokens (of the whole
+    run), then the columns of measures.MEASURES. NaN where a run that hasn't
+    ended can't tell, and where a metric isn't recorded.
   """
   steps = dict(list(plan.steps.groupby(records.RUN)))
   heldout = dict(list(plan.heldout.groupby(records.RUN)))
@@ -40,25 +41,25 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
   return _censored(pandas.DataFrame(rows))
 
 
-def scored_area(about, run, steps, values) -> float:
-  """Area of a run's held-out reward, with what a failure counts as.
+def scored_area(about, run, steps, values, failure_value) -> float:
+  """Area of a held-out curve of a run, with what a failure counts as.
 
-  The last value before a failure holds until it, failure_reward from then on.
+  The last value before a failure holds until it, failure_value from then on.
   """
   horizon, end = about['horizon'], run['end']
   if run['state'] != records.FAILED or end >= horizon:
     return statistics.area(steps, values, horizon)
   before = steps < end
   if not before.any():
-    return float(about['failure_reward'])
+    return float(failure_value)
   healthy = statistics.area(steps[before], values[before], end)
-  return (healthy * end + about['failure_reward'] * (horizon - end)) / horizon
+  return (healthy * end + failure_value * (horizon - end)) / horizon
 
 
 def _heldout(about, run, evaluations, recorded):
   """Outcomes of the held-out curve of one run."""
   names = ('heldout_first', 'heldout_last', 'exact_first', 'exact_last', 'area',
-           'collapsed', 'drawdown', 'reached', 'steps_to_target',
+           'exact_area', 'collapsed', 'drawdown', 'reached', 'steps_to_target',
            'heldout_change', 'exact_change', 'episodes_to_target',
            'tokens_to_target', 'tokens')
   found = dict.fromkeys(names, _UNKNOWN)
@@ -79,7 +80,8 @@ def _heldout(about, run, evaluations, recorded):
         'exact_last': exact[-1],
         'heldout_change': reward[-1] - found['heldout_first'],
         'exact_change': exact[-1] - found['exact_first'],
-        'area': scored_area(about, run, steps, reward),
+        'area': scored_area(about, run, steps, reward, about['failure_reward']),
+        'exact_area': scored_area(about, run, steps, exact, 0.),
         'collapsed': float(failed or fall >= 0),
         'drawdown': statistics.max_drawdown(reward),
     } | _target(about, failed, steps, reward, recorded)

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas
 
+from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import kinds
+from hmpo_jax.analysis import ladder_words
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import pairing
 from hmpo_jax.analysis import pictures
@@ -23,7 +26,6 @@ _SECTIONS = {
     measures.MEANS: 'Arithmetic and harmonic means, order',
 }
 _SPREAD = 'reward/mean:tail'  # last of its section
-_SIZES = {'area': '.3f', 'collapse': '.0%'}
 
 
 class Page:
@@ -36,7 +38,8 @@ class Page:
     Args:
       plan: what `records.read` returns.
       seeds: what `outcomes.per_seed` returns.
-      found: variants, risk, targets and contrasts, the tables of those names.
+      found: variants, risk, targets, contrasts, ladders and rungs, the tables
+        of those names.
     """
     self._plan, self._about = plan, plan.about
     self._seeds, self._found = seeds, found
@@ -50,9 +53,11 @@ class Page:
       files: names of the tables, which lie in tables/.
     """
     parts = [
-        *self._head(), *self._answers(), *self._contrasts(), *self._variants(),
-        *self._figures(figures), *self._failures(), *self._settings(),
-        *self._method(files)
+        *self._head(),
+        *self._answers(), *self._contrasts(), *ladder_words.section(
+            self._about, self._found['ladders'], self._found['rungs']),
+        *self._variants(), *self._figures(figures), *self._failures(),
+        *self._settings(), *self._method(files)
     ]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
@@ -122,7 +127,7 @@ class Page:
     yield from self._pairing(table)
 
   def _contrast(self, row):
-    form = _SIZES[row.outcome]
+    form = kinds.KINDS[row.outcome].form
     return (row.name, row.outcome, text.signed(row.mean, form),
             text.bounds(row.low, row.high, form, text.signed)
             if row.n else text.NOTHING, f'{row.n} of {row.planned}',
@@ -139,7 +144,7 @@ class Page:
     else:
       yield ('Do all arms sample the same first rollout? The folder doesn\'t '
              'tell.')
-    rows = table[table['outcome'] == 'area']
+    rows = table[table['outcome'].isin(['area', 'exact_area'])]
     if len(rows):
       yield text.table([
           'pairing', 'tokens part at step (median)', 'correlation of areas',
@@ -240,7 +245,8 @@ class Page:
     if table.empty:
       return
     yield (f'### Risk\n\nCollapsed: failed, or the mean of two successive '
-           'held-out rewards fell below the best earlier such mean by more '
+           'held-out rewards fell below the best earlier such mean, or below '
+           'the first of them, by more '
            f'than {self._about["collapse_margin"]:g} and four standard errors. '
            f'Exact {1 - self._about["alpha"]:.0%} intervals.')
     yield text.table([
@@ -324,14 +330,16 @@ class Page:
     yield '\n'.join([
         f'- Area: mean height of the held-out greedy reward from step 0 to '
         f'{about["horizon"]}, straight lines between evaluations.',
-        '- Contrasts pair runs of equal seed; a seed\'s area is the mean over '
-        'the tasks, and it has collapsed if it has on any. Areas: sign-flip '
+        '- Contrasts pair runs of equal seed, on one task or one ladder; a '
+        'ladder\'s area is the mean over its rungs. Areas and rungs: sign-flip '
         'test and the interval that it keeps (Student\'s t below 6 seeds). '
         'Collapses: exact McNemar test, Tango\'s interval.',
-        f'- Verdicts: different if Holm\'s p is at most {about["alpha"]:g}; '
-        f'equivalent if the {1 - 2 * about["alpha"]:.0%} interval lies within '
-        f'±{about["margin"]:g}; else undecided. None in an exploratory plan, '
-        'of an exploratory variant, or before all seeds have ended.',
+        f'- Verdicts: different if Holm\'s p, for '
+        f'{contrasts.family_size(about)} contrasts{self._family()}, is at most '
+        f'{about["alpha"]:g}; equivalent if the {1 - 2 * about["alpha"]:.0%} '
+        f'interval, which is not adjusted for their number, lies within '
+        f'{self._margins()}; else undecided. None in an exploratory plan, of '
+        'an exploratory variant, or before all seeds have ended.',
         '- Smallest shown: the difference in area that these seeds find four '
         'times in five at Holm\'s first step; of collapses, the least that the '
         'exact test can find there.',
@@ -342,6 +350,17 @@ class Page:
         'runs: Clopper and Pearson\'s.',
     ])
     yield 'Tables: ' + ', '.join(f'[{f}](tables/{f})' for f in files) + '.'
+
+  def _family(self):
+    own = len(self._about['contrasts'])
+    return ' of several plans' if self._about['family'] > own else ''
+
+  def _margins(self):
+    """Of equivalence, of the outcomes that are compared."""
+    compared = dict.fromkeys(self._found['contrasts']['outcome']) or ['area']
+    return text.listing(
+        f'±{self._about["margins"][name]:g} ({name.replace("_", " ")})'
+        for name in compared)
 
   def _arms(self):
     return self._seeds.groupby(tables.ARM, sort=False)

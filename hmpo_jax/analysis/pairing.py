@@ -1,5 +1,7 @@
 """Whether arms of one seed saw the same samples, and until when."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas
 
@@ -31,7 +33,8 @@ def first_rollouts(plan: records.Plan) -> pandas.DataFrame:
   })
 
 
-def divergence(plan: records.Plan, variant: str, baseline: str) -> float:
+def divergence(plan: records.Plan, variant: str, baseline: str,
+               tasks: Sequence[str]) -> float:
   """Median step, over tasks and seeds, at which the tokens of two arms part.
 
   inf where they never part in the steps that both have. NaN without digests or
@@ -40,8 +43,9 @@ def divergence(plan: records.Plan, variant: str, baseline: str) -> float:
   if _DIGEST not in plan.steps:
     return np.nan
   keys = ['task', 'seed', 'step']
+  here = plan.steps[plan.steps['task'].isin(tasks)]
   one, two = (
-      plan.steps.loc[plan.steps['variant'] == arm, keys + [_DIGEST]]
+      here.loc[here['variant'] == arm, keys + [_DIGEST]]
       for arm in (variant, baseline))
   both = one.merge(two, on=keys).dropna()
   parts = [

@@ -9,6 +9,7 @@ import pandas
 from hmpo_jax.analysis import charts
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import curves
+from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import phase
 from hmpo_jax.analysis import records
@@ -43,9 +44,17 @@ def make(plan: records.Plan, seeds: pandas.DataFrame,
     yield Picture(
         'contrasts', 'Contrasts',
         f'Mean difference of paired seeds with its {_percent(plan)} interval; '
-        f'gray: ±{plan.about["margin"]:g}; open circles are exploratory.',
+        'gray: the margin of equivalence; open circles are exploratory.',
         picture)
-  for task in plan.about['tasks']:
+  for name in plan.about['ladders']:
+    picture = charts.ladder(plan, seeds, name)
+    if picture:
+      yield Picture(
+          f'ladder-{text.slug(name)}', f'Against the learning rate, {name}',
+          f'Mean held-out area with its {_percent(plan)} interval, and the '
+          'share of the seeds that collapsed with its exact one, rung by rung.',
+          picture)
+  for task in kinds.told_tasks(plan.about):
     yield from _of_task(plan, seeds, task)
   if plan.phase is not None:
     yield from _phases(plan.phase.to_dict('records'))

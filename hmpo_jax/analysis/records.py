@@ -11,6 +11,7 @@ import pandas
 from hmpo_jax import config as config_lib
 from hmpo_jax import config_file
 from hmpo_jax import metrics
+from hmpo_jax.analysis import kinds
 
 FINISHED, FAILED, UNFINISHED = 'finished', 'failed', 'unfinished'
 MISSING, DAMAGED = 'not started', 'damaged'
@@ -19,8 +20,8 @@ RUN = ['task', 'variant', 'seed']  # columns that name a run
 
 _PLAN = 'plan.json'
 _NEEDED = ('name', 'question', 'exploratory', 'tasks', 'variants', 'seeds',
-           'contrasts', 'margin', 'alpha', 'target', 'failure_reward',
-           'collapse_margin', 'horizon', 'runs')
+           'ladders', 'contrasts', 'margins', 'alpha', 'family', 'target',
+           'failure_reward', 'collapse_margin', 'horizon', 'runs')
 
 
 class Plan(NamedTuple):
@@ -183,9 +184,13 @@ _NO_PLAN = {
     'name': 'runs',
     'question': '',
     'exploratory': True,
+    'ladders': {},
     'contrasts': [],
-    'margin': 0.02,
+    'margins': {
+        name: kind.margin for name, kind in kinds.KINDS.items()
+    },
     'alpha': 0.05,
+    'family': 0,
     'failure_reward': 0.,
     'collapse_margin': 0.05,
 }
@@ -201,7 +206,8 @@ def _about(file):
         'experiments/compare.py wrote') from error
   if missing or not about['runs']:
     raise config_lib.ConfigError(
-        f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing')
+        f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing; '
+        'the command of experiments/compare.py that made it writes it anew')
   return about
 
 

@@ -9,6 +9,7 @@ from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import pages
 from hmpo_jax.analysis import pictures
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import rungs
 from hmpo_jax.analysis import styles
 from hmpo_jax.analysis import tables
 
@@ -60,6 +61,8 @@ def _tables(plan, seeds):
       'variants': tables.per_variant(seeds, alpha),
       'targets': tables.targets(seeds, horizon, alpha),
       'risk': tables.risk(seeds, alpha),
+      'ladders': rungs.per_variant(plan, seeds),
+      'rungs': rungs.per_seed(plan, seeds),
   }
 
 
@@ -73,6 +76,8 @@ def _write_tables(plan, seeds, found, folder):
       'reward': tables.across_seeds(smooth, 'reward/mean'),
       'tuning': plan.tuning
   }
+  if not plan.about['ladders']:
+    del everything['ladders'], everything['rungs']
   for name, frame in everything.items():
     if frame is not None:
       _save(frame, folder / f'{name}.csv')

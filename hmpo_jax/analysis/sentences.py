@@ -9,6 +9,8 @@ import pandas
 from hmpo_jax import update
 from hmpo_jax.analysis import changes
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import kinds
+from hmpo_jax.analysis import ladder_words
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import power
 from hmpo_jax.analysis import records
@@ -28,7 +30,8 @@ class Words:
     Args:
       plan: what `records.read` returns.
       seeds: what `outcomes.per_seed` returns.
-      found: variants, risk, targets and contrasts, the tables of those names.
+      found: variants, risk, targets, contrasts and ladders, the tables of
+        those names.
     """
     self._plan, self._about = plan, plan.about
     self._seeds, self._found = seeds, found
@@ -37,11 +40,13 @@ class Words:
         for arm in ('variant', 'baseline')
     }
     self._named = list(named) or list(self._about['variants'])[:_NAMED]
+    self._tasks = kinds.told_tasks(plan.about)
 
   def stability(self) -> Iterator[str]:
     """How often logits explode and numbers stop being finite."""
-    yield from self._contrast_sentences('collapse')
-    for task in self._about['tasks']:
+    yield from self._contrast_sentences('collapse', 'rung')
+    yield from ladder_words.sentences(self._about, self._found['ladders'])
+    for task in self._tasks:
       logits = self._row('qk/max_logit:max', '.1f', task)
       if logits:
         yield (f'{self._on(task)}the largest attention logit of a run was '
@@ -55,8 +60,8 @@ class Words:
 
   def reward(self) -> Iterator[str]:
     """Reward, advantages and clipped ratios."""
-    yield from self._contrast_sentences('area')
-    for task in self._about['tasks']:
+    yield from self._contrast_sentences('area', 'exact_area')
+    for task in self._tasks:
       yield from self._changes(task)
       for column, form, what in (
           ('advantage/effective_variance:mean', '.3f',
@@ -74,7 +79,7 @@ class Words:
   def learning(self) -> Iterator[str]:
     """Steps, episodes and tokens to the target."""
     targets, about = self._found['targets'], self._about
-    for task in about['tasks']:
+    for task in self._tasks:
       rows = targets[(targets['task'] == task) & (targets['unit'] == 'steps')]
       parts = [self._target(row) for row in self._of_named(rows)]
       if parts:
@@ -86,7 +91,7 @@ class Words:
 
   def means(self) -> Iterator[str]:
     """Arithmetic and harmonic means, and the order in use."""
-    for task in self._about['tasks']:
+    for task in self._tasks:
       for column, form, what in (
           ('agm/gap:mean', '.4f', 'the gap A - H was'),
           ('agm/convergence_rate:mean', '.4f',
@@ -116,8 +121,9 @@ class Words:
     if marked and not about['exploratory']:
       yield (f'Exploratory by the plan, without a verdict: '
              f'{text.listing(marked)}.')
-    if len(about['tasks']) < 4:
-      yield (f'{text.plural(len(about["tasks"]), "task")} of one small policy: '
+    if len(about['tasks']) < 4 or about['ladders']:
+      count = len(kinds.places(about))
+      yield (f'{text.plural(count, "task")} of one small policy: '
              'nothing here speaks of other tasks or of larger models.')
 
   def _identical(self):
@@ -198,9 +204,9 @@ class Words:
         parts.append(f'{name} {sides}, n = {low[name].n}')
     return '; '.join(parts)
 
-  def _contrast_sentences(self, outcome):
+  def _contrast_sentences(self, *outcomes):
     rows = self._found['contrasts']
-    for row in rows[rows['outcome'] == outcome].itertuples():
+    for row in rows[rows['outcome'].isin(outcomes)].itertuples():
       if row.Index < len(self._about['contrasts']):
         yield contrast_sentence(row)
 
@@ -293,37 +299,35 @@ class Words:
 
   def _power(self):
     """Contrasts that don't say different or equivalent."""
-    for row in self._found['contrasts'].itertuples():
-      seeds = text.plural(row.n, 'seed')
-      if row.verdict == 'undecided' and row.outcome == 'area':
-        least = ('can show none' if math.isnan(row.smallest) else
-                 f'find one of {row.smallest:.3f} four times in five')
-        yield (f'Contrast {row.name} in area is undecided: if there is a '
-               f'difference, {seeds} {least}; the margin is '
-               f'{self._about["margin"]:g}.')
-      elif row.verdict == 'undecided':
+    rows = self._found['contrasts']
+    for row in rows[rows['verdict'] == 'undecided'].itertuples():
+      seeds, kind = text.plural(row.n, 'seed'), kinds.KINDS[row.outcome]
+      told = f'Contrast {row.name} in {row.outcome.replace("_", " ")} is '
+      if kind.is_event:
         least = ('finds nothing' if math.isnan(row.smallest) else
-                 f'needs a difference of {row.smallest:.0%}')
-        yield (
-            f'Contrast {row.name} in collapses is undecided: at Holm\'s first '
-            f'step the exact test of {seeds} {least}.')
+                 f'needs a difference of {format(row.smallest, kind.form)}')
+        yield (f'{told}undecided: at Holm\'s first step the exact test of '
+               f'{seeds} {least}.')
+      else:
+        least = (
+            'can show none' if math.isnan(row.smallest) else
+            f'find one of {format(row.smallest, kind.form)} four times in five')
+        yield (f'{told}undecided: if there is a difference, {seeds} {least}; '
+               f'the margin is {self._about["margins"][row.outcome]:g}.')
 
 
 def contrast_sentence(row) -> str:
   """One contrast: difference, interval, seeds, p and verdict."""
-  form = {'area': '.3f', 'collapse': '.0%'}[row.outcome]
-  what = {
-      'area': 'area under the held-out reward',
-      'collapse': 'share of seeds that collapsed'
-  }[row.outcome]
+  kind = kinds.KINDS[row.outcome]
   if not row.n:
-    return f'Contrast {row.name}, {what}: no seed has ended in both arms.'
+    return f'Contrast {row.name}, {kind.what}: no seed has ended in both arms.'
   verdict = f'**{row.verdict}**'
   if row.verdict != contrasts.EXPLORATORY and not math.isnan(row.adjusted):
     verdict += (f' (p {_equals(row.p)}, {text.p_value(row.adjusted)} after '
                 'Holm)')
-  return (f'Contrast {row.name}, {what}: {text.signed(row.mean, form)} '
-          f'({text.bounds(row.low, row.high, form, text.signed)}, '
+  return (f'Contrast {row.name}, {kind.what}: '
+          f'{text.signed(row.mean, kind.form)} '
+          f'({text.bounds(row.low, row.high, kind.form, text.signed)}, '
           f'n = {row.n}): {verdict}.')
 
 

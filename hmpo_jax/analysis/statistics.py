@@ -207,7 +207,7 @@ def proportion_interval(successes: int, n: int, alpha: float = .05) -> Interval:
   return Interval(successes / n, float(ends.low), float(ends.high), n)
 
 
-def holm(p_values: npt.ArrayLike) -> np.ndarray:
+def holm(p_values: npt.ArrayLike, family: int = 0) -> np.ndarray:
   """Holm's adjusted p-values: below alpha with a family-wise error of alpha.
 
   See "A Simple Sequentially Rejective Multiple Test Procedure" by Holm (1979).
@@ -225,7 +225,7 @@ def holm(p_values: npt.ArrayLike) -> np.ndarray:
   if np.any((p < 0) | (p > 1)):
     raise ValueError(f'p-values must be in 0..1: {p_values=}')
   order = np.argsort(p)  # NaN comes last
-  steps = p[order] * np.arange(len(p), 0, -1)
+  steps = p[order] * (max(family, len(p)) - np.arange(len(p)))
   adjusted = np.empty_like(p)
   adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
   return adjusted

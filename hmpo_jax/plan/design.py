@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.analysis import kinds
 
-OUTCOMES = ('area', 'collapse')
+OUTCOMES = tuple(kinds.KINDS)
+RATE = 'optim.learning_rate'  # which the rungs of a ladder differ in
 OWN, BASE = 'own', 'base'  # settings that are not another variant's
-TUNED = ('optim.learning_rate', 'loss.clip_eps_low', 'loss.clip_eps_high')
+TUNED = (RATE, 'loss.clip_eps_low', 'loss.clip_eps_high')
 
 Overrides = Mapping[str, Any]  # by dotted key of a run's configuration
 
@@ -42,12 +44,19 @@ class Contrast:
   """A confirmatory question: one outcome of one variant against another's."""
   variant: str
   baseline: str
-  outcome: str  # area (under the held-out reward) | collapse
+  # area (under the held-out reward) | exact_area | collapse | rung (critical
+  # one of a ladder)
+  outcome: str
+  # Task or ladder; '' where the plan has one only. Of a ladder an area is the
+  # mean over its rungs.
+  task: str = ''
+  # Task or ladder whose difference is subtracted: an interaction.
+  minus: str = ''
 
   @property
   def name(self) -> str:
     """As the report calls it."""
-    return f'{self.variant} - {self.baseline}'
+    return kinds.name_of(self.variant, self.baseline, self.task, self.minus)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,9 @@ class Tuning:
   eps: Sequence[float]  # ascending, of both sides of the clip range
   seeds: Sequence[int]  # used nowhere else
   max_extensions: int = 2  # rows that may be added beyond an edge
+  # On which the two best points are run again, if any: the best of few seeds
+  # was lucky. Used nowhere else either.
+  final_seeds: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +79,18 @@ class Plan:
   tasks: Mapping[str, Overrides]  # the same for all variants
   seeds: Sequence[int]
   base: Overrides = dataclasses.field(default_factory=dict)
+  # Of each ladder its rungs: tasks that differ in the learning rate,
+  # ascending. See `rungs`.
+  ladders: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   contrasts: Sequence[Contrast] = ()
+  # Confirmatory contrasts of all plans that one Holm correction is for; 0: of
+  # this plan alone.
+  family: int = 0
   tuning: Tuning | None = None
   exploratory: bool = False  # then the report gives no verdict
   alpha: float = 0.05  # of all contrasts together
-  margin: float = 0.02  # of equivalence, held-out reward
+  # Of equivalence by outcome, where they aren't those of analysis/kinds.py.
+  margins: Mapping[str, float] = dataclasses.field(default_factory=dict)
   target: float = 0.85  # held-out reward that is to be reached
   failure_reward: float = 0.  # held-out reward of a run after its failure
   # Fall below the best that a run was, see analysis/ladder.py.
@@ -95,6 +114,33 @@ class Run(NamedTuple):
   def name(self) -> str:
     """Its folder, as progress and failures name it."""
     return str(self.folder)
+
+
+def rungs(name: str,
+          learning_rate: float,
+          multiples: Sequence[float],
+          overrides: Overrides | None = None) -> dict[str, Overrides]:
+  """Tasks that are the rungs of a ladder: `name-x1`, `name-x1.4` and so on.
+
+  AdamW's rate of what Muon doesn't move, `optim.adam_learning_rate`, stays.
+
+  Args:
+    name: of the ladder.
+    learning_rate: of multiple 1.
+    multiples: ascending; the rates are rounded to six digits.
+    overrides: of all rungs.
+  """
+  return {
+      f'{name}-x{multiple:g}': {
+          **(overrides or {}), RATE: float(f'{learning_rate * multiple:.6g}')
+      } for multiple in multiples
+  }
+
+
+def rate_of(plan: Plan, task: str) -> float:
+  """The learning rate of a task, for variants that have no other."""
+  default = config_lib.default_config().optim.learning_rate
+  return plan.tasks[task].get(RATE, plan.base.get(RATE, default))
 
 
 def runs(plan: Plan, settings: Mapping[tuple[str, str], Overrides],
@@ -212,12 +258,21 @@ def describe(plan: Plan, planned: Sequence[Run],
       },
       'seeds':
           list(plan.seeds),
+      'ladders': {
+          name: {
+              task: rate_of(plan, task) for task in tasks
+          } for name, tasks in plan.ladders.items()
+      },
       'contrasts': [{
           'name': contrast.name
       } | dataclasses.asdict(contrast) for contrast in plan.contrasts],
+      'margins': {
+          name: plan.margins.get(name, kind.margin)
+          for name, kind in kinds.KINDS.items()
+      },
       **{
           name: getattr(plan, name)
-          for name in ('alpha', 'margin', 'target', 'failure_reward',
+          for name in ('alpha', 'family', 'target', 'failure_reward',
                        'collapse_margin')
       },
       'horizon':

@@ -5,6 +5,7 @@ import math
 import re
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.analysis import kinds
 from hmpo_jax.plan import design
 
 _RESERVED = (design.OWN, design.BASE)
@@ -33,11 +34,13 @@ def _check(plan):
   for name, variant in plan.variants.items():
     _check_name('variants', name, _RESERVED)
     _check_variant(plan, name, variant)
+  for name, tasks in plan.ladders.items():
+    _check_ladder(plan, name, tasks)
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
-  asked = [
-      (frozenset((c.variant, c.baseline)), c.outcome) for c in plan.contrasts
-  ]
+  asked = [(frozenset(
+      (c.variant, c.baseline)), c.outcome, frozenset((c.task, c.minus)))
+           for c in plan.contrasts]
   if len(set(asked)) < len(asked):
     raise config_lib.ConfigError(
         'contrasts: one stands there twice, as it is or turned round')
@@ -66,14 +69,44 @@ def _check_numbers(plan):
   if not 0 < plan.alpha < 0.5:
     raise config_lib.ConfigError(
         f'alpha = {plan.alpha}: must be above 0 and below 0.5')
-  for name in ('margin', 'expected_sd', 'collapse_margin'):
-    if not 0 <= getattr(plan, name) < math.inf:
+  _check_known('margins', plan.margins, design.OUTCOMES)
+  widths = {f'margins[{name!r}]': value for name, value in plan.margins.items()}
+  for name in ('expected_sd', 'collapse_margin'):
+    widths[name] = getattr(plan, name)
+  for name, value in widths.items():
+    if not 0 <= value < math.inf:
       raise config_lib.ConfigError(
-          f'{name} = {getattr(plan, name)}: must be finite and at least 0')
+          f'{name} = {value}: must be finite and at least 0')
+  if plan.family and plan.family < len(plan.contrasts):
+    raise config_lib.ConfigError(
+        f'family = {plan.family}: must be 0 or at least the '
+        f'{len(plan.contrasts)} contrasts of the plan')
   for name in ('target', 'failure_reward'):
     if not math.isfinite(getattr(plan, name)):
       raise config_lib.ConfigError(
           f'{name} = {getattr(plan, name)}: must be finite')
+
+
+def _check_known(where, names, known):
+  for name in names:
+    if name not in known:
+      raise config_lib.ConfigError(
+          f'{where}: {name!r} is unknown: must be one of {", ".join(known)}')
+
+
+def _check_ladder(plan, name, tasks):
+  _check_name('ladders', name, (*_TAKEN, *plan.tasks))
+  _check_known(f'ladders[{name!r}]', tasks, plan.tasks)
+  rates = [design.rate_of(plan, task) for task in tasks]
+  if len(rates) < 2 or rates != sorted(set(rates)):
+    raise config_lib.ConfigError(
+        f'ladders[{name!r}]: {design.RATE} of its tasks are {rates}: must be '
+        'two or more, ascending')
+  for arm, variant in plan.variants.items():
+    if design.RATE in variant.overrides or variant.settings != design.BASE:
+      raise config_lib.ConfigError(
+          f'variants[{arm!r}]: must not have a learning rate of its own, which '
+          f'the rungs of ladder {name!r} differ in')
 
 
 def _check_variant(plan, name, variant):
@@ -120,18 +153,41 @@ def _check_contrast(plan, contrast):
           'can be no verdict: give the variant exploratory=False')
   if contrast.variant == contrast.baseline:
     raise config_lib.ConfigError(f'contrasts: {contrast.name}: is no contrast')
-  if contrast.outcome not in design.OUTCOMES:
+  _check_known(f'contrasts: {contrast.name}: outcome', [contrast.outcome],
+               design.OUTCOMES)
+  _check_places(plan, contrast)
+
+
+def _check_places(plan, contrast):
+  """Where a contrast is: no outcome is pooled over tasks."""
+  where, on_rungs = f'contrasts: {contrast.name}', contrast.outcome == 'rung'
+  known = (*plan.ladders, *plan.tasks)
+  if not contrast.task and (len(plan.tasks) > 1 or on_rungs):
     raise config_lib.ConfigError(
-        f'contrasts: {contrast.name}: the outcome must be one of '
-        f'{", ".join(design.OUTCOMES)}')
+        f'{where}: must name its task, one of {", ".join(known)}')
+  named = [name for name in (contrast.task, contrast.minus) if name]
+  _check_known(f'{where}: task', named, known)
+  is_event = kinds.KINDS[contrast.outcome].is_event
+  if is_event and (contrast.minus or contrast.task in plan.ladders):
+    raise config_lib.ConfigError(
+        f'{where}: {contrast.outcome} must be of one task alone')
+  if on_rungs and not all(name in plan.ladders for name in named):
+    there = ', '.join(plan.ladders) or 'none'
+    raise config_lib.ConfigError(f'{where}: rung must be of a ladder: {there}')
+  if contrast.minus and contrast.minus == (contrast.task or known[0]):
+    raise config_lib.ConfigError(f'{where}: subtracts itself')
 
 
 def _check_tuning(plan):
-  both = sorted(set(plan.tuning.seeds) & set(plan.seeds))
-  if both:
-    raise config_lib.ConfigError(
-        f'tuning.seeds: {both} are seeds of the plan too; what is tuned on a '
-        'seed must not be judged by it')
+  tuning = plan.tuning
+  for name, seeds, others in (('seeds', tuning.seeds, (*plan.seeds,)),
+                              ('final_seeds', tuning.final_seeds,
+                               (*plan.seeds, *tuning.seeds))):
+    both = sorted(set(seeds) & set(others))
+    if both:
+      raise config_lib.ConfigError(
+          f'tuning.{name}: {both} are seeds of the plan too, or of the grid; '
+          'what is tuned on a seed must not be judged by it')
   for name in ('learning_rates', 'eps'):
     values = list(getattr(plan.tuning, name))
     if values != sorted(set(values)) or not values or values[0] <= 0:
