@@ -29,6 +29,7 @@ _START = probe.Found(
     compile_s=1.,
     step_s=1.,
     eval_s=1.,
+    warm_start_s=1.,
     state_bytes=1,
     temporary_bytes=1)
 # Tasks in a ladder, whose rates ascend.
@@ -420,7 +421,23 @@ class DoctorTest(absltest.TestCase):
         },
         contrasts=())
     # Tasks are static too.
-    self.assertLen(doctor.programs(_runs(plan)), 4)
+    made = doctor.programs(_runs(plan))
+    self.assertLen(made, 4)
+    # Arms share the warm start of each task and seed.
+    self.assertEqual([len(program.warm_starts) for program in made],
+                     [3, 0, 3, 0])
+
+  def test_the_start_of_each_task_is_looked_at_once(self):
+    plan = _plan(
+        tasks=_LADDER['tasks'] | {'exact': {
+            'reward.kind': 'exact'
+        }},
+        ladders=_LADDER['ladders'],
+        variants={'a': design.Variant()},
+        contrasts=())
+    found = doctor.starts(plan, doctor.programs(_runs(plan)))
+    self.assertEqual([run.name for run in found.values()],
+                     ['l-x1/a/seed-3', 'exact/a/seed-3'])
 
   def test_a_template_must_reach_neither_start_nor_target(self):
     plan = _plan(target=.6)

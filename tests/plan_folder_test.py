@@ -33,7 +33,7 @@ class FolderTest(absltest.TestCase):
     scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
-    self.run = tuning.runs(_plan(), 'sort', 'gspo', [_POINT])[0][1]
+    self.run = tuning.runs(_plan(), 'sort', 'gspo', [_POINT], (100,))[0][1]
     self.path = self.folder / self.run.folder
     self.path.mkdir(parents=True)
 

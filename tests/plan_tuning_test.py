@@ -1,5 +1,6 @@
 """Grids: what is run, which point is chosen, where the grid grows."""
 
+import dataclasses
 import math
 
 from absl.testing import absltest
@@ -45,7 +46,7 @@ def _areas(best):
 class TuningTest(parameterized.TestCase):
 
   def test_runs_of_a_grid_use_seeds_of_their_own(self):
-    made = tuning.runs(_plan(), 'sort', 'gspo', tuning.grid(_GRID))
+    made = tuning.runs(_plan(), 'sort', 'gspo', tuning.grid(_GRID), _GRID.seeds)
     self.assertLen(made, 2 * 3 * 2)
     self.assertLen({run.folder for _, run in made}, 12)
     for point, run in made:
@@ -58,15 +59,33 @@ class TuningTest(parameterized.TestCase):
 
   def test_best_is_the_best_mean_over_seeds(self):
     best = tuning.Point(1e-3, 0.1)
-    self.assertEqual(tuning.best(_results(_areas(best))), best)
+    self.assertEqual(tuning.best(_plan(), _results(_areas(best))), best)
     one_good_seed = _results(_areas(best)) + [
         tuning.Result('sort', 'gspo', 1e-4, 0.05, 2, 1.5, False, 0.)
     ]
-    self.assertEqual(tuning.best(one_good_seed), best)
+    self.assertEqual(tuning.best(_plan(), one_good_seed), best)
+
+  def test_final_seeds_decide_between_the_points_that_they_ran(self):
+    plan = dataclasses.replace(
+        _plan(), tuning=dataclasses.replace(_GRID, final_seeds=(7, 8)))
+    lucky, sound = tuning.Point(1e-3, 0.1), tuning.Point(1e-4, 0.2)
+    results = _results(_areas(lucky))
+    self.assertEqual(tuning.best(plan, results), lucky)
+    results += [
+        tuning.Result('sort', 'gspo', *point, seed, area, False, 0.)
+        for point, area in ((lucky, .2), (sound, .3))
+        for seed in (7, 8)
+    ]
+    self.assertEqual(tuning.best(plan, results), sound)
+    self.assertEqual(tuning.ranked(results)[:2], [lucky, sound])
+    self.assertEqual(
+        tuning.settings(plan, {('sort', 'gspo'): results})['sort', 'p1'],
+        tuning.overrides_of(sound))
 
   def test_of_equal_points_the_smallest(self):
     areas = dict.fromkeys(_areas(None), 0.5)
-    self.assertEqual(tuning.best(_results(areas)), tuning.Point(1e-4, 0.05))
+    self.assertEqual(
+        tuning.best(_plan(), _results(areas)), tuning.Point(1e-4, 0.05))
 
   def test_a_best_point_inside_extends_nothing(self):
     tripled = design.Tuning((1e-4, 3e-4, 1e-3), _GRID.eps, _GRID.seeds)

@@ -253,16 +253,20 @@ class ReportTest(plan_case.PlanTestCase):
     (self.folder / 'oracle').mkdir()
     pandas.DataFrame([{
         'task': 'sort',
-        'variant': 'hmpo',
+        'variant': variant,
         'learning_rate': rate,
         'eps': eps,
         'seed': seed,
-        'area': .5 + rate + seed,
+        'area': .5 + rate + seed - .1 * (variant == 'gspo'),
         'failed': False,
         'clip_frac': .1,
         'chosen': rate == .001
-    } for rate in (.001, .01) for eps in (.05,) for seed in (0, 1)]).to_csv(
-        self.folder / 'tuning/tuning.csv', index=False)
+    }
+                      for variant in ('hmpo', 'gspo')
+                      for rate in (.001, .01)
+                      for eps in (.05,)
+                      for seed in (0, 1)]).to_csv(
+                          self.folder / 'tuning/tuning.csv', index=False)
     pandas.DataFrame([{
         'reward': 'share',
         'direction': 'random',
@@ -275,9 +279,12 @@ class ReportTest(plan_case.PlanTestCase):
         'best_limit': 1
     } for sigma in (.1, .2) for p in (-1, 0)]).to_csv(
         self.folder / 'oracle/phase.csv', index=False)
+    page = self.page()
     self.assertIn(
         '| sort | hmpo | 0.001 | 0.05 | 1.001 | 10.0% | 0 | 2 | '
-        '**yes** |', self.page())
+        '**yes** |', page)
+    self.assertIn('hmpo - gspo at each point that both were run at', page)
+    self.assertIn('| sort | 0.01 | 0.05 | +0.100 | +0.100 | 2 |', page)
     plan = records.read(self.folder)
     seeds = outcomes.per_seed(plan)
     names = [

@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import grids
 from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import ladder_words
 from hmpo_jax.analysis import measures
@@ -304,25 +305,7 @@ class Page:
     if chosen:
       yield text.table(['task', 'variant', 'chosen by tuning'], chosen)
     if self._plan.tuning is not None and len(self._plan.tuning):
-      yield from self._tuning(self._plan.tuning)
-
-  def _tuning(self, grid):
-    yield '### The tuned grid\n\nMeans over the tuning seeds.'
-    keys = ['task', 'variant', 'learning_rate', 'eps']
-    rows = grid.assign(chosen=grid['chosen'].astype(bool)).groupby(
-        keys, sort=False).agg(
-            n=('seed', 'count'),
-            area=('area', 'mean'),
-            failed=('failed', 'sum'),
-            clip=('clip_frac', 'mean'),
-            chosen=('chosen', 'any')).reset_index()
-    yield text.table([
-        'task', 'variant', 'learning rate', 'eps', 'area', 'clipped', 'failed',
-        'seeds', 'chosen'
-    ], [(row.task, row.variant, f'{row.learning_rate:g}', f'{row.eps:g}',
-         text.number(row.area, '.3f'), text.number(row.clip, '.1%'),
-         int(row.failed), row.n, '**yes**' if row.chosen else '')
-        for row in rows.itertuples()])
+      yield from grids.section(about, self._plan.tuning)
 
   def _method(self, files):
     about = self._about

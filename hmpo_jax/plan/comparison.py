@@ -78,7 +78,7 @@ class Comparison:
       raise config_lib.ConfigError(
           f'no run can start: {"; ".join(faults[:1]) or "none is wanted"}')
     samples = [design.unreplayed(program.runs[0]) for program in made]
-    first = {run.task: run for run in samples[::-1]}
+    first = doctor.starts(self._plan, made)
     asked = [(run, False) for run in first.values()]
     if with_costs:
       asked += [(run, True) for run in samples]
@@ -134,32 +134,38 @@ class Comparison:
     }
     if not names or not self._plan.tuning:
       return tuning.settings(self._plan, kept)
+    grid_seeds = self._plan.tuning.seeds
     start = tuning.grid(self._plan.tuning)
     grids = {(task, name): start for task in self._plan.tasks for name in names}
     results: dict = {key: [] for key in grids}
     pending = dict(grids)
     for _ in range(1 + self._plan.tuning.max_extensions):
-      self._make(pending, results)
+      self._make(pending, results, grid_seeds)
       pending = {
-          key: tuning.extension(points, tuning.best(results[key]))
-          for key, points in grids.items()
+          key: tuning.extension(
+              points,
+              tuning.ranked(results[key])[0]) for key, points in grids.items()
       }
       grids = {key: points + pending[key] for key, points in grids.items()}
       if not any(pending.values()):
         break
+    if self._plan.tuning.final_seeds:
+      finals = {key: tuning.ranked(found)[:2] for key, found in results.items()}
+      self._make(finals, results, self._plan.tuning.final_seeds)
     results = kept | results
     # A best point that is still on an edge stays; the report shows the grid.
     folder.write_tuning(self._workdir, [
         result for found in results.values()
-        for result in tuning.marked(found, tuning.best(found))
+        for result in tuning.marked(found, tuning.best(self._plan, found))
     ])
     return tuning.settings(self._plan, results)
 
-  def _make(self, grids, results):
+  def _make(self, grids, results, seeds):
     """Runs points of grids and adds what they came to to the results."""
     made = [((task, name), point, run)
             for (task, name), points in grids.items()
-            for point, run in tuning.runs(self._plan, task, name, points)]
+            for point, run in tuning.runs(self._plan, task, name, points, seeds)
+           ]
     self._launcher.train([run for *_, run in made])
     for key, point, run in made:
       results[key].append(folder.result(self._plan, self._workdir, run, point))

@@ -24,11 +24,14 @@ class Program(NamedTuple):
   runs: list[design.Run]
   num_steps: int
   num_evaluations: int
+  # What its warm starts hang on, and no earlier program's.
+  warm_starts: set[str]
 
 
 def programs(planned: Sequence[design.Run]) -> list[Program]:
   """Runs by their programs; those with bad overrides are in none."""
   groups: dict = {}
+  made: set[str] = set()
   for run in planned:
     try:
       config = design.configuration(run, '')
@@ -37,10 +40,25 @@ def programs(planned: Sequence[design.Run]) -> list[Program]:
     evaluations = 1 + sum(
         open_run.is_evaluated(config, step + 1)
         for step in range(config.num_steps))
-    groups.setdefault(
-        group.key(config), Program([], config.num_steps,
-                                   evaluations)).runs.append(run)
+    program = groups.setdefault(
+        group.key(config), Program([], config.num_steps, evaluations, set()))
+    program.runs.append(run)
+    warm_start = _warm_start(config)
+    if warm_start not in made:
+      program.warm_starts.add(warm_start)
+      made.add(warm_start)
   return list(groups.values())
+
+
+def starts(plan: design.Plan, made: Sequence[Program]) -> dict[str, design.Run]:
+  """A run of each task that starts otherwise: of a ladder its lowest rung."""
+  later = {task for rungs in plan.ladders.values() for task in rungs[1:]}
+  sound = {run.task: run for program in made for run in program.runs[::-1]}
+  return {
+      task: design.unreplayed(sound[task])
+      for task in plan.tasks
+      if task in sound and task not in later
+  }
 
 
 def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
@@ -48,8 +66,9 @@ def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
   if not plan.tuning:
     return []
   return [
-      run for task in plan.tasks for name in tuning.needed(plan, names)
-      for _, run in tuning.runs(plan, task, name, tuning.grid(plan.tuning))
+      run for task in plan.tasks
+      for name in tuning.needed(plan, names) for _, run in tuning.runs(
+          plan, task, name, tuning.grid(plan.tuning), plan.tuning.seeds)
   ]
 
 
@@ -149,6 +168,7 @@ def cost_rows(made: Sequence[tuple[Program, probe.Found]],
     one = program.num_steps * found.step_s
     one += program.num_evaluations * found.eval_s
     seconds += len(program.runs) * one
+    seconds += len(program.warm_starts) * found.warm_start_s
     compiling += found.compile_s + _WORKER_START
   if num_workers > 1:
     seconds *= _SIDE_BY_SIDE
@@ -162,6 +182,12 @@ def cost_rows(made: Sequence[tuple[Program, probe.Found]],
        f'{progress.duration(compiling)} compilation, on {made[0][1].platform}'),
       ('memory of the largest program, at most', f'{largest / 1e9:.2f} GB'),
   ]
+
+
+def _warm_start(config):
+  """What two runs must share to share their warm start."""
+  return repr((config.seed, config.model.to_dict(), config.task.to_dict(),
+               config.warm_start.to_dict(), config.rollout.temperature))
 
 
 def _fault(run):

@@ -29,6 +29,7 @@ class Found(NamedTuple):
   compile_s: float  # of the first step; 0 where it wasn't timed
   step_s: float
   eval_s: float
+  warm_start_s: float  # of one more warm start; 0 where it wasn't timed
   state_bytes: int  # parameters, optimizer and all else of a run
   temporary_bytes: int  # what a step takes beside it
 
@@ -50,10 +51,11 @@ def probe(index: int, config, folder: str) -> Found:
   eval_s = time.perf_counter() - start
   _, scores = programs.collect(state)
   baselines = programs.baselines()
-  compile_s = step_s = temporary = 0.
+  compile_s = step_s = temporary = warm_start_s = 0.
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   if folder:
     compile_s, step_s, temporary = _steps(programs, state)
+    warm_start_s = _warm_start(programs)
   return Found(
       run=index,
       platform=jax.default_backend(),
@@ -66,6 +68,7 @@ def probe(index: int, config, folder: str) -> Found:
       compile_s=compile_s,
       step_s=step_s,
       eval_s=eval_s,
+      warm_start_s=warm_start_s,
       state_bytes=int(size),
       temporary_bytes=int(temporary))
 
@@ -93,6 +96,16 @@ def _steps(programs, state):
     jax.block_until_ready(metrics)
     times.append(time.perf_counter() - start)
   return times[0] - times[-1], min(times[1:]), _temporary_bytes(programs, state)
+
+
+def _warm_start(programs):
+  """Seconds of a warm start, which the first call may have to compile."""
+  times = []
+  for _ in range(2):
+    start = time.perf_counter()
+    jax.block_until_ready(programs.warm_params())
+    times.append(time.perf_counter() - start)
+  return min(times)
 
 
 def _temporary_bytes(programs, state):

@@ -2,7 +2,9 @@
 
 The grid is run on seeds that are used nowhere else. Of each task and variant
 that point is chosen whose area under the held-out reward is largest in the
-mean over seeds; if it lies on an edge, the grid grows there.
+mean over seeds; if it lies on an edge, the grid grows there. With final seeds
+the two best points are run on these too, which then decide between them: the
+best of many points on few seeds is partly luck.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,13 +49,12 @@ def grid(tuning: design.Tuning) -> list[Point]:
   ]
 
 
-def runs(plan: design.Plan, task: str, name: str,
-         points: Iterable[Point]) -> list[tuple[Point, design.Run]]:
+def runs(plan: design.Plan, task: str, name: str, points: Iterable[Point],
+         seeds: Iterable[int]) -> list[tuple[Point, design.Run]]:
   """The runs of points of one variant's grid on a task."""
-  assert plan.tuning
-  found = []
+  seeds, found = list(seeds), []
   for point in points:
-    for seed in plan.tuning.seeds:
+    for seed in seeds:
       place = f'lr={point.learning_rate:g},eps={point.eps:g}'
       folder = pathlib.PurePath(FOLDER, task, name, place, f'seed-{seed}')
       overrides = {
@@ -66,8 +67,8 @@ def runs(plan: design.Plan, task: str, name: str,
   return found
 
 
-def best(results: Sequence[Result]) -> Point:
-  """The point of one task and variant with the largest mean area.
+def ranked(results: Sequence[Result]) -> list[Point]:
+  """Points of one task and variant by their mean area, the largest first.
 
   Of equal ones that with the smallest learning rate, then eps.
   """
@@ -75,7 +76,20 @@ def best(results: Sequence[Result]) -> Point:
   for result in sorted(results, key=lambda r: (r.learning_rate, r.eps)):
     point = Point(result.learning_rate, result.eps)
     areas.setdefault(point, []).append(result.area)
-  return max(areas, key=lambda point: sum(areas[point]) / len(areas[point]))
+  mean = lambda point: sum(areas[point]) / len(areas[point])
+  return sorted(areas, key=mean, reverse=True)
+
+
+def best(plan: design.Plan, results: Sequence[Result]) -> Point:
+  """The point of one task and variant that its runs are to have.
+
+  Args:
+    plan: whose final seeds decide, where there are results of them.
+    results: of the whole grid.
+  """
+  assert plan.tuning
+  final = [r for r in results if r.seed in set(plan.tuning.final_seeds)]
+  return ranked(final or results)[0]
 
 
 def extension(points: Sequence[Point], chosen: Point) -> list[Point]:
@@ -161,7 +175,7 @@ def settings(
       of = name if variant.settings == design.OWN else variant.settings
       if (task, of) not in results:
         continue
-      point = best(results[task, of])
+      point = best(plan, results[task, of])
       if variant.clip_frac:
         point = point._replace(
             eps=eps_that_clips(results[task, of], point.learning_rate,
