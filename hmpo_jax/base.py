@@ -58,6 +58,7 @@ class HParams(NamedTuple):
   adam_weight_decay: jax.Array  # [] of all else under MuonClip
   weight_decay: jax.Array  # [] decoupled, per unit of learning rate
   momentum: jax.Array  # [] Muon's
+  qk_learning_rate_scale: jax.Array  # [] on that of query and key kernels
   max_grad_norm: jax.Array  # [] global norm, inf = off
   tau: jax.Array  # [] threshold on the attention logits
   qk_alpha: jax.Array  # [] the queries' share of the QK-clip, from 0 to 1

@@ -170,6 +170,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'muon_clip'  # muon_clip | adamw
   config.optim.learning_rate = 3e-4  # update RMS is 0.2 times it under Muon
+  config.optim.qk_learning_rate_scale = 1.  # on that of query and key kernels
   config.optim.weight_decay = 0.  # decoupled, times the learning rate
   # Muon, see optim/muon.py: of embeddings, norms, biases and head, which AdamW
   # moves.
@@ -200,6 +201,7 @@ def default_config() -> ml_collections.ConfigDict:
   # Ends it once responses that it samples have this share of right tokens, in
   # [0, 1]; 0 = off. num_steps is then the most that it takes.
   config.warm_start.stop_reward = 0.
+  config.warm_start.query_scale = 1.  # query weights, so logits, times this
   config.warm_start.folder = ''  # cache; '' is warm_start/ in the run folder
 
   config.eval = ml_collections.ConfigDict()

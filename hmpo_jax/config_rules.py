@@ -128,6 +128,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('optim.adam_learning_rate', _finite_at_least(0)),
     ('optim.weight_decay', _finite_at_least(0)),
     ('optim.momentum', _MOMENTUM),
+    ('optim.qk_learning_rate_scale', _finite_at_least(0)),
     ('optim.adam_b1', _MOMENTUM),
     ('optim.adam_b2', _MOMENTUM),
     ('optim.adam_weight_decay', _finite_at_least(0)),
@@ -142,6 +143,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('warm_start.batch_size', _at_least(1)),
     ('warm_start.learning_rate', _finite_at_least(0)),
     ('warm_start.stop_reward', _UNIT),
+    ('warm_start.query_scale', _POSITIVE),
     ('eval.every', _at_least(1)),
     ('eval.num_prompts', _at_least(2)),
     ('mechanism.every', _at_least(0)),
@@ -342,4 +344,7 @@ JOINT_RULES = (
     (('optim.qk_clip',
       'model.qk_norm'), lambda c: c.optim.qk_clip != 'gain' or c.model.qk_norm,
      'gain rescales the gains of the norms, which the second must switch on'),
+    (('warm_start.query_scale', 'model.qk_norm'),
+     lambda c: c.warm_start.query_scale == 1 or not c.model.qk_norm,
+     'the first must be 1. with QK-norm, which undoes it'),
 )

@@ -5,16 +5,23 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import checkpoint
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
+from hmpo_jax.model import transformer
+from hmpo_jax.optim import qk_weights
 
 
 def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,
        note) -> base.Params:
   """Parameters of the warm start, from the cache where it holds them.
+
+  Query weights are then multiplied by warm_start.query_scale, which all share
+  one cache for. What a run calls its start, also the reference of a KL, is what
+  this returns: the policy that it trains, and not the one that was kept.
 
   Args:
     config: of the run.
@@ -57,4 +64,14 @@ def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,
     # What fails in the computation is no fault of the disk.
     params = jax.block_until_ready(programs.warm_params())
     checkpoint.save_tree(folder / digest, params)
-  return params
+  return _scaled_queries(params, warm.query_scale)
+
+
+def _scaled_queries(params, scale):
+  """Query kernels and biases times scale, so that attention logits are."""
+  if scale == 1:
+    return params
+  leaves = qk_weights.by_path(params)
+  for weight in transformer.attention_weights(params).query:
+    leaves[weight.path] *= jnp.float32(scale)
+  return jax.tree.unflatten(jax.tree.structure(params), leaves.values())

@@ -52,6 +52,7 @@ def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
       adam_weight_decay=config.optim.adam_weight_decay,
       weight_decay=config.optim.weight_decay,
       momentum=config.optim.momentum,
+      qk_learning_rate_scale=config.optim.qk_learning_rate_scale,
       max_grad_norm=config.train.max_grad_norm,
       tau=config.optim.tau,
       qk_alpha=config.optim.qk_alpha,

@@ -92,6 +92,9 @@ class ConfigTest(parameterized.TestCase):
       ('train.num_microbatches', 0),
       ('optim.learning_rate', -1.),
       ('optim.momentum', 1.),
+      ('optim.qk_learning_rate_scale', -1.),
+      ('optim.qk_learning_rate_scale', math.inf),
+      ('warm_start.query_scale', 0.),
       ('optim.tau', 0.),
       ('optim.tau', -math.inf),
       ('optim.tau', math.nan),
@@ -201,6 +204,11 @@ class ConfigTest(parameterized.TestCase):
           'exponent.kind': 'matched',
           'exponent.end': 1.
       }, 'exponent.end'),
+      ({
+          'warm_start.query_scale': 4.,
+          'model.qk_norm': True,
+          'optim.qk_clip': 'off'
+      }, 'warm_start.query_scale'),
       ({
           'tracking.target_low': 0.5
       }, 'tracking.target_low'),

@@ -130,7 +130,10 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*_CHOICES)
   def test_one_program_in_which_every_hyperparameter_acts(self, name, mode):
-    fields = {'learning_rate', 'weight_decay', 'max_grad_norm'}
+    fields = {
+        'learning_rate', 'weight_decay', 'max_grad_norm',
+        'qk_learning_rate_scale'
+    }
     if name == 'muon_clip':
       fields |= {'adam_learning_rate', 'adam_weight_decay', 'momentum'}
     if mode == 'weights':
@@ -175,6 +178,34 @@ class ContractTest(parameterized.TestCase):
     updates = _first(name, mode, hparams, zeros, params)
     hidden = jax.tree.map(lambda p: -0.05 * p if p.ndim == 4 else 0 * p, params)
     chex.assert_trees_all_close(updates, hidden, rtol=1e-6)
+
+  @parameterized.parameters(*factory.OPTIMIZERS)
+  def test_scale_is_of_query_and_key_kernels_alone(self, name):
+    params, grads = _params(), _params(1)
+    of = lambda **changes: _first(
+        name, 'off', _hparams(weight_decay=0.1, **changes), grads, params)
+    is_kernel = lambda path: path[-1].key == 'kernel'
+    chex.assert_trees_all_equal(
+        of(qk_learning_rate_scale=4.),
+        jax.tree_util.tree_map_with_path(
+            lambda path, u: 4 * u if is_kernel(path) else u, of()))
+
+  def test_adamw_has_the_bits_and_the_state_of_optax(self):
+    params, hparams = _params(), _hparams(weight_decay=0.1)
+    optim = _optim('adamw', 'off')
+    peer = optax.chain(
+        optax.adamw(
+            hparams.learning_rate,
+            b1=optim.adam_b1,
+            b2=optim.adam_b2,
+            weight_decay=hparams.weight_decay,
+            mask=lambda tree: jax.tree.map(lambda p: p.ndim == 4, tree)))
+    expected = jax.jit(peer.update)(_params(1), peer.init(params), params)
+    state = _make('adamw', 'off', hparams).init(params)
+    updates, after = _jitted('adamw', 'off', hparams, _params(1), state, params,
+                             _CALM)
+    chex.assert_trees_all_equal((updates, after[1]),
+                                (expected[0], expected[1][0]))
 
   @parameterized.parameters(*factory.OPTIMIZERS)
   def test_clip_comes_last(self, name):

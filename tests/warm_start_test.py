@@ -1,12 +1,21 @@
 """The warm start learns, and does nothing in zero steps."""
 
-from absl.testing import absltest
-import jax
+import pathlib
+import tempfile
+import types
 
+from absl.testing import absltest
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmpo_jax import first_params
 from hmpo_jax import learner
 from hmpo_jax import partition
 from hmpo_jax import policy
 from hmpo_jax import warm_start
+from hmpo_jax.model import transformer
 from tests import small
 
 
@@ -45,6 +54,32 @@ class WarmStartTest(absltest.TestCase):
     self.assertGreater(end, stopped + 0.15)
     fresh = collect(static, warm(static, 0, *args[1:], 0.4), prompts)
     self.assertLess(fresh['eval/share'], 0.2)
+
+  def test_query_scale_multiplies_logits_and_shares_the_cache(self):
+    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    self.addCleanup(folder.cleanup)
+    place = pathlib.Path(folder.name)
+    config = small.config(model__qk_bias=True)
+    static, _, state = small.start(config)
+    state.params['layers']['attention']['query']['bias'] += 0.5
+    programs = types.SimpleNamespace(
+        static=static, warm_params=lambda: state.params)
+    found = {}
+    for scale in (1., 4096.):
+      config.warm_start.query_scale = scale
+      found[scale] = first_params.of(config, programs, place, self.fail)
+    self.assertLen(list((place / 'warm_start').iterdir()), 1)
+    chex.assert_trees_all_equal(found[1.], state.params)
+    model, tokens = policy.make_model(static), jnp.array([[3, 5, 2, 4]])
+    args = tokens, tokens > 0, jnp.arange(4)[None]
+    before, after = (
+        transformer.apply(model, params, *args).max_logits[0]
+        for params in found.values())
+    np.testing.assert_allclose(after, 4096 * before, rtol=1e-5)
+    attention = found[4096.]['layers'].pop('attention')
+    attention['query'] = jax.tree.map(lambda w: w / 4096, attention['query'])
+    found[4096.]['layers']['attention'] = attention
+    chex.assert_trees_all_equal(found[4096.], state.params)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """From the configuration to an optimizer."""
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ def make(optim, hparams: base.HParams, *,
 
   The gradients are first scaled down to a global norm of max_grad_norm. Weight
   decay acts on hidden matrices only, which are those with dimension numbers.
+  The learning rate of the kernels of queries and keys is qk_learning_rate_scale
+  times that of the other hidden matrices: a dose of growth for the attention
+  logits alone.
 
   Args:
     optim: hashable part of `config.optim`.
@@ -36,7 +40,9 @@ def make(optim, hparams: base.HParams, *,
   """
   if optim.name not in OPTIMIZERS:
     raise ValueError(f'{optim.name=}: must be {" or ".join(OPTIMIZERS)}')
-  optimizer = OPTIMIZERS[optim.name].make(optim, hparams, dimension_numbers)
+  optimizer = OPTIMIZERS[optim.name].make(
+      optim, hparams, dimension_numbers,
+      functools.partial(_factors, hparams.qk_learning_rate_scale, attention))
   clip = muon_clip.qk_clip(
       hparams.tau,
       attention=attention,
@@ -47,7 +53,7 @@ def make(optim, hparams: base.HParams, *,
       optax.chain(_clip_by_global_norm(hparams.max_grad_norm), optimizer, clip))
 
 
-def _muon_clip(optim, hparams, dimension_numbers):
+def _muon_clip(optim, hparams, dimension_numbers, factors):
   return muon.muon(
       hparams.learning_rate,
       dimension_numbers=dimension_numbers,
@@ -59,16 +65,17 @@ def _muon_clip(optim, hparams, dimension_numbers):
       adam_learning_rate=hparams.adam_learning_rate,
       adam_weight_decay=hparams.adam_weight_decay,
       adam_b1=optim.adam_b1,
-      adam_b2=optim.adam_b2)
+      adam_b2=optim.adam_b2,
+      factors=factors)
 
 
-def _adamw(optim, hparams, dimension_numbers):
-  return optax.adamw(
-      hparams.learning_rate,
-      b1=optim.adam_b1,
-      b2=optim.adam_b2,
-      weight_decay=hparams.weight_decay,
-      mask=_decayed(dimension_numbers))
+def _adamw(optim, hparams, dimension_numbers, factors):
+  # `optax.adamw` but for the factors.
+  return optax.chain(
+      optax.scale_by_adam(optim.adam_b1, optim.adam_b2),
+      optax.add_decayed_weights(hparams.weight_decay,
+                                _decayed(dimension_numbers)),
+      muon.scale_by_rates(hparams.learning_rate, factors))
 
 
 class Optimizer(NamedTuple):
@@ -105,6 +112,21 @@ def _decayed(dimension_numbers):
         lambda spec: spec is not None, specs, is_leaf=muon.is_spec)
 
   return mask
+
+
+def _factors(scale, attention, updates):
+  """A factor on the learning rate for each of the updates."""
+  blocks = qk_weights.resolve(attention, updates)
+  kernels = {
+      weight.path
+      for block in jax.tree.leaves(blocks, is_leaf=qk_weights.is_block)
+      for weight in (*block.query, *block.key)
+      if weight.path[-1] == 'kernel'
+  }
+  factors = [
+      scale if path in kernels else 1. for path in qk_weights.by_path(updates)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(updates), factors)
 
 
 def _clip_by_global_norm(max_norm):

@@ -15,6 +15,8 @@ from hmpo_jax.optim import orthogonal
 
 # Pytree of optax.contrib.MuonDimensionNumbers or None, or params to one.
 DimensionNumbers = Any | Callable[[base.Params], Any]
+# From updates, some of them masked, to a tree of numbers like them.
+Factors = Callable[[base.Params], Any]
 
 
 def muon(learning_rate: chex.Numeric,
@@ -28,7 +30,8 @@ def muon(learning_rate: chex.Numeric,
          adam_learning_rate: chex.Numeric,
          adam_weight_decay: chex.Numeric = 0.,
          adam_b1: float = 0.9,
-         adam_b2: float = 0.95) -> optax.GradientTransformation:
+         adam_b2: float = 0.95,
+         factors: Factors | None = None) -> optax.GradientTransformation:
   """Muon on the matrices that have dimension numbers, AdamW on all else.
 
     M <- mu M + G,  and with nesterov  N = mu M + G,  else  N = M
@@ -60,6 +63,7 @@ def muon(learning_rate: chex.Numeric,
     adam_weight_decay: [] of all other parameters, decoupled.
     adam_b1: decay of Adam's first moment.
     adam_b2: decay of Adam's second moment.
+    factors: of the learning rate of each matrix, see `scale_by_rates`.
 
   Returns:
     A transformation. Every number but adam_b1 and adam_b2 may be traced. The
@@ -76,7 +80,7 @@ def muon(learning_rate: chex.Numeric,
       optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32),
       _scale_by_orthogonal(dimension_numbers, coefficients, dtype),
       optax.add_decayed_weights(weight_decay),
-      optax.scale_by_learning_rate(learning_rate))
+      scale_by_rates(learning_rate, factors))
   rest = optax.adamw(
       adam_learning_rate,
       b1=adam_b1,
@@ -89,6 +93,28 @@ def muon(learning_rate: chex.Numeric,
         of_leaf, specs_of(dimension_numbers, params), is_leaf=is_spec)
 
   return optax.partition({'hidden': hidden, 'rest': rest}, labels)
+
+
+def scale_by_rates(learning_rate: chex.Numeric,
+                   factors: Factors | None) -> optax.GradientTransformation:
+  """Updates times -eta, or times -(eta c) with a factor c of its own for each.
+
+  The factor meets the rate before the rate meets an array: where it is 1 no bit
+  changes, whatever the compiler fuses.
+
+  Args:
+    learning_rate: [] eta.
+    factors: gives c; None is 1 for all.
+  """
+  if factors is None:
+    return optax.scale_by_learning_rate(learning_rate)
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree.map(lambda u, factor: -(learning_rate * factor) * u,
+                        updates, factors(updates)), state
+
+  return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def specs_of(dimension_numbers: DimensionNumbers, params: base.Params):
