@@ -67,7 +67,7 @@ def train_step(static, state: TrainState, hparams: base.HParams,
     state: from `init` or the step before; may be donated.
     hparams: traced part of the configuration.
     measure: [] bool, whether to compare the gradients of different means on
-      the last update (eight more backward passes), and the policy before and
+      the last update (sixteen more backward passes), and the policy before and
       after its QK-clip; else what was last measured stays.
 
   Returns:

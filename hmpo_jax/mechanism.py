@@ -4,17 +4,20 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hmpo_jax import base
 from hmpo_jax import policy
 from hmpo_jax import update
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
 
 # Names of the losses whose gradients are compared.
 LOSSES = ('p1', 'p0', 'pm1', 'current')
 _ORDERS = (1., 0., -1.)  # of all but the last
+_KINDS = ('', '_unclipped')  # of the clip, in names
 _GEOMETRIC = LOSSES.index('p0')
 _PAIRS = (('p1', 'p0'), ('p1', 'pm1'), ('p0', 'pm1'), ('current', 'p1'),
           ('current', 'p0'), ('current', 'pm1'))
@@ -38,6 +41,9 @@ def _keys():
       yield f'norm_ratio_{name}_p0'
       yield f'norm_ratio_unclipped_{name}_p0'
   yield 'sigma'
+  yield from (
+      f'gradient_variance{kind}_{name}' for kind in _KINDS for name in LOSSES)
+  yield from ('sigma_sqrt_n', 'shift_over_spread', 'kurtosis')
 
 
 def _named(values):
@@ -57,7 +63,7 @@ _RATIOS = tuple(
             for name in LOSSES
             if name != 'p0'
         }))
-    for kind in ('', '_unclipped'))
+    for kind in _KINDS)
 
 
 def compare_means(static, learned: update.Learned, hparams: base.HParams,
@@ -86,6 +92,16 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
       and the other doesn't; of a loss that clips tokens, mean over rows of
       that share of its tokens.
     sigma: root mean within-row variance of the log-ratios, nats.
+    gradient_variance_a, gradient_variance_unclipped_a: trace of the covariance
+      of the rows' gradients, in units of a squared gradient. With c_i what row
+      i adds to the gradient g, and R rows that have tokens, it is that of
+      G_i = R c_i, whose mean is g:
+
+        sum_i |G_i - g|^2 / (R - 1) = R / (R - 1) (R sum_i |c_i|^2 - |g|^2)
+
+      Were the rows independent, a batch of R of them would have a gradient
+      with this over R as its variance. 0 of fewer than two rows.
+    sigma_sqrt_n, shift_over_spread, kurtosis: see `shape`.
   """
 
   def forward(params):
@@ -97,6 +113,8 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
   batch = batch._replace(old_logprobs=old_logprobs)
   orders = update.row_orders(static, hparams, learned.controls, batch, logprobs,
                              old_logprobs)
+  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
+                           hparams.loss['log_ratio_max'])
 
   def compare(settings):
     widths, dual_clip = settings
@@ -104,17 +122,20 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
     slopes, variance = _slopes(static, used, widths, batch, logprobs, orders)
     # All of them at once: so many gradients are in memory.
     products = _products(jax.lax.map(lambda s: pull_back(s)[0], slopes))
-    return products, _disagreements(slopes, batch.mask), variance
+    return products, _disagreements(slopes, batch.mask), variance, slopes
 
   own = (learned.controls.widths, hparams.loss['dual_clip'])
   infinite = jnp.float32(jnp.inf)
   open_ = (clips.Widths(_lowest(static), infinite), infinite)
   both = jax.tree.map(lambda *x: jnp.stack(x), own, open_)
   # One program with one backward pass for all, which share a forward pass.
-  products, disagreements, variances = jax.lax.map(compare, both)
-  values = {'sigma': jnp.sqrt(variances[0])}
-  for name, product in (('', products[0]), ('_unclipped', products[1])):
-    values |= _angles(name, product)
+  products, disagreements, variances, slopes = jax.lax.map(compare, both)
+  values = {'sigma': jnp.sqrt(variances[0])} | shape(ratio.x, batch.mask)
+  spreads = _spreads(static, learned.params, hparams, batch, slopes, products)
+  for kind, product, spread in zip(_KINDS, products, spreads):
+    values |= _angles(kind, product)
+    for name, variance in zip(LOSSES, spread):
+      values[f'gradient_variance{kind}_{name}'] = variance
   for (first, second), share in zip(_PAIRS, disagreements[0]):
     values[f'mask_disagreement_{first}_{second}'] = share
   return _named({name: values[name] for name in _keys()})
@@ -133,6 +154,49 @@ def undefined(values: Mapping[str, float]) -> Iterator[str]:
   for names in _RATIOS:
     if not any(values.get(name) for name in names):
       yield from (name for name in names if name in values)
+
+
+def shape(log_ratio: jax.Array, mask: jax.Array) -> base.Metrics:
+  """How the log-ratios of a batch are spread, for what an order does to a mask.
+
+    sigma_sqrt_n       sigma sqrt(n), sigma the root of the mean within-row
+                       variance, n the harmonic mean of the rows' tokens
+    shift_over_spread  mean over rows of log M_0 - log M_-1, over the standard
+                       deviation of log M_0 over rows; sigma sqrt(n) / 2 where
+                       the tokens of a row are independent, see docs/maths.md
+    kurtosis           m_4 / m_2^2 - 3, m_k the mean over all tokens of (x -
+                       mean of its row)^k: 0 of a Gaussian of one width
+
+  Args:
+    log_ratio: [B, T] nats, 0 off the mask.
+    mask: [B, T] bool; rows without a token count nowhere.
+
+  Returns:
+    By name, []; 0 where what it divides by is 0. The deviation over rows has
+    R - 1 in its divisor.
+  """
+  rows = jnp.any(mask, axis=1)
+  lengths = jnp.sum(mask, axis=1, dtype=log_ratio.dtype)
+  geometric = ratios.token_mean(log_ratio, mask)
+  centred = jnp.where(mask, log_ratio - geometric[:, None], 0)
+  variance = ratios.row_mean(ratios.token_mean(centred**2, mask), rows)
+  inverse_length = ratios.row_mean(1 / jnp.maximum(lengths, 1), rows)
+  shift = geometric - means.log_power_mean(log_ratio, mask, -1.)
+  deviations = geometric - ratios.row_mean(geometric, rows)
+  spread = jnp.sum(jnp.where(rows, deviations**2, 0)) / jnp.maximum(
+      jnp.sum(rows) - 1, 1)
+  # In units of their deviation, whose fourth power could vanish.
+  tokens = jnp.maximum(jnp.sum(lengths), 1)
+  standard = _ratio(centred, jnp.sqrt(jnp.sum(centred**2) / tokens))
+  fourth = jnp.sum(standard**4) / tokens
+  return {
+      'sigma_sqrt_n':
+          jnp.sqrt(_ratio(variance, inverse_length)),
+      'shift_over_spread':
+          _ratio(ratios.row_mean(shift, rows), jnp.sqrt(spread)),
+      'kurtosis':
+          jnp.where(fourth > 0, fourth - 3, 0),
+  }
 
 
 def _lowest(static):
@@ -164,6 +228,32 @@ def _slopes(static, hparams, widths, batch, logprobs, orders):
   slopes, metrics = jax.lax.map(slope, jnp.array(_ORDERS))
   slopes = jnp.concatenate([slopes, jax.grad(current)(logprobs)[None]])
   return slopes, metrics['log_ratio/row_variance'][0]
+
+
+def _spreads(static, params, hparams, batch, slopes, products):
+  """[2, 4] `gradient_variance` from slopes [2, 4, B, T], products [2, 4, 4].
+
+  A row's own gradients need a backward pass of that row: all of them are one
+  more forward pass and as many backward passes as there are slopes. In memory
+  is one gradient of one row.
+  """
+
+  def of_row(row):
+    tokens, valid, mask, of_losses = row
+    forward = lambda params: policy.forward(static, params, tokens[None], valid[
+        None], mask[None], hparams.temperature).logprobs
+    _, pull_back = jax.vjp(forward, params)
+    square = lambda slope: optax.tree.norm(
+        pull_back(slope[None])[0], squared=True)
+    return jax.lax.map(square, of_losses)
+
+  flat = slopes.reshape(-1, *batch.mask.shape).swapaxes(0, 1)
+  squares = jax.lax.map(of_row, (batch.tokens, batch.valid, batch.mask, flat))
+  total = jnp.sum(squares, axis=0).reshape(products.shape[:2])
+  rows = jnp.sum(jnp.any(batch.mask, axis=1), dtype=total.dtype)
+  excess = rows * total - jnp.diagonal(products, axis1=1, axis2=2)
+  # Rounding can make it negative where all rows pull alike.
+  return _ratio(rows * jnp.maximum(excess, 0), rows - 1)
 
 
 def _products(grads):

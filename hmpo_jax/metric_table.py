@@ -195,6 +195,23 @@ ROWS = {
             'mechanism/sigma', 'nats',
             'sigma of the log-ratios of the batch whose gradients are compared'
         ),
+        Row(
+            'mechanism/gradient_variance_*', 'gradient squared',
+            "trace of the covariance over rows of the rows' gradients under "
+            'p1, p0, pm1 and current, with a clip or `unclipped`'),
+        Row(
+            'mechanism/sigma_sqrt_n', 'nats',
+            'sigma sqrt(n) of that batch, n the harmonic mean of the tokens '
+            'of its rows: what an order moves a clip by is half of it, in '
+            'deviations of log M_0'),
+        Row(
+            'mechanism/shift_over_spread', '',
+            'mean of log M_0 - log M_-1 over the deviation of log M_0 over '
+            'rows: half of sigma sqrt(n) if tokens of a row were independent'),
+        Row(
+            'mechanism/kurtosis', '',
+            'excess kurtosis of the log-ratios around the mean of their row, '
+            'all tokens of that batch together: 0 of a Gaussian'),
         Row('mechanism/step', 'steps',
             'when the values under `mechanism/` were measured'),
     ),

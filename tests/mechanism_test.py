@@ -155,9 +155,11 @@ class CompareMeansTest(parameterized.TestCase):
         ('mechanism/cosine', 'mechanism/cosine_unclipped',
          'mechanism/norm_ratio', 'mechanism/sigma', 'mechanism/cosine_p1_p0',
          'mechanism/cosine_p1_pm1', 'mechanism/cosine_current_p0',
-         'mechanism/mask_disagreement_p0_pm1', 'mechanism/norm_ratio_pm1_p0'),
-        mechanism.KEYS)
-    self.assertLen(set(mechanism.KEYS), 25)
+         'mechanism/mask_disagreement_p0_pm1', 'mechanism/norm_ratio_pm1_p0',
+         'mechanism/gradient_variance_p0', 'mechanism/sigma_sqrt_n',
+         'mechanism/gradient_variance_unclipped_pm1', 'mechanism/kurtosis',
+         'mechanism/shift_over_spread'), mechanism.KEYS)
+    self.assertLen(set(mechanism.KEYS), 36)
 
   def test_all_means_are_one_while_no_ratio_has_moved(self):
     values = self._compare(old_logprobs=self.logprobs)
@@ -220,6 +222,8 @@ class CompareMeansTest(parameterized.TestCase):
         loss__clip_center='geometric', loss__aggregation='token-mean')
     current = {'clip_center': 'geometric', 'aggregation': 'token-mean'}
     self._assert_equals_direct({'p': -1.} | current)
+    # Lengths differ: what a row adds isn't the gradient of its mean alone.
+    self._assert_variances({'p': -1.} | current)
     values = self._compare()
     # The mask of GSPO, the weights of the harmonic mean.
     self.assertEqual(values['mask_disagreement_current_p0'], 0)
@@ -299,9 +303,50 @@ class CompareMeansTest(parameterized.TestCase):
     self.assertAlmostEqual(
         self._compare()['sigma'], np.mean(variances)**0.5, delta=1e-5)
 
+  def test_gradient_variance_is_that_of_the_rows(self):
+    self._assert_variances({'p': -1.})
+
+  def test_rows_without_a_token_have_no_gradient_to_vary(self):
+    self.batch = self.batch._replace(mask=self.batch.mask
+                                     & (jnp.arange(32) % 4 > 0)[:, None])
+    self._assert_variances({'p': -1.})
+
+  def _assert_variances(self, current):
+    """All traces of a covariance against gradients of one row at a time."""
+    values = self._compare()
+    for kind, bounds in (('', (0.1, 0.2)), ('_unclipped', _OPEN)):
+      widths = dict(zip(('clip_eps_low', 'clip_eps_high'), bounds))
+      for name, options in (('p1', {
+          'p': 1.
+      }), ('pm1', {
+          'p': -1.
+      }), ('current', current)):
+        slope = _slope(self.batch, self.logprobs, **options, **widths)
+        rows = np.flatnonzero(np.any(self.batch.mask, axis=1))
+        grads = np.stack([
+            np.float64(
+                _gradient(self.static, self.params, self.batch,
+                          self.hparams.temperature,
+                          jnp.zeros_like(slope).at[row].set(slope[row])))
+            for row in rows
+        ])
+        expected = np.sum(np.var(len(rows) * grads, axis=0, ddof=1))
+        np.testing.assert_allclose(
+            values[f'gradient_variance{kind}_{name}'], expected, rtol=1e-4)
+
+  def test_one_row_has_no_variance(self):
+    mask = self.batch.mask & (jnp.arange(32) == 3)[:, None]
+    values = self._compare(mask=mask)
+    self.assertGreater(values['norm_ratio'], 0)
+    for name, value in values.items():
+      if name.startswith(('gradient_variance', 'shift')):
+        self.assertEqual(value, 0, name)
+
   def test_gradients_of_zero_give_zero(self):
     values = self._compare(advantages=jnp.zeros_like(self.batch.advantages))
-    self.assertGreater(values.pop('sigma'), 0)
+    for name in ('sigma', 'sigma_sqrt_n', 'shift_over_spread'):
+      self.assertGreater(values.pop(name), 0)
+    self.assertNotEqual(values.pop('kurtosis'), 0)
     self.assertEqual(set(values.values()), {0})
 
   def test_everything_clipped_leaves_the_unclipped_comparison(self):
