@@ -53,6 +53,8 @@ class HParams(NamedTuple):
   exclude_nonfinite: jax.Array  # [] bool: rewards, else they stop updates
   entropy_weight: jax.Array  # [] weight of the entropy bonus, per token
   temperature: jax.Array  # [] divides the logits in sampler and loss
+  mismatch_frac: jax.Array  # [] tokens whose log-probability is told wrong
+  mismatch_size: jax.Array  # [] nats by which it is
   learning_rate: jax.Array  # [] of the hidden matrices (AdamW: of all)
   adam_learning_rate: jax.Array  # [] of all else under MuonClip
   adam_weight_decay: jax.Array  # [] of all else under MuonClip

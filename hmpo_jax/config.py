@@ -85,6 +85,11 @@ def default_config() -> ml_collections.ConfigDict:
   # old log-probabilities: 'recompute' by the training forward, or 'sampler',
   # which saves that pass; then the first ratios are 1 up to rounding only.
   config.rollout.old_logprobs = 'recompute'
+  # Share of the tokens, drawn anew in each step, whose log-probability the
+  # sampler tells by mismatch_size too high or too low, as a sampler that routes
+  # tokens to other experts than the trainer does; with 'sampler' alone.
+  config.rollout.mismatch_frac = 0.
+  config.rollout.mismatch_size = 1.  # nats
   config.rollout.mask_truncated = False  # leave out responses without a stop
 
   config.advantage = ml_collections.ConfigDict()

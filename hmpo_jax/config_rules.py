@@ -76,6 +76,8 @@ RULES = tuple((key, *rule) for key, rule in (
     ('rollout.top_p', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
     ('rollout.bucket', _at_least(0)),
     ('rollout.staleness', _at_least(0)),
+    ('rollout.mismatch_frac', _UNIT),
+    ('rollout.mismatch_size', _POSITIVE),
     ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
     ('advantage.baseline', _one_of(*advantages.BASELINES)),
     ('advantage.scale', _one_of('std', 'none')),
@@ -254,6 +256,10 @@ def unused(config, default) -> dict[str, str]:
   if not config.control.function:
     found |= _but('control.function', default.control,
                   ('function', 'history', 'agm_iterations'))
+  if config.rollout.old_logprobs != 'sampler':
+    found['rollout.mismatch_frac'] = 'rollout.old_logprobs'
+  if config.rollout.mismatch_frac == 0:
+    found['rollout.mismatch_size'] = 'rollout.mismatch_frac'
   if config.reward.function:
     found['reward.kind'] = 'reward.function'
   if config.optim.qk_clip == 'off':

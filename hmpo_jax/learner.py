@@ -89,8 +89,13 @@ def collect(static, state: TrainState, hparams: base.HParams) -> base.Rollout:
   keys = jax.vmap(fold, (0, None))(fold(sample_key,
                                         jnp.arange(shape.num_prompts)),
                                    jnp.arange(shape.group_size))
-  return _sample(static, _sampler(static, state), prompts, keys,
-                 hparams.temperature)
+  rollout = _sample(static, _sampler(static, state), prompts, keys,
+                    hparams.temperature)
+  if static.rollout.old_logprobs == 'sampler':
+    key = jax.random.fold_in(step_key(state), 5)  # after the `_step_keys`
+    rollout = rollout_lib.mismatched(key, rollout, hparams.mismatch_frac,
+                                     hparams.mismatch_size)
+  return rollout
 
 
 def learn(static, state: TrainState, hparams: base.HParams,

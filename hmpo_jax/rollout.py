@@ -126,6 +126,28 @@ def sample(model: transformer.Transformer,
       kept_mass=state.kept_mass)
 
 
+def mismatched(key: jax.Array, rollout: base.Rollout, frac: jax.Array,
+               size: jax.Array) -> base.Rollout:
+  """A rollout of a sampler that computes some log-probabilities wrong.
+
+  Each token of a response is off with probability `frac`, by +size or -size
+  with equal probability, whatever the others are. Such jumps are what a trainer
+  sees that routes a token to other experts than the sampler did. What is told
+  may so be above 0, which no log-probability is.
+
+  Args:
+    key: consumed.
+    rollout: from `sample`.
+    frac: [] share of the tokens, from 0 to 1; at 0 no bit changes.
+    size: [] nats.
+  """
+  draws = jax.random.uniform(key, rollout.mask.shape)
+  offset = jnp.where(draws < frac / 2, size, -size)
+  is_off = rollout.mask & (draws < frac)
+  return rollout._replace(
+      logprobs=jnp.where(is_off, rollout.logprobs + offset, rollout.logprobs))
+
+
 def _start(logits, prefix, group, response_len, is_truncated):
   batch = logits.shape[0] * group
   zeros = jnp.zeros((batch, response_len))

@@ -64,6 +64,8 @@ class ConfigTest(parameterized.TestCase):
       ('rollout.top_k', -1),
       ('rollout.top_p', 0.),
       ('rollout.bucket', -1),
+      ('rollout.mismatch_frac', 1.5),
+      ('rollout.mismatch_size', 0.),
       ('task.stop', -2),
       ('optim.momentum', 0.999999999),
       ('loss.clip_eps_low', 1.),
@@ -120,6 +122,13 @@ class ConfigTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
+      ({
+          'rollout.mismatch_frac': 0.1
+      }, "rollout.old_logprobs = 'recompute'"),
+      ({
+          'rollout.old_logprobs': 'sampler',
+          'rollout.mismatch_size': 2.
+      }, 'rollout.mismatch_frac = 0.0'),
       ({
           'loss.name': 'grpo',
           'loss.clip': 'token'

@@ -16,6 +16,7 @@ from hmpo_jax import policy
 from tests import small
 
 _step = jax.jit(learner.train_step, static_argnums=0)
+_collect = jax.jit(learner.collect, static_argnums=0)
 _NO = jnp.asarray(False)
 
 
@@ -39,6 +40,46 @@ class TrainStepTest(parameterized.TestCase):
     self.assertBetween(record['rollout/sampler_gap_max'], 1e-9, 1e-5)
     # Four of 14 tokens, drawn from while the logits are spread.
     self.assertBetween(record['rollout/kept_mass'], 4 / 14, 0.999)
+
+  def test_mismatch_has_the_share_and_the_size_that_are_asked(self):
+    static, hparams, state = small.start(
+        small.config(rollout__old_logprobs='sampler', rollout__num_prompts=256))
+    told = lambda state, frac, size=0.5: np.asarray(
+        _collect(
+            static, state,
+            hparams._replace(
+                mismatch_frac=jnp.float32(frac),
+                mismatch_size=jnp.float32(size))).logprobs)
+    right = _collect(static, state, hparams)
+    mask = np.asarray(right.mask)
+    gap = told(state, 0.25) - right.logprobs
+    np.testing.assert_array_equal(gap[~mask], 0)
+    # 2048 rows of six tokens: two errors of 12,000 draws are 1 %.
+    for sign in (1, -1):
+      share = np.mean(np.abs(gap[mask] - sign * 0.5) < 1e-5)
+      self.assertAlmostEqual(share, 0.125, delta=0.01)
+    self.assertAlmostEqual(np.mean(gap[mask] == 0), 0.75, delta=0.01)
+    every = told(state, 1., 2.) - right.logprobs
+    np.testing.assert_allclose(np.abs(every[mask]), 2, rtol=1e-5)
+    np.testing.assert_array_equal(told(state, 0.), right.logprobs)
+    # Drawn anew by step, and the same for the step of a run that goes on.
+    np.testing.assert_array_equal(told(state, 0.25) - right.logprobs, gap)
+    later = state._replace(step=state.step + 1)
+    moved = told(later, 0.25) != told(later, 0.)
+    self.assertLess(np.mean(moved == (gap != 0)), 0.75)
+
+  def test_mismatch_reaches_the_ratios_of_every_update(self):
+    config = functools.partial(
+        small.config, rollout__old_logprobs='sampler', optim__learning_rate=0.)
+    _, (right,) = small.steps(config())
+    _, (wrong,) = small.steps(
+        config(rollout__mismatch_frac=0.1, rollout__mismatch_size=0.7))
+    self.assertLess(right['log_ratio/abs_max'], 1e-5)
+    for name in ('log_ratio/abs_max', 'rollout/sampler_gap_max'):
+      self.assertAlmostEqual(float(wrong[name]), 0.7, places=4)
+    # The responses and their rewards are those of a sampler without a fault.
+    for name in ('rollout/digest', 'reward/mean'):
+      self.assertEqual(wrong[name], right[name])
 
   def test_rollout_options_reach_the_sampler(self):
     options = {'top_k': 3, 'top_p': 0.5, 'bucket': 7}
