@@ -3,7 +3,8 @@
   python experiments/token_weights.py --workdir=runs/hmpo
 
 does the step after the last checkpoint of a run again, up to the last update,
-whose ratios have moved furthest, and writes token_weights.csv and
+whose ratios have moved furthest, prints how far the order moves the clip's mask
+beside what the law says, sigma sqrt(n) / 2, and writes token_weights.csv and
 token_weights.png (with the `plot` extra) to results/token_weights. Half a
 minute on two cores, after the run.
 """
@@ -29,6 +30,11 @@ def main(_) -> None:
   """Writes the table, and the figure where matplotlib is installed."""
   with command_line.reported():
     log_ratio, mask = _last_minibatch(_WORKDIR.value)
+  found = token_weights.mask_shift(log_ratio, mask)
+  print(f'mask shift over spread: {found["measured"]:.2f}, by the law '
+        f'{found["law"]:.2f} (sigma {found["sigma"]:.3f} nats; shift '
+        f'{found["shift_over_law"]:.2f} times that of independent tokens, '
+        f'spread {found["spread_over_law"]:.2f} times)')
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   _write(out / 'token_weights.csv', log_ratio, mask)

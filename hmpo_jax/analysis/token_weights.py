@@ -30,6 +30,45 @@ def relative(log_ratio: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
   return np.asarray(count * weights)
 
 
+def mask_shift(log_ratio: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+  """What the order -1 moves a clip by, beside what the law says.
+
+    shift   mean over rows of log M_0 - log M_-1, nats; sigma^2 / 2
+    spread  deviation of log M_0 over rows, nats; sigma / sqrt(n)
+
+  The law holds where the tokens of a row are independent; sigma is the root of
+  the mean within-row variance, n the harmonic mean of the rows' tokens.
+
+  Args:
+    log_ratio: [B, T] nats.
+    mask: [B, T] bool, of two rows or more that have tokens.
+
+  Returns:
+    sigma in nats; law, sigma sqrt(n) / 2; measured, shift over spread;
+    shift_over_law and spread_over_law, of each by itself. NaN where no
+    log-ratio spreads.
+  """
+  rows = [
+      row[used].astype(np.float64)
+      for row, used in zip(log_ratio, mask)
+      if used.any()
+  ]
+  sigma = np.sqrt(np.mean([np.var(row) for row in rows]))
+  root = np.mean([1 / len(row) for row in rows])**-0.5
+  shift = np.mean(
+      [np.mean(row) + np.log(np.mean(np.exp(-row))) for row in rows])
+  spread = np.std([np.mean(row) for row in rows], ddof=1)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    found = {
+        'sigma': sigma,
+        'law': sigma * root / 2,
+        'measured': shift / spread,
+        'shift_over_law': 2 * shift / sigma**2,
+        'spread_over_law': spread * root / sigma
+    }
+  return {name: float(value) for name, value in found.items()}
+
+
 def draw(log_ratio: np.ndarray, mask: np.ndarray) -> Any:
   """The weight of each token, and how many of a row count, for each of COLORS.
 

@@ -77,7 +77,9 @@ def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
     geometric   c_i = log M_p,i - log M_0,i: every order has the mask of GSPO
     unbiased    c_i = (p - 1) v / 2, v the mean over rows of the population
                 variance within the row; moves p = 0 too, so it is not GSPO.
-                At most 20 nats, so that the value of an edge is finite.
+                At most 20 nats, so that the value of an edge is finite. It
+                assumes rows that were not yet trained on, those of the first
+                epoch, and v is low by a share 1 / n.
 
   The mean of 'unbiased' is over the whole batch that the loss is given, on all
   its devices where that is sharded under jit.
