@@ -77,4 +77,5 @@ def get_config(part='plan'):
           contrast('hmpo', 'gspo', 'area', 'sort'),
           contrast('p_minus_one', 'p_one', 'area', 'sort'),
       ],
+      reference='gspo',
       family=0 if is_pilot else 5)

@@ -56,6 +56,12 @@ class ContrastsTest(plan_case.PlanTestCase):
     self.assertLess(row['high'], 0)
     self.assertTrue(np.isnan(row['p']))
 
+  def test_the_plan_may_name_the_reference(self):
+    table = contrasts.make(*self.plan(
+        _APART | {'p_one': .2}, seeds=3, about={'reference': 'p_one'}))
+    self.assertEqual(table['name'].to_list()[2:],
+                     ['hmpo - p_one', 'gspo - p_one'])
+
   def test_a_contrast_is_not_shown_again_turned_round(self):
     asked = [{
         'name': f'{a} - {b}',

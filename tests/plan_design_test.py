@@ -271,6 +271,9 @@ class CheckTest(parameterized.TestCase):
           }
       }, r"margins\['area'\] = -1.0"),
       ({
+          'reference': 'gsop'
+      }, "reference: 'gsop' is unknown"),
+      ({
           'margins': {
               'arae': 1.
           }
@@ -463,10 +466,10 @@ def _some_runs(plan):
 
 class ConfigsTest(parameterized.TestCase):
 
-  @parameterized.parameters(('plan', 4 * 7 * 12), ('plan_long', 4 * 2 * 8),
-                            ('plan_ladder', 4 * 7 * 12),
-                            ('plan_ladder:pilot', 9 * 8),
-                            ('plan_atlas', 31 * 5), ('plan_quick', 4 * 3))
+  @parameterized.parameters(
+      ('plan', 4 * 7 * 12), ('plan_long', 4 * 2 * 8),
+      ('plan_ladder', 4 * 7 * 12), ('plan_ladder:pilot', 9 * 8),
+      ('plan_calm', 9 * 2 * 16), ('plan_atlas', 31 * 5), ('plan_quick', 4 * 3))
   def test_plans_of_the_repository(self, name, num_runs):
     name, *part = name.split(':')
     plan = runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config'](*part)

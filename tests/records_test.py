@@ -18,6 +18,20 @@ _RISES = {'hmpo': .36, 'gspo': .3}
 _HELDOUT = ['heldout_first', 'heldout_last', 'area']
 
 
+class OldPlanTest(plan_case.PlanTestCase):
+
+  def test_a_plan_from_before_ladders_and_places_is_read(self):
+    self.plan(_RISES, seeds=2)
+    new = self.page()
+    about = json.loads((self.folder / 'plan.json').read_text('utf-8'))
+    for key in ('ladders', 'reference', 'margins', 'family'):
+      del about[key]
+    for contrast in about['contrasts']:
+      del contrast['task'], contrast['minus']
+    (self.folder / 'plan.json').write_text(json.dumps(about), 'utf-8')
+    self.assertEqual(self.page(), new)
+
+
 class OfRunsTest(plan_case.PlanTestCase):
 
   def setUp(self):

@@ -79,6 +79,8 @@ def describe(rises, seeds, **changes) -> dict:
           'minus': ''
       } for outcome in ('area', 'collapse')] if len(names) > 1 else [],
       'ladders': {},
+      'reference':
+          '',
       'margins': {
           'area': 0.02,
           'exact_area': 0.02,

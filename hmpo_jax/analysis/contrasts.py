@@ -52,6 +52,8 @@ def make(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
 
 def reference(about: dict) -> str:
   """The variant that others are shown against."""
+  if about['reference']:
+    return about['reference']
   if about['contrasts']:
     return about['contrasts'][0]['baseline']
   return next(iter(about['variants']))

@@ -20,8 +20,17 @@ RUN = ['task', 'variant', 'seed']  # columns that name a run
 
 _PLAN = 'plan.json'
 _NEEDED = ('name', 'question', 'exploratory', 'tasks', 'variants', 'seeds',
-           'ladders', 'contrasts', 'margins', 'alpha', 'family', 'target',
-           'failure_reward', 'collapse_margin', 'horizon', 'runs')
+           'contrasts', 'alpha', 'target', 'failure_reward', 'collapse_margin',
+           'horizon', 'runs')
+# What a plan.json that is older than a key is read as.
+_YOUNGER = {
+    'ladders': {},
+    'reference': '',
+    'margins': {
+        name: kind.margin for name, kind in kinds.KINDS.items()
+    },
+    'family': 0,
+}
 
 
 class Plan(NamedTuple):
@@ -180,17 +189,12 @@ _SETTINGS = {
 _RUN_COLUMNS = ['state', 'end', 'reason', *_SETTINGS]
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
 # What runs that no plan asked for are held against.
-_NO_PLAN = {
+_NO_PLAN = _YOUNGER | {
     'name': 'runs',
     'question': '',
     'exploratory': True,
-    'ladders': {},
     'contrasts': [],
-    'margins': {
-        name: kind.margin for name, kind in kinds.KINDS.items()
-    },
     'alpha': 0.05,
-    'family': 0,
     'failure_reward': 0.,
     'collapse_margin': 0.05,
 }
@@ -206,9 +210,12 @@ def _about(file):
         'experiments/compare.py wrote') from error
   if missing or not about['runs']:
     raise config_lib.ConfigError(
-        f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing; '
-        'the command of experiments/compare.py that made it writes it anew')
-  return about
+        f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing')
+  about = _YOUNGER | about
+  nowhere = {'task': '', 'minus': ''}
+  return about | {
+      'contrasts': [nowhere | contrast for contrast in about['contrasts']]
+  }
 
 
 def _run(folder, horizon):

@@ -83,6 +83,9 @@ class Plan:
   # ascending. See `rungs`.
   ladders: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   contrasts: Sequence[Contrast] = ()
+  # Variant that others are shown against; '' is the first contrast's baseline,
+  # and without contrasts the first variant.
+  reference: str = ''
   # Confirmatory contrasts of all plans that one Holm correction is for; 0: of
   # this plan alone.
   family: int = 0
@@ -272,8 +275,8 @@ def describe(plan: Plan, planned: Sequence[Run],
       },
       **{
           name: getattr(plan, name)
-          for name in ('alpha', 'family', 'target', 'failure_reward',
-                       'collapse_margin')
+          for name in ('reference', 'alpha', 'family', 'target',
+                       'failure_reward', 'collapse_margin')
       },
       'horizon':
           horizon(plan),

@@ -69,6 +69,8 @@ def _check_numbers(plan):
   if not 0 < plan.alpha < 0.5:
     raise config_lib.ConfigError(
         f'alpha = {plan.alpha}: must be above 0 and below 0.5')
+  if plan.reference:
+    _check_known('reference', [plan.reference], plan.variants)
   _check_known('margins', plan.margins, design.OUTCOMES)
   widths = {f'margins[{name!r}]': value for name, value in plan.margins.items()}
   for name in ('expected_sd', 'collapse_margin'):
