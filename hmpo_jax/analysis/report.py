@@ -1,6 +1,7 @@
 """Writes the report of a plan: report.md, its figures and its tables."""
 
 import pathlib
+import shutil
 
 import pandas
 
@@ -12,6 +13,7 @@ from hmpo_jax.analysis import records
 from hmpo_jax.analysis import rungs
 from hmpo_jax.analysis import styles
 from hmpo_jax.analysis import tables
+from hmpo_jax.analysis import text
 
 _PAGE = 'report.md'
 _MADE = ('.png', '.svg', '.csv')
@@ -27,7 +29,8 @@ def write(workdir: str | pathlib.Path,
   Args:
     workdir: folder of the plan.
     out: folder of the report; None: report/ in the plan's. Its figures/ and
-      tables/ are made anew.
+      tables/ are made anew. Elsewhere it stands alone: plan.json, and of each
+      cell the configuration of its first seed, lie beside it.
     draw: whether to make the figures, which take most of the time.
 
   Returns:
@@ -51,6 +54,8 @@ def write(workdir: str | pathlib.Path,
   page = pages.Page(plan, seeds, found).render(figures, written)
   file = out / _PAGE
   file.write_text(page, encoding='utf-8')
+  if out.absolute().parent != pathlib.Path(workdir).absolute():
+    _copy_origin(plan, pathlib.Path(workdir), out)
   return file
 
 
@@ -82,6 +87,17 @@ def _write_tables(plan, seeds, found, folder):
     if frame is not None:
       _save(frame, folder / f'{name}.csv')
   return [f'{name}.csv' for name, f in everything.items() if f is not None]
+
+
+def _copy_origin(plan, workdir, out):
+  """What a report without its plan's folder can be made again from."""
+  shutil.copyfile(workdir / 'plan.json', out / 'plan.json')
+  folder = _empty(out / 'configs')
+  for run in plan.about['runs']:
+    config = workdir / run['folder'] / 'config.json'
+    if run['seed'] == plan.about['seeds'][0] and config.exists():
+      name = text.slug(f'{run["task"]}-{run["variant"]}')
+      shutil.copyfile(config, folder / f'{name}.json')
 
 
 def _save(frame: pandas.DataFrame, file: pathlib.Path) -> None:

@@ -1,0 +1,226 @@
+"""The answers of the committed plans, as parts of Markdown pages.
+
+A *block* is the report of one plan under results/, with its plan.json and
+tables; nothing here needs its runs. A page holds parts between two comments,
+
+  <!-- answers: NAME -->
+  <!-- end of answers -->
+
+which `fill` writes anew, so that no number of theirs is typed.
+"""
+
+from collections.abc import Callable, Mapping
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+
+from hmpo_jax import config as config_lib
+from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import kinds
+from hmpo_jax.analysis import ladder_words
+from hmpo_jax.analysis import records
+from hmpo_jax.analysis import rungs
+from hmpo_jax.analysis import statistics
+from hmpo_jax.analysis import text
+
+_MARKED = re.compile(
+    r'(<!-- answers: (?P<name>[\w-]+) -->\n).*?(<!-- end of answers -->)',
+    re.DOTALL)
+_TEXTS = {'task': str, 'variant': str, 'reason': str}
+
+
+class Block(NamedTuple):
+  """What is left of one plan."""
+  plan: records.Plan  # without steps
+  seeds: pandas.DataFrame  # as of outcomes.per_seed
+  contrasts: pandas.DataFrame  # as of contrasts.make
+
+
+def read(root: str | pathlib.Path) -> dict[str, Block]:
+  """The blocks under a folder by the names of their folders.
+
+  Args:
+    root: results/; what holds no plan.json is no block.
+
+  Raises:
+    ConfigError: a block without the tables of its report.
+  """
+  found = {}
+  for file in sorted(pathlib.Path(root).glob('*/plan.json')):
+    plan = records.of_report(file.parent)
+    seeds = pandas.read_csv(
+        file.parent / 'tables' / 'seeds.csv',
+        keep_default_na=False,
+        na_values=[''],
+        dtype=_TEXTS)
+    found[file.parent.name] = Block(plan, seeds, contrasts.make(plan, seeds))
+  return found
+
+
+def fill(page: str, blocks: Mapping[str, Block]) -> str:
+  """A page with each of its marked parts as the blocks have it.
+
+  Raises:
+    ConfigError: a part of an unknown name, or of a block that isn't there.
+  """
+
+  def part(match):
+    name = match['name']
+    if name not in PARTS:
+      raise config_lib.ConfigError(
+          f'answers: {name}: no such part; there are {", ".join(PARTS)}')
+    return f'{match[1]}\n{PARTS[name](blocks)}\n\n{match[3]}'
+
+  return _MARKED.sub(part, page)
+
+
+def confirmatory(blocks: Mapping[str, Block]) -> str:
+  """Every confirmatory contrast, with Holm's correction over all blocks."""
+  rows = [(name, block.plan.about, row)
+          for name, block in blocks.items()
+          for row in block.contrasts.itertuples()
+          if row.Index < len(block.plan.about['contrasts']) and
+          row.verdict != contrasts.EXPLORATORY]
+  if not rows:
+    return 'No confirmatory plan is in yet.'
+  family = max(about['family'] for _, about, _ in rows)
+  adjusted = statistics.holm([row.p for *_, row in rows], family)
+  cells = []
+  for (name, about, row), p in zip(rows, adjusted):
+    kind = kinds.KINDS[row.outcome]
+    verdict = row.verdict
+    if verdict.startswith('undecided') and p <= about['alpha']:
+      verdict = contrasts.DIFFERENT
+    cells.append((name, row.name, kind.what, text.signed(row.mean, kind.form),
+                  text.bounds(row.low, row.high, kind.form,
+                              text.signed), f'{row.n} of {row.planned}',
+                  text.p_value(row.p), text.p_value(p), verdict))
+  return text.table([
+      'plan', 'contrast', 'outcome', 'difference', '95% interval', 'seeds', 'p',
+      f'p, Holm over {family}', 'verdict'
+  ], cells)
+
+
+def margins(blocks: Mapping[str, Block]) -> str:
+  """How large a step each arm bears: the ladders."""
+  parts = []
+  for name, block in blocks.items():
+    if not block.plan.about['ladders']:
+      continue
+    parts += list(
+        ladder_words.section(block.plan.about,
+                             rungs.per_variant(block.plan, block.seeds),
+                             rungs.per_seed(block.plan, block.seeds)))[1:]
+    rows = [
+        row for row in block.contrasts.itertuples()
+        if row.outcome in ('area', 'rung') and not row.minus
+    ]
+    parts.append(f'Differences, {name}:')
+    parts.append(_differences(rows))
+  return '\n\n'.join(parts) or 'No ladder is in yet.'
+
+
+def split(blocks: Mapping[str, Block]) -> str:
+  """HMPO - GSPO at GSPO's settings: token weights, clip mask, both."""
+  if 'calm' not in blocks:
+    return 'The calm plan is not in yet.'
+  block, rows = blocks['calm'], []
+  for task in block.plan.about['tasks']:
+    for outcome in ('area', 'exact_area'):
+      arms = {
+          name:
+              rungs.by_seed(
+                  block.plan.about,
+                  block.seeds[(block.seeds['variant'] == name)
+                              & (block.seeds['task'] == task)
+                              & records.has_ended(block.seeds)], task, outcome)
+          for name in ('gspo', 'hmpo', 'weights_only', 'mask_only')
+      }
+      together = arms['hmpo'] - arms['gspo']
+      weights = arms['weights_only'] - arms['gspo']
+      mask = arms['mask_only'] - arms['gspo']
+      for label, values in (('HMPO - GSPO',
+                             together), ('token weights alone',
+                                         weights), ('clip mask alone', mask),
+                            ('the two together beyond their sum',
+                             together - weights - mask)):
+        rows.append((task, kinds.KINDS[outcome].what, label,
+                     *_interval(values.dropna().to_numpy(float), '.4f')))
+  return text.table([
+      'what is paid', 'outcome', 'difference', 'mean', '95% interval', 'seeds'
+  ], rows)
+
+
+def against(name: str) -> Callable[[Mapping[str, Block]], str]:
+  """The part that shows every arm of a block against its reference."""
+
+  def part(blocks):
+    if name not in blocks:
+      return f'The plan {name} is not in yet.'
+    rows = list(blocks[name].contrasts.itertuples())
+    return _differences(rows)
+
+  return part
+
+
+def doses(blocks: Mapping[str, Block]) -> str:
+  """Every dose of the logits: reward, logits and collapses, arm by arm."""
+  if 'logits' not in blocks:
+    return 'The logits plan is not in yet.'
+  seeds, rows = blocks['logits'].seeds, []
+  ended = seeds[records.has_ended(seeds)]
+  for (task, variant), runs in ended.groupby(['task', 'variant'], sort=False):
+    area = statistics.mean_interval(runs['area'].to_numpy(float))
+    row = [
+        task, variant,
+        text.mean_and_interval(area.mean, area.low, area.high, '.3f')
+    ]
+    for column, form in (('qk/max_logit:max', '.1f'), ('qk/clipped_frac:mean',
+                                                       '.1%'),
+                         ('attention/entropy:last', '.3f')):
+      known = runs[column].mean() if column in runs else np.nan
+      row.append(text.number(known, form))
+    skipped = runs.filter(regex='^skipped/.*:sum$').sum(axis=1)
+    row += [
+        f'{int(runs["collapsed"].sum())} of {len(runs)}',
+        f'{int((skipped > 0).sum())} of {len(runs)}'
+    ]
+    rows.append(row)
+  return text.table([
+      'dose', 'arm', 'area under held-out reward', 'largest logit, mean',
+      'updates clipped', 'attention entropy at the end, nats', 'collapsed',
+      'runs with skipped updates'
+  ], rows)
+
+
+PARTS: dict[str, Callable[[Mapping[str, Block]], str]] = {
+    'confirmatory': confirmatory,
+    'margins': margins,
+    'split': split,
+    'calm': against('calm'),
+    'moving': against('moving'),
+    'own': against('own'),
+    'doses': doses,
+}
+
+
+def _interval(values, form):
+  found = statistics.paired_interval(values)
+  return (text.signed(found.mean, form),
+          text.bounds(found.low, found.high, form, text.signed), len(values))
+
+
+def _differences(rows):
+  cells = []
+  for row in rows:
+    form = kinds.KINDS[row.outcome].form
+    cells.append(
+        (row.name, kinds.KINDS[row.outcome].what, text.signed(row.mean, form),
+         text.bounds(row.low, row.high, form,
+                     text.signed), int(row.n), row.verdict))
+  return text.table(
+      ['contrast', 'outcome', 'difference', '95% interval', 'seeds', 'verdict'],
+      cells)
