@@ -62,13 +62,14 @@ class LayeringTest(absltest.TestCase):
 
   def test_only_the_shell_touches_the_disk(self):
     shell = {
-        'board.py', 'checkpoint.py', 'command_line.py', 'comparison.py',
-        'compile_cache.py', 'config_file.py', 'design.py', 'first_params.py',
-        'folder.py', 'group.py', 'host_function.py', 'host_worker.py',
-        'interruption.py', 'launch.py', 'lines.py', 'metrics.py', 'open_run.py',
-        'own_peer.py', 'probe.py', 'profile.py', 'prompt_file.py', 'records.py',
-        'report.py', 'rerun.py', 'run_folder.py', 'states.py', 'summary.py',
-        'trainer.py', 'trajectory.py', 'tuning.py', 'worker.py'
+        'answers.py', 'board.py', 'checkpoint.py', 'command_line.py',
+        'comparison.py', 'compile_cache.py', 'config_file.py', 'design.py',
+        'first_params.py', 'folder.py', 'group.py', 'host_function.py',
+        'host_worker.py', 'interruption.py', 'launch.py', 'lines.py',
+        'metrics.py', 'open_run.py', 'own_peer.py', 'probe.py', 'profile.py',
+        'prompt_file.py', 'records.py', 'report.py', 'rerun.py',
+        'run_folder.py', 'states.py', 'summary.py', 'trainer.py',
+        'trajectory.py', 'tuning.py', 'worker.py'
     }
     for file in (_ROOT / 'hmpo_jax').rglob('*.py'):
       if file.name not in shell:
