@@ -89,6 +89,8 @@ _RULES: tuple[Run | Look, ...] = (
     Run(re.escape(_PLAN), f'{_TWO} --only=gspo,hmpo --seeds=2 --jobs=1'),
     Run(r'python experiments/report\.py --workdir=runs/plan_quick',
         needs=_PLAN),
+    Look(r'python experiments/drawdowns\.py --workdir=runs/plan',
+         'needs drawdowns; prediction_test.py has some'),
     Look(
         r'python experiments/compare\.py --config=configs/plan\w*\.py '
         r'--dry-run', 'compare_test.py makes one of a small plan'),
