@@ -58,6 +58,8 @@ class HParams(NamedTuple):
   learning_rate: jax.Array  # [] of the hidden matrices (AdamW: of all)
   adam_learning_rate: jax.Array  # [] of all else under MuonClip
   adam_weight_decay: jax.Array  # [] of all else under MuonClip
+  decay: jax.Array  # [] factor of both learning rates at the end, 1 = none
+  decay_steps: jax.Array  # [] steps until then, at least 1
   weight_decay: jax.Array  # [] decoupled, per unit of learning rate
   momentum: jax.Array  # [] Muon's
   qk_learning_rate_scale: jax.Array  # [] on that of query and key kernels

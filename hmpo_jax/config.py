@@ -177,6 +177,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim.learning_rate = 3e-4  # update RMS is 0.2 times it under Muon
   config.optim.qk_learning_rate_scale = 1.  # on that of query and key kernels
   config.optim.weight_decay = 0.  # decoupled, times the learning rate
+  # Factor of both learning rates, a controller's too, after decay_steps; linear
+  # from 1 in the first step on. 1 = off
+  config.optim.decay = 1.
+  config.optim.decay_steps = 300.
   # Muon, see optim/muon.py: of embeddings, norms, biases and head, which AdamW
   # moves.
   config.optim.adam_learning_rate = 3e-4
@@ -202,7 +206,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.warm_start = ml_collections.ConfigDict()
   config.warm_start.num_steps = 55  # supervised; 0 starts from scratch
   config.warm_start.batch_size = 64  # prompts with their answers
-  config.warm_start.learning_rate = 3e-3  # Adam, linear decay to 0
+  config.warm_start.optimizer = 'adam'  # adam | muon on the hidden matrices
+  config.warm_start.learning_rate = 3e-3  # Adam's, linear decay to 0
+  # Muon's, alike: on sorting as far as Adam after as many steps.
+  config.warm_start.muon_learning_rate = 0.01
   # Ends it once responses that it samples have this share of right tokens, in
   # [0, 1]; 0 = off. num_steps is then the most that it takes.
   config.warm_start.stop_reward = 0.

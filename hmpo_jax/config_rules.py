@@ -16,6 +16,7 @@ from hmpo_jax.optim import orthogonal
 TASKS = ('sort', 'addition', 'mapped_copy', 'file')
 DTYPES = ('float32', 'bfloat16')
 REMATS = ('none', 'light', 'dots', 'layer')
+WARM_STARTS = ('adam', 'muon')
 MUON_HEADS = ('joint', 'per_head')
 
 
@@ -128,6 +129,8 @@ RULES = tuple((key, *rule) for key, rule in (
     ('optim.name', _one_of(*factory.OPTIMIZERS)),
     ('optim.learning_rate', _finite_at_least(0)),
     ('optim.adam_learning_rate', _finite_at_least(0)),
+    ('optim.decay', _UNIT),
+    ('optim.decay_steps', _finite_at_least(1)),
     ('optim.weight_decay', _finite_at_least(0)),
     ('optim.momentum', _MOMENTUM),
     ('optim.qk_learning_rate_scale', _finite_at_least(0)),
@@ -143,7 +146,9 @@ RULES = tuple((key, *rule) for key, rule in (
     ('optim.monitor_tau', _POSITIVE),
     ('warm_start.num_steps', _at_least(0)),
     ('warm_start.batch_size', _at_least(1)),
+    ('warm_start.optimizer', _one_of(*WARM_STARTS)),
     ('warm_start.learning_rate', _finite_at_least(0)),
+    ('warm_start.muon_learning_rate', _finite_at_least(0)),
     ('warm_start.stop_reward', _UNIT),
     ('warm_start.query_scale', _POSITIVE),
     ('eval.every', _at_least(1)),
@@ -262,6 +267,10 @@ def unused(config, default) -> dict[str, str]:
     found['rollout.mismatch_size'] = 'rollout.mismatch_frac'
   if config.reward.function:
     found['reward.kind'] = 'reward.function'
+  if config.warm_start.optimizer != 'muon':
+    found['warm_start.muon_learning_rate'] = 'warm_start.optimizer'
+  if config.optim.decay == 1:
+    found['optim.decay_steps'] = 'optim.decay'
   if config.optim.qk_clip == 'off':
     found['optim.qk_alpha'] = 'optim.qk_clip'
   return found

@@ -37,7 +37,10 @@ def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,
       # The content of a file decides, not its place.
       'task':
           dict(static.task.to_dict(), prompts=''),
-      'warm_start': [warm.num_steps, warm.batch_size, warm.learning_rate],
+      'warm_start': [
+          warm.num_steps, warm.batch_size, warm.learning_rate, warm.optimizer,
+          warm.muon_learning_rate
+      ],
       # Sampled at the run's temperature.
       'stop': [warm.stop_reward, config.rollout.temperature]
               if warm.stop_reward else [],

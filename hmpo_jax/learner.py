@@ -25,6 +25,7 @@ from hmpo_jax.kernels import advantages as advantages_lib
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
+from hmpo_jax.optim import factory
 from hmpo_jax.tasks import task as task_lib
 
 
@@ -111,6 +112,7 @@ def learn(static, state: TrainState, hparams: base.HParams,
     scores: of its responses, in its order.
     measure: see `train_step`.
   """
+  hparams = factory.rates_at(hparams, state.step)
   batch, orders, metrics = prepare(static, state, hparams, rollout, scores)
   updated, reports = _update_epochs(static, state, hparams, batch, orders,
                                     measure)

@@ -52,6 +52,8 @@ def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
       learning_rate=config.optim.learning_rate,
       adam_learning_rate=config.optim.adam_learning_rate,
       adam_weight_decay=config.optim.adam_weight_decay,
+      decay=config.optim.decay,
+      decay_steps=config.optim.decay_steps,
       weight_decay=config.optim.weight_decay,
       momentum=config.optim.momentum,
       qk_learning_rate_scale=config.optim.qk_learning_rate_scale,
@@ -102,7 +104,7 @@ _STATIC = {
     'train': ('num_epochs', 'num_minibatches', 'num_microbatches'),
     'optim': ('name', 'nesterov', 'muon_heads', 'coefficients', 'products',
               'adam_b1', 'adam_b2', 'qk_clip'),
-    'warm_start': ('batch_size',),
+    'warm_start': ('batch_size', 'optimizer'),
 }
 
 

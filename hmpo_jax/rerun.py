@@ -25,6 +25,7 @@ from hmpo_jax import run_folder
 from hmpo_jax import telemetry
 from hmpo_jax import update
 from hmpo_jax.kernels import ratios
+from hmpo_jax.optim import factory
 
 _REWARD = 'reward.function'
 
@@ -157,7 +158,7 @@ class Recorded:
     rollout, scores = self.programs.collect(state)
     yield from _nonfinite('rollout', rollout)
     yield from _nonfinite('rollout', scores)
-    static, hparams = self.programs.static, self._hparams(int(state.step) + 1)
+    static, hparams = self.programs.static, self._during(state)
     updates = self._updates(state, rollout, scores)
     for number, (learned, minibatch) in enumerate(updates):
       yield from _nonfinite(
@@ -165,7 +166,7 @@ class Recorded:
 
   def _updates(self, state, rollout, scores):
     """What each update of a step starts from."""
-    static, hparams = self.programs.static, self._hparams(int(state.step) + 1)
+    static, hparams = self.programs.static, self._during(state)
     batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
     learned = learner.at_first_update(hparams, state)
     for number, rows in enumerate(orders):
@@ -201,6 +202,10 @@ class Recorded:
       return self._first
     record = self._records[min(step, len(self._records)) - 1]
     return control.settings_of(record, self._first)
+
+  def _during(self, state):
+    """What the updates of the step after a state use."""
+    return factory.rates_at(self._hparams(int(state.step) + 1), state.step)
 
   def _hparams(self, step):
     return control.applied(self.programs.hparams, self._first,

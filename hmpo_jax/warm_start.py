@@ -14,6 +14,7 @@ from hmpo_jax import base
 from hmpo_jax import policy
 from hmpo_jax import rollout
 from hmpo_jax.model import transformer
+from hmpo_jax.optim import muon
 from hmpo_jax.tasks import task as task_lib
 
 _STEPS_BETWEEN_SAMPLES = 5  # of a warm start that stops at a sampled share
@@ -32,24 +33,31 @@ def train(static,
           learning_rate: jax.Array,
           key: jax.Array,
           stop_reward: jax.Array | float = 1.,
-          temperature: jax.Array | float = 1.) -> base.Params:
+          temperature: jax.Array | float = 1.,
+          muon_learning_rate: jax.Array | float = 0.) -> base.Params:
   """Parameters after supervised steps on right answers; the key is consumed.
 
-  Adam, its learning rate falling linearly to 0. Where the configuration can
-  stop, responses to a batch of training prompts are sampled every 5 steps, and
-  the first batch whose share of right tokens reaches `stop_reward` is the last.
+  Adam, or Muon with Adam on what is no hidden matrix, the learning rates
+  falling linearly to 0. Muon is `muon.muon` as it is by default, whatever
+  optimizer follows, so that all arms of a comparison share a warm start. Where
+  the configuration can stop, responses to a batch of training prompts are
+  sampled every 5 steps, and the first batch whose share of right tokens reaches
+  `stop_reward` is the last.
 
   Args:
     static: hashable part of the configuration.
     num_steps: [] int32, at most; 0 gives the fresh initialisation.
-    learning_rate: [] of the first step.
+    learning_rate: [] Adam's of the first step.
     key: [] typed.
     stop_reward: [] in (0, 1]; ignored where the configuration can't stop.
     temperature: [] of the sampler.
+    muon_learning_rate: [] of the first step on hidden matrices; ignored where
+      the configuration takes Adam for all.
   """
   init_key, data_key = jax.random.split(key)
   params = transformer.init(policy.make_model(static), init_key)
-  tx = lambda i: optax.adam(learning_rate * (1 - i / num_steps), b2=0.95)
+  tx = lambda i: _optimizer(static, learning_rate * (1 - i / num_steps),
+                            muon_learning_rate * (1 - i / num_steps))
   loss = functools.partial(_supervised_loss, static)
 
   def learn(i, carry):
@@ -75,6 +83,16 @@ def train(static,
       carry.share < stop_reward)
   first = _Carry(jnp.int32(0), *start, jnp.float32(0))
   return jax.lax.while_loop(is_running, body, first).params
+
+
+def _optimizer(static, learning_rate, muon_learning_rate):
+  if static.warm_start.optimizer == 'adam':
+    return optax.adam(learning_rate, b2=0.95)
+  return muon.muon(
+      muon_learning_rate,
+      dimension_numbers=functools.partial(
+          transformer.muon_dimension_numbers, heads='joint'),
+      adam_learning_rate=learning_rate)
 
 
 def _sampled_share(static, params, temperature, key):

@@ -108,6 +108,9 @@ class ConfigTest(parameterized.TestCase):
       ('optim.products', 'float16'),
       ('optim.qk_clip', 'gain'),
       ('optim.qk_clip', 'on'),
+      ('optim.decay', 1.5),
+      ('optim.decay_steps', 0.),
+      ('warm_start.optimizer', 'sgd'),
       ('model.qk_norm', True),
   )
   def test_value_is_named(self, key, value):
@@ -191,6 +194,12 @@ class ConfigTest(parameterized.TestCase):
           'exponent.kind': 'learnable',
           'exponent.gap_quantiles': True
       }, 'exponent.gap_quantiles'),
+      ({
+          'warm_start.muon_learning_rate': 1.
+      }, 'warm_start.muon_learning_rate'),
+      ({
+          'optim.decay_steps': 10.
+      }, 'optim.decay_steps'),
       ({
           'exponent.normalize': True
       }, 'exponent.normalize'),

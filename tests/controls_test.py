@@ -6,9 +6,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hmpo_jax import learner
 from hmpo_jax import update
+from hmpo_jax.optim import factory
 from hmpo_jax.tasks import task as task_lib
 from tests import small
 
@@ -107,6 +109,41 @@ class ExponentTest(parameterized.TestCase):
     self.assertEqual([r['mean/p'] for r in records], [0, 0.25, 0.5, 0.75])
     self.assertEqual(states[-1].controls.exponent.p, 1)
     self.assertGreater(records[-1]['exponent/gap_fast'], 0)
+
+
+class DecayTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    hparams = small.start(
+        small.config(
+            optim__name='muon_clip',
+            optim__learning_rate=8.,
+            optim__adam_learning_rate=4.,
+            optim__decay=0.25,
+            optim__decay_steps=3.))[1]
+    for step, factor in enumerate((1, .75, .5, .25, .25)):
+      at_step = factory.rates_at(hparams, jnp.int32(step))
+      np.testing.assert_allclose(
+          (at_step.learning_rate, at_step.adam_learning_rate),
+          (8 * factor, 4 * factor),
+          rtol=1e-6)
+
+  def test_off_leaves_every_bit(self):
+    rate = 0.1 * np.pi
+    hparams = small.start(small.config(optim__learning_rate=rate))[1]
+    for step in (0, 7, 10**6):
+      at_step = factory.rates_at(hparams, jnp.int32(step))
+      chex.assert_trees_all_equal(at_step, hparams)
+
+  def test_steps_at_a_rate_of_0_learn_nothing(self):
+    still, moving = (
+        _run(2, optim__decay=decay, optim__decay_steps=1.)[0]
+        for decay in (0., 0.5))
+    distance = lambda a, b: float(
+        optax.tree.norm(optax.tree.sub(a.params, b.params)))
+    self.assertGreater(distance(still[1], still[0]), 0)
+    self.assertEqual(distance(still[2], still[1]), 0)
+    self.assertGreater(distance(moving[2], moving[1]), 0)
 
 
 class TrackingTest(absltest.TestCase):

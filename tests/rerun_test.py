@@ -36,6 +36,8 @@ class RerunTest(absltest.TestCase):
             'checkpoint__every': 2,
             'eval__every': 3,
             'warm_start__num_steps': 3,
+            'optim__decay': 0.5,
+            'optim__decay_steps': 4.,
         } | overrides)), self.folder)
 
   def _verify(self):

@@ -35,6 +35,28 @@ class WarmStartTest(absltest.TestCase):
     self.assertLess(rewards[0], 0.4)
     self.assertGreater(rewards[1], rewards[0] + 0.2)
 
+  def test_muon_learns_too_and_leaves_adam_its_part(self):
+    config = small.config(warm_start__optimizer='muon')
+    static = partition.static(config)
+    warm = jax.jit(warm_start.train, static_argnums=0)
+    start, first, end = (
+        warm(
+            static, num_steps, 1e-2, jax.random.key(0), muon_learning_rate=2e-2)
+        for num_steps in (0, 1, 200))
+    step = jax.tree.map(lambda a, b: np.abs(a - b), start, first)
+    # Adam's first step has the size of its rate; Muon's one a root mean square
+    # of about a fifth of its own.
+    np.testing.assert_allclose(step['embed'].max(), 1e-2, rtol=1e-2)
+    up = step['layers']['mlp']['up']['kernel']
+    self.assertBetween(np.sqrt(np.mean(up**2)), 2e-3, 6e-3)
+    task = policy.make_task(static)
+    prompts = jax.vmap(task.draw)(jax.random.split(jax.random.key(3), 64))
+    rewards = (
+        jax.jit(learner.evaluate, static_argnums=0)(static, params,
+                                                    prompts)['eval/reward']
+        for params in (start, end))
+    self.assertGreater(-next(rewards) + next(rewards), 0.2)
+
   def test_stops_at_the_share_that_it_samples(self):
     warm = jax.jit(warm_start.train, static_argnums=0)
     config = small.config(

@@ -97,6 +97,24 @@ OPTIMIZERS = {
 KEYS = tuple(dict.fromkeys(key for o in OPTIMIZERS.values() for key in o.keys))
 
 
+def rates_at(hparams: base.HParams, step: jax.Array) -> base.HParams:
+  """The settings of one step: its learning rates.
+
+  Step k of N, from 0, has the rates of the first step times
+  1 - (1 - decay) min(k / N, 1), which leaves their bits where decay is 1. What
+  a controller asks for is such a rate of the first step.
+
+  Args:
+    hparams: traced part of the configuration, and of the controller.
+    step: [] int32 finished steps.
+  """
+  frac = jnp.minimum(step / hparams.decay_steps, 1)
+  factor = 1 - (1 - hparams.decay) * frac
+  return hparams._replace(
+      learning_rate=hparams.learning_rate * factor,
+      adam_learning_rate=hparams.adam_learning_rate * factor)
+
+
 def clip_state(opt_state: optax.OptState) -> muon_clip.QKClipState:
   """The QK-clip's part of an optimizer state."""
   is_state = lambda node: isinstance(node, muon_clip.QKClipState)
