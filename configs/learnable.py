@@ -18,4 +18,6 @@ def get_config():
   config = config_lib.default_config()
   config.loss.p = 0.
   config.exponent.kind = 'learnable'
+  config.exponent.normalize = True
+  config.exponent.rate = 0.01
   return config
