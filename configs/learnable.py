@@ -7,7 +7,7 @@ sign: --config.exponent.placebo=true.
 Command   python experiments/main.py --config=configs/learnable.py
 Device    a laptop's CPU is enough; GPU and TPU run the same command
 Time      about 1 minute on two cores
-Expected  held-out reward from .49 to .84 with seed 0, p from 0 to 0.09
+Expected  held-out reward from .49 to .87 with seed 0, p between 0 and 1.1
 """
 
 from hmpo_jax import config as config_lib
@@ -19,5 +19,5 @@ def get_config():
   config.loss.p = 0.
   config.exponent.kind = 'learnable'
   config.exponent.normalize = True
-  config.exponent.rate = 0.01
+  config.exponent.rate = 0.01  # of p, for a common update
   return config
