@@ -49,7 +49,7 @@ GROUPS = {
 }
 
 # Lists that are shown as histograms, and metrics that show nothing new.
-_LISTS = ('qk/max_logit_per_head',)
+_LISTS = ('qk/max_logit_per_head', 'qk/entropy_per_head')
 _NUM_BINS = 30  # of a list, as many as TensorBoard draws
 _TOLD = ('qk/max_logit_per_update', 'eval/step', 'mechanism/step',
          'rollout/digest', 'agm/arithmetic_iterates', 'agm/harmonic_iterates')
@@ -155,6 +155,8 @@ _DESCRIPTIONS = {
         'of e.',
     'qk/max_logit_per_head':
         'Largest visible attention logit of each head of each layer.',
+    'qk/entropy_per_head':
+        'Entropy of the attention weights of each head of each layer, nats.',
     'qk/tau':
         'What the QK-clip holds attention logits to: optim.tau.',
     'qk/monitor_tau':

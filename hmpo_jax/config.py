@@ -63,6 +63,10 @@ def default_config() -> ml_collections.ConfigDict:
   # float32 | bfloat16, of products and hidden states; parameters, norms,
   # softmax, log-probabilities and losses are float32 in any case.
   config.model.dtype = 'float32'
+  # float32 | bfloat16 | float16, that attention logits are rounded to before
+  # their softmax, as in a narrow kernel; beyond 65504 float16 is infinite.
+  config.model.logits_dtype = 'float32'
+  config.model.attention_entropy = False  # recorded, of each head of each layer
   # none | light | dots | layer: what the backward pass computes again: nothing,
   # norms, rotations and the inside of feed-forward layers (fastest on CPU, with
   # less memory), all but matrix products, or each layer (least memory).

@@ -8,6 +8,7 @@ from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
+from hmpo_jax.kernels import narrow
 from hmpo_jax.kernels import ratios
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
@@ -69,6 +70,7 @@ RULES = tuple((key, *rule) for key, rule in (
     ('model.norm_eps', _POSITIVE),
     ('model.softcap', (lambda x: x >= 2.**-20, 'at least 2**-20 (inf = off)')),
     ('model.dtype', _one_of(*DTYPES)),
+    ('model.logits_dtype', _one_of(*narrow.DTYPES)),
     ('model.remat', _one_of(*REMATS)),
     ('rollout.num_prompts', _at_least(1)),
     ('rollout.group_size', _at_least(2)),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import checkpoint
+from hmpo_jax import partition
 from hmpo_jax import programs as programs_lib
 from hmpo_jax import run_folder
 from hmpo_jax.model import transformer
@@ -29,7 +30,7 @@ def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,
     workdir: run folder, where the cache lies if the configuration names none.
     note: takes a line for the user.
   """
-  warm, static = config.warm_start, programs.static
+  warm, static = config.warm_start, partition.of_warm_start(programs.static)
   folder = run_folder.placed(warm.folder or workdir / 'warm_start')
   identity = {
       'model':

@@ -239,6 +239,12 @@ ROWS = {
             'logit',
             "largest visible attention logit, of a step's training passes"),
         Row(
+            'qk/entropy qk/entropy_min qk/entropy_per_head', 'nats',
+            'entropy of the attention weights, mean over the queries of the '
+            'training passes that are no padding: of all heads of all layers, '
+            'of the sharpest one in any update, and of each; with '
+            '`model.attention_entropy`'),
+        Row(
             'qk/over_monitor_tau_frac', 'share',
             'updates with a logit above `optim.monitor_tau`, skipped ones '
             'included, whatever `optim.qk_clip` is'),

@@ -121,3 +121,22 @@ def static(config) -> ml_collections.FrozenConfigDict:
   parts['warm_start']['can_stop'] = config.warm_start.stop_reward > 0
   parts['mechanism'] = {'is_on': config.mechanism.every > 0}
   return ml_collections.FrozenConfigDict(parts)
+
+
+# Keys of `model` that a warm start has no use for.
+_DOSES = ('logits_dtype', 'attention_entropy')
+
+
+def of_warm_start(
+    whole: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
+  """Returns what of a static part decides a warm start, which all doses share.
+
+  It has attention logits of float32, whatever those of the run are.
+
+  Args:
+    whole: from `static`.
+  """
+  parts = whole.to_dict()
+  for key in _DOSES:
+    del parts['model'][key]
+  return ml_collections.FrozenConfigDict(parts)

@@ -47,6 +47,8 @@ class Forward(NamedTuple):
   logprobs: jax.Array  # [B, T] of the responses' tokens
   entropies: jax.Array  # [B, T] nats, of the choice of each token
   max_logits: jax.Array  # [N_l, H] largest visible attention logit, no gradient
+  # [N_l, H] nats, mean over queries that are no padding; None if it is off.
+  attention_entropy: jax.Array | None
 
 
 def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
@@ -74,7 +76,8 @@ def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
       temperature,
       vocab_axis=vocab_axis,
       softcap=None if model.softcap == math.inf else model.softcap)
-  return Forward(logprobs, entropies, output.max_logits)
+  return Forward(logprobs, entropies, output.max_logits,
+                 output.attention_entropy)
 
 
 def forward_in_microbatches(static,
@@ -90,7 +93,8 @@ def forward_in_microbatches(static,
   the backward pass, which adds up the gradients. The loss sees all rows at
   once: also one that divides by the tokens of the whole minibatch has the
   value and the gradient of the full batch. The largest attention logits are
-  those over all microbatches. There are `min_parts` of them or more, as far as
+  those over all microbatches, the entropies of attention their mean over
+  queries. There are `min_parts` of them or more, as far as
   the rows divide.
   """
   count = static.train.num_microbatches
@@ -103,9 +107,12 @@ def forward_in_microbatches(static,
   split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]),
                        (tokens, valid, mask))
   found = jax.lax.map(jax.checkpoint(run, prevent_cse=False), split)
+  weights = jnp.sum(split[1], axis=(1, 2)) / jnp.sum(valid)
   return Forward(
       found.logprobs.reshape(mask.shape), found.entropies.reshape(mask.shape),
-      reductions.nan_max(found.max_logits, axis=0))
+      reductions.nan_max(found.max_logits, axis=0),
+      jax.tree.map(lambda x: jnp.tensordot(weights, x, 1),
+                   found.attention_entropy))
 
 
 def logprobs_beside_an_update(static, params: base.Params, batch: base.Batch,

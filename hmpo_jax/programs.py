@@ -61,9 +61,10 @@ class Programs:
   def warm_params(self) -> base.Params:
     """Parameters after the supervised warm start."""
     warm = self._config.warm_start
-    return _warm_start(self.static, warm.num_steps, warm.learning_rate,
-                       self._warm_key, warm.stop_reward,
-                       self.hparams.temperature, warm.muon_learning_rate)
+    return _warm_start(
+        partition.of_warm_start(self.static), warm.num_steps,
+        warm.learning_rate, self._warm_key, warm.stop_reward,
+        self.hparams.temperature, warm.muon_learning_rate)
 
   def first_state(self, params: base.Params) -> learner.TrainState:
     """State before the first step."""

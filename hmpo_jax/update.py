@@ -44,6 +44,7 @@ _REDUCE = {
     'ratio/recompute_gap': jnp.max,
     'log_ratio/abs_max': jnp.max,
     'qk/factor_min': jnp.min,
+    'qk/entropy_min': jnp.min,
     'qk/heads_ever_clipped_frac': jnp.max,
     'qk/exploded': jnp.max,
 }
@@ -51,7 +52,7 @@ _REDUCE = {
 
 class Reports(NamedTuple):
   """What an update reports; a scan stacks each leaf to [U, ...]."""
-  metrics: base.Metrics  # scalars, iterates [K + 1], counts of histograms
+  metrics: base.Metrics  # scalars, [N_l, H], iterates [K + 1], histograms
   max_logits: jax.Array  # [N_l, H]
   effective: jax.Array  # [B] effective advantages, see `update`; 0 if skipped
   cause: jax.Array  # [] int32 into SKIP_CAUSES, its length if not skipped
@@ -283,9 +284,10 @@ def _differentiate(static, learned, hparams, batch):
 
 def _loss(static, hparams, controls, batch, params, probes):
   """Loss [] of one minibatch and what it computed on its way."""
-  logprobs, entropies, max_logits = policy.forward_in_microbatches(
-      static, params, batch.tokens, batch.valid, batch.mask,
-      hparams.temperature)
+  found = policy.forward_in_microbatches(static, params, batch.tokens,
+                                         batch.valid, batch.mask,
+                                         hparams.temperature)
+  logprobs, entropies = found.logprobs, found.entropies
   old_logprobs = jnp.where(batch.is_on_policy, jax.lax.stop_gradient(logprobs),
                            batch.old_logprobs)
   orders = row_orders(static, hparams, controls, batch, logprobs, old_logprobs)
@@ -316,7 +318,13 @@ def _loss(static, hparams, controls, batch, params, probes):
   # These pull even where no row has an advantage.
   pulls = (hparams.kl_weight > 0) | (hparams.entropy_weight != 0)
   metrics['loss/live_frac'] = jnp.where(pulls, 1., metrics['loss/live_frac'])
-  return loss, _Forward(logprobs, max_logits, metrics)
+  if found.attention_entropy is not None:
+    metrics |= {
+        'qk/entropy': jnp.mean(found.attention_entropy),
+        'qk/entropy_min': jnp.min(found.attention_entropy),
+        'qk/entropy_per_head': found.attention_entropy
+    }
+  return loss, _Forward(logprobs, found.max_logits, metrics)
 
 
 def _clip_range(static, controls):

@@ -227,7 +227,10 @@ class AttentionTest(parameterized.TestCase):
     for dtype in (jnp.bfloat16, jnp.float32):
       *heads, _ = _arguments(2, dtype=dtype)
       (_, kept) = jax.eval_shape(
-          functools.partial(attention._forward, _BLOCK_SIZE),  # pylint: disable=protected-access
+          functools.partial(
+              attention._forward,  # pylint: disable=protected-access
+              attention._Options(),  # pylint: disable=protected-access
+              _BLOCK_SIZE),
           *heads,
           _VALID)
       # What the gradient needs: nothing of the size of the logits.

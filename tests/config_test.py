@@ -60,6 +60,7 @@ class ConfigTest(parameterized.TestCase):
       ('rollout.temperature', 1e-7),
       ('model.softcap', 1e-7),
       ('model.dtype', 'float16'),
+      ('model.logits_dtype', 'float64'),
       ('model.remat', 'all'),
       ('rollout.top_k', -1),
       ('rollout.top_p', 0.),

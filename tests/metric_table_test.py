@@ -23,6 +23,7 @@ _DOCS = pathlib.Path(__file__).parent.parent / 'docs' / 'telemetry.md'
 def _names_of_a_default_run() -> set[str]:
   """Names of everything that a default run writes, without running it."""
   config = config_lib.default_config()
+  config.model.attention_entropy = True
   static = partition.static(config)
   hparams = partition.hparams(config)
 

@@ -4,13 +4,19 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import narrow
 from hmpo_jax.kernels import wide
 
 
-def cached_attention(query: jax.Array, shared_keys: jax.Array,
-                     shared_values: jax.Array, shared_valid: jax.Array,
-                     keys: jax.Array, values: jax.Array,
-                     length: jax.Array | int) -> jax.Array:
+def cached_attention(query: jax.Array,
+                     shared_keys: jax.Array,
+                     shared_values: jax.Array,
+                     shared_valid: jax.Array,
+                     keys: jax.Array,
+                     values: jax.Array,
+                     length: jax.Array | int,
+                     *,
+                     logits_dtype: str = 'float32') -> jax.Array:
   """Softmax attention to a prefix that G sequences share, and to their own.
 
   Sequence b has prefix b // G, query head h reads key head h // (H // K). Keys
@@ -33,18 +39,22 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
     values: [B, K, R, Dh] of the same dtype.
     length: [] int of all sequences, at least 1: slots from it on are not seen,
       but must be finite.
+    logits_dtype: see `attention.causal_attention`.
 
   Returns:
     [B, H, Dh] in the dtype of the query; logits, softmax and sums are of
-    float32 or better. NaN for a head that has one in what it sees.
+    float32 or better. NaN for a head that has one in what it sees, or a narrow
+    logit of +inf; 0 where all of its narrow logits are -inf.
 
   Raises:
+    ValueError: unknown logits_dtype.
     AssertionError: shapes or dtypes don't fit.
   """
   query, shared_keys, shared_values, keys, values = map(
       jnp.asarray, (query, shared_keys, shared_values, keys, values))
   _check(query, shared_keys, shared_values, shared_valid, keys, values,
          jnp.asarray(length))
+  narrow.check(logits_dtype)
   batch, query_heads, width = query.shape
   if batch == 0:
     return query
@@ -61,13 +71,21 @@ def cached_attention(query: jax.Array, shared_keys: jax.Array,
     return x.reshape(batch, heads, shares, x.shape[-1])
 
   query = query.reshape(batch, heads, shares, width)
-  shared = _logits(by_prefix(query), shared_keys, shared_valid[:, None, None])
-  own = _logits(query, keys, jnp.arange(keys.shape[2]) < length)
+  shared, own = (
+      narrow.rounded(logits, logits_dtype) for logits in (
+          _logits(by_prefix(query), shared_keys, shared_valid[:, None, None]),
+          _logits(query, keys,
+                  jnp.arange(keys.shape[2]) < length)))
   top = jnp.maximum(by_sequence(_top(shared)), _top(own))
+  if logits_dtype != 'float32':
+    # Where all of them are -inf: exp(-inf + inf) would be NaN.
+    top = jnp.maximum(top, jnp.finfo(top.dtype).min)
   # Two sums over one maximum: logits need not be brought into one order.
   of_shared = _sums(shared, by_prefix(top), shared_values)
   of_own = _sums(own, top, values)
   mixed, total = (by_sequence(x) + y for x, y in zip(of_shared, of_own))
+  if logits_dtype != 'float32':
+    total = jnp.where(total == 0, 1, total)
   return (mixed / total).reshape(batch, query_heads, width).astype(query.dtype)
 
 

@@ -104,7 +104,7 @@ def step(model: transformer.Transformer, params: Weights, prefix: Prefix,
   keys, values = [], []
   for i, of_layer in enumerate(params.layers):
     x, (key, value) = _run(layer, of_layer, x, rotation,
-                           _attend(prefix, cache, i, slot))
+                           _attend(model, prefix, cache, i, slot))
     keys.append(key)
     values.append(value)
   hidden = _run(norm, params.rest['norm'], x)
@@ -116,16 +116,21 @@ def _run(module: nn.Module, params: base.Params, *args) -> Any:
   return module.apply({'params': params}, *args)
 
 
-def _attend(prefix, cache, i, slot):
+def _attend(model, prefix, cache, i, slot):
   """Takes up the new tokens of layer i and lets them see what is there."""
   put = lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(
       buffer, new[:, :, None], slot, axis=2)
 
   def attend(query, key, value):
     own = put(cache.keys[i], key), put(cache.values[i], value)
-    mixed = cached_attention.cached_attention(query, prefix.keys[i],
-                                              prefix.values[i], prefix.valid,
-                                              *own, slot + 1)
+    mixed = cached_attention.cached_attention(
+        query,
+        prefix.keys[i],
+        prefix.values[i],
+        prefix.valid,
+        *own,
+        slot + 1,
+        logits_dtype=model.logits_dtype)
     return mixed, own
 
   return attend

@@ -36,6 +36,9 @@ class Output(NamedTuple):
   # Of these tokens, after the rotation, for a cache; None unless asked for.
   keys: jax.Array | None  # [N_l, B, S, K, Dh]
   values: jax.Array | None  # [N_l, B, S, K, Dh]
+  # [N_l, H] nats, of the attention weights, mean over valid queries; no
+  # gradient; None unless asked for.
+  attention_entropy: jax.Array | None
 
 
 class Transformer(nn.Module):
@@ -55,6 +58,8 @@ class Transformer(nn.Module):
   softcap: float = math.inf
   dtype: str = 'float32'
   remat: str = 'light'
+  logits_dtype: str = 'float32'
+  attention_entropy: bool = False
 
   @nn.compact
   def __call__(self,
@@ -83,8 +88,16 @@ class Transformer(nn.Module):
     rotation = layers_lib.rotation_of(positions, self.head_dim, self.rope_theta)
 
     def attend(query, key, value):
-      mixed, max_logits = attention.causal_attention(query, key, value, valid)
-      return mixed, (max_logits, *((key, value) if keep else (None, None)))
+      heads, entropy = (query, key, value, valid), None
+      if self.attention_entropy:
+        mixed, max_logits, entropies = attention.causal_attention_and_entropy(
+            *heads, logits_dtype=self.logits_dtype)
+        entropy = jnp.mean(entropies, (0, 1), where=valid[..., None])
+      else:
+        mixed, max_logits = attention.causal_attention(
+            *heads, logits_dtype=self.logits_dtype)
+      kept = (key, value) if keep else (None, None)
+      return mixed, (max_logits, *kept, entropy)
 
     body = lambda layer, x: layer(x, rotation, attend)
     if self.remat in _REMAT_POLICIES:
