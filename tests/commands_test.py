@@ -87,6 +87,10 @@ _RULES: tuple[Run | Look, ...] = (
     Run(r'python experiments/token_weights\.py --workdir=runs/hmpo',
         needs=_BASE),
     Run(re.escape(_PLAN), f'{_TWO} --only=gspo,hmpo --seeds=2 --jobs=1'),
+    Look(
+        r'python experiments/report\.py '
+        r'--answers=README\.md,results/README\.md',
+        'answers_test.py fills pages'),
     Run(r'python experiments/report\.py --workdir=runs/plan_quick',
         needs=_PLAN),
     Look(r'python experiments/drawdowns\.py --workdir=runs/plan',

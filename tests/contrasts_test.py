@@ -206,7 +206,7 @@ class LadderContrastsTest(plan_case.PlanTestCase):
     page = self.page()
     self.assertIn('critical rung, log2 of the learning rate: +1.00', page)
     self.assertIn('| ladder | hmpo | 8 |', page)
-    self.assertIn('half of the seeds collapse at hmpo 0.0028', page)
+    self.assertIn('half of the seeds collapse: hmpo at 0.0028', page)
 
   def test_what_lies_beyond_the_ladder_is_said(self):
     plan, seeds = self._ladder({'hmpo': .3, 'gspo': -.3})

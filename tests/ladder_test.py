@@ -80,6 +80,21 @@ class CriticalRungTest(parameterized.TestCase):
     self.assertGreaterEqual(np.mean(covered), .93)
 
 
+class InteractionTest(absltest.TestCase):
+
+  def test_equal_interactions_are_covered(self):
+    # Both tasks of a seed share a part of it, and so do both arms.
+    rng = np.random.default_rng(3)
+    covered = []
+    for _ in range(2000):
+      arms = rng.normal(0, .04, (1, 1, 12)) + rng.normal(0, .02, (2, 2, 12))
+      arms[:, 0] += .1  # a task's own effect, which both arms have
+      (a, b), (c, d) = arms
+      interval = statistics.paired_interval((a - b) - (c - d))
+      covered.append(interval.low <= 0 <= interval.high)
+    self.assertBetween(np.mean(covered), .93, .97)
+
+
 class HalfCollapseTest(parameterized.TestCase):
 
   def test_by_hand(self):

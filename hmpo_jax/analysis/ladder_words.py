@@ -24,11 +24,11 @@ def sentences(about: dict, table: pandas.DataFrame) -> Iterator[str]:
         f'{row.variant} {text.number(row.area, _AREA)} '
         f'({text.bounds(row.area_low, row.area_high, _AREA)}, n = {row.n})'
         for row in arms)
-    halves = '; '.join(f'{row.variant} {_half(row)}' for row in arms)
+    halves = '; '.join(f'{row.variant} at {_half(row)}' for row in arms)
     yield (f'On ladder {name}, of learning rates {rates[0]:g} to '
            f'{rates[-1]:.3g}, the area under the held-out reward, mean over '
            f'the {len(rates)} rungs, was {areas}.')
-    yield f'On ladder {name}, half of the seeds collapse at {halves}.'
+    yield f'On ladder {name}, half of the seeds collapse: {halves}.'
 
 
 def section(about: dict, table: pandas.DataFrame,

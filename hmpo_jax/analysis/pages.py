@@ -77,8 +77,14 @@ class Page:
     yield (f'{text.plural(len(runs), "run")} ({tables.counted(runs)}): '
            f'{text.plural(len(about["variants"]), "variant")}, '
            f'{text.plural(len(about["seeds"]), "seed")}, '
-           f'{text.listing(about["tasks"])}, {about["horizon"]} steps each'
+           f'{text.listing(self._places())}, {about["horizon"]} steps each'
            f'{self._episodes()}. {self._origin()}')
+
+  def _places(self):
+    """Tasks, and ladders with the number of their rungs."""
+    for name, tasks in kinds.places(self._about).items():
+      is_ladder = name in self._about['ladders']
+      yield f'{name} on {len(tasks)} rungs' if is_ladder else name
 
   def _progress(self):
     runs = self._plan.runs
