@@ -42,18 +42,14 @@ _ON_POLICY = {'train.num_epochs': 1, 'train.num_minibatches': 1}
 
 def get_config():
   """GSPO and HMPO under five controls, three orders on-policy, 8 seeds."""
-  arms = {
+  arms: dict[str, design.Overrides] = {
       f'{name}{suffix}': {
-          'loss.p': p
-      } | overrides for suffix, overrides in _CONTROLS.items()
+          **overrides, 'loss.p': p
+      } for suffix, overrides in _CONTROLS.items()
       for name, p in _ORDERS.items()
-  } | {
-      f'{name}_on_policy': {
-          'loss.p': p
-      } | _ON_POLICY for name, p in (_ORDERS | {
-          'p_one': 1.
-      }).items()
   }
+  for name, p in (*_ORDERS.items(), ('p_one', 1.)):
+    arms[f'{name}_on_policy'] = {'loss.p': p} | _ON_POLICY
   return design.Plan(
       question='Do the controls show what they must?',
       exploratory=True,
