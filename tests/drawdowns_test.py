@@ -20,7 +20,9 @@ class FirstTest(absltest.TestCase):
     self.assertIsNone(drawdowns.first(rewards, .21))
     # A rise is none, and what was never reached can't be lost.
     self.assertIsNone(drawdowns.first(rewards[::-1], .05))
-    self.assertIsNone(drawdowns.first(rewards[18:23], .05))
+    # The first means are of fewer rewards: .6, .6, .53.
+    self.assertEqual(drawdowns.first(rewards[18:], .05), 3)
+    self.assertIsNone(drawdowns.first(rewards[:1], .05))
 
   def test_noise_alone_is_none(self):
     rng = np.random.default_rng(0)
@@ -60,7 +62,7 @@ class RowsTest(absltest.TestCase):
         follows=('follows', 'sum'))
     self.assertEqual(
         ends.fillna(-1).values.tolist(),
-        [[5, 90, -1, 0], [5, 50, 51, 10], [5, 100, 101, 10], [5, 50, 51, 10]])
+        [[1, 90, -1, 0], [1, 50, 51, 10], [1, 100, 101, 10], [1, 50, 51, 10]])
 
   def test_what_is_known_by_hand(self):
     # ESS of the rows is 1 / (1 + .2^2), of tokens .8: 1 / ESS - 1 is .25.
@@ -72,7 +74,7 @@ class RowsTest(absltest.TestCase):
         kl_old__k3=.02,
         clip__eps_low=.1,
         clip__eps_high=.2)
-    row = drawdowns.rows(plan).iloc[20]
+    row = drawdowns.rows(plan).iloc[24]
     steps = plan.steps.iloc[:25]
     self.assertEqual(row['step'], 25)
     expected = {

@@ -33,24 +33,31 @@ _LEAST_LOSS = 1e-6  # of samples, 1 / ESS - 1, which float32 knows no better
 def first(rewards: np.ndarray, margin: float) -> int | None:
   """The step of a run's first drawdown, from 1; None without one.
 
-  It is the first step at which the mean of the last WINDOW rewards lies below
-  the best earlier such mean by more than `margin` and by more than ERRORS
-  standard errors of the difference of two such means. The error is of a step's
-  reward as its changes tell it, by their median absolute value, so that a trend
-  or a jump hardly counts.
+  It is the first step at which the mean of the last WINDOW rewards (of all so
+  far in the first steps) lies below an earlier such mean by more than `margin`
+  and by more than ERRORS standard errors of their difference. The error is of a
+  step's reward as its changes tell it, by their median absolute value, so that
+  a trend or a jump hardly counts.
 
   Args:
     rewards: [m] training reward of the steps 1 to m.
     margin: reward, positive.
   """
-  if len(rewards) <= WINDOW:
+  if len(rewards) < 2:
     return None
-  means = np.convolve(rewards, np.full(WINDOW, 1 / WINDOW), 'valid')
+  count = np.minimum(np.arange(1, len(rewards) + 1), WINDOW)
+  means = _means(rewards)
   # The median of |x - y| of two Gaussians is .954 of their deviation.
   deviation = np.median(np.abs(np.diff(rewards))) / .9539
-  error = deviation * np.sqrt(2 / WINDOW)
-  fallen = np.maximum.accumulate(means) - means > max(margin, ERRORS * error)
-  return int(np.argmax(fallen)) + WINDOW if fallen.any() else None
+  errors = deviation * np.sqrt(1 / count[:, None] + 1 / count)
+  falls = means[:, None] - means > np.maximum(margin, ERRORS * errors)
+  fallen = np.triu(falls).any(axis=0)  # below an earlier one
+  return int(np.argmax(fallen)) + 1 if fallen.any() else None
+
+
+def _means(rewards):
+  """[m] means of the last WINDOW rewards, of all so far in the first steps."""
+  return pandas.Series(rewards).rolling(WINDOW, min_periods=1).mean().to_numpy()
 
 
 def rows(plan: records.Plan) -> pandas.DataFrame:
@@ -112,14 +119,13 @@ def _of_run(steps, margin, failure):
       drawdown=np.nan if drawdown is None else drawdown,
       follows=False if drawdown is None else number >= drawdown - AHEAD)
   last = number[-1] - AHEAD if drawdown is None else drawdown - 1
-  return found[(number >= WINDOW)
-               & (number <= last)].dropna(subset=[*ASKED, *GAPS])
+  return found[number <= last].dropna(subset=[*ASKED, *GAPS])
 
 
 def _known(steps, rewards):
   """What a step's record tells, by name."""
   log = lambda x: np.log(np.maximum(x, _LEAST))
-  means = pandas.Series(rewards).rolling(WINDOW).mean()
+  means = _means(rewards)
   gaps = steps['agm/log_gap'] / _half_width(steps)
   return pandas.DataFrame({
       'variance':
@@ -134,7 +140,8 @@ def _known(steps, rewards):
           2 * log(steps['ratio/std'] / np.maximum(steps['ratio/mean'], _LEAST)),
       'number':
           np.log(steps['step']),
-      'fall': (means.cummax() - means).to_numpy(),
+      'fall':
+          np.maximum.accumulate(means) - means,
       'gap':
           log(steps['agm/log_gap']),
       'history':
