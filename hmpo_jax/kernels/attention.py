@@ -173,20 +173,22 @@ def _plain(options, query, key, value, valid):
       jnp.where(counted, top, -jnp.inf), axis=(0, 3))
   entropies = None
   if options.has_entropy:
-    entropies = _entropies(logits, weights, sees)
+    entropies = _entropies(logits, sees)
     entropies = entropies.transpose(0, 3, 1, 2).reshape(batch, length, heads)
   return (mixed.reshape(query.shape).astype(query.dtype),
           max_logits.reshape(heads).astype(jnp.float32), entropies)
 
 
-def _entropies(logits, weights, sees):
-  """[...] of weights [..., S], nats; the largest weight is 1 / l."""
-  logits, weights = jax.lax.stop_gradient((logits, weights))
-  below = logits - logits.max(axis=-1, keepdims=True)
+def _entropies(logits, sees):
+  """[...] of the softmax of logits [..., S], nats; 0 where nothing is seen."""
+  below = jax.lax.stop_gradient(logits)
+  below -= below.max(axis=-1, keepdims=True)
+  weights = jnp.exp(below)
+  total = weights.sum(axis=-1)
   # 0 times the lowest number is 0, times -inf it is NaN.
   below = jnp.maximum(below, jnp.finfo(below.dtype).min)
-  largest = jnp.where(sees[..., 0], weights.max(axis=-1), 1)
-  return -jnp.log(largest) - jnp.sum(weights * below, axis=-1)
+  spread = jnp.sum(weights * below, axis=-1)
+  return jnp.where(sees[..., 0], jnp.log(total) - spread / total, 0)
 
 
 def blockwise(query: jax.Array,
