@@ -472,7 +472,8 @@ class ConfigsTest(parameterized.TestCase):
       ('plan_calm', 9 * 2 * 16), ('plan_own', 9 * 2 * 16),
       ('plan_moving', 10 * 16), ('plan_controls', 15 * 8),
       ('plan_logits', 2 * 4 * 12), ('plan_logits:pilot', 4 * 4),
-      ('plan_atlas', 31 * 5), ('plan_quick', 4 * 3))
+      ('plan_logits:query', 2 * 10 * 8), ('plan_atlas', 31 * 5),
+      ('plan_quick', 4 * 3))
   def test_plans_of_the_repository(self, name, num_runs):
     name, *part = name.split(':')
     plan = runpy.run_path(str(_CONFIGS / f'{name}.py'))['get_config'](*part)

@@ -178,9 +178,9 @@ def doses(blocks: Mapping[str, Block]) -> str:
         task, variant,
         text.mean_and_interval(area.mean, area.low, area.high, '.3f')
     ]
-    for column, form in (('qk/max_logit:max', '.1f'), ('qk/clipped_frac:mean',
-                                                       '.1%'),
-                         ('attention/entropy:last', '.3f')):
+    for column, form in (('qk/max_logit:max', '.1f'),
+                         ('qk/clipped_frac:mean', '.1%'), ('qk/entropy:mean',
+                                                           '.3f')):
       known = runs[column].mean() if column in runs else np.nan
       row.append(text.number(known, form))
     skipped = runs.filter(regex='^skipped/.*:sum$').sum(axis=1)
@@ -191,7 +191,7 @@ def doses(blocks: Mapping[str, Block]) -> str:
     rows.append(row)
   return text.table([
       'dose', 'arm', 'area under held-out reward', 'largest logit, mean',
-      'updates clipped', 'attention entropy at the end, nats', 'collapsed',
+      'updates clipped', 'attention entropy, nats', 'collapsed',
       'runs with skipped updates'
   ], rows)
 
