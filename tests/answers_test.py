@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import pandas
 
 from hmpo_jax import config as config_lib
@@ -27,10 +28,10 @@ class AnswersTest(plan_case.PlanTestCase):
     super().setUp()
     self.results = self.new_folder()
 
-  def _block(self, name, rises, **about):
+  def _block(self, name, rises, *, seeds=10, **about):
     """Writes the report of a simulated plan as a block of its own."""
     workdir = self.new_folder()
-    simulated_plan.write(workdir, rises, about=about)
+    simulated_plan.write(workdir, rises, seeds, about=about)
     report.write(workdir, self.results / name, draw=False)
     return outcomes.per_seed(records.read(workdir))
 
@@ -54,6 +55,55 @@ class AnswersTest(plan_case.PlanTestCase):
         r'\| 0.002 \| 0.010 \| different \|$')
     # The second of equal p-values has the factor 4, and no less than the first.
     self.assertIn('| 0.002 | 0.010 | different |', lines[4])
+
+  def test_what_the_family_of_all_plans_shows_is_said(self):
+    # Of equal p-values in two plans Holm's factors are 2 and 1: each plan by
+    # itself has 2, which is too many for six seeds.
+    about = {'contrasts': self._asked_once(), 'family': 2}
+    for name in ('one', 'two'):
+      self._block(name, {'hmpo': .31, 'gspo': .3}, seeds=6, **about)
+    table = answers.read(self.results)['one'].contrasts
+    self.assertStartsWith(table['verdict'][0], 'equivalent')
+    self._block('two', _ARMS, seeds=10, **about)
+    lines = self._part('confirmatory').splitlines()
+    self.assertEndsWith(lines[2],
+                        '| 0.031 | 0.031 | different, within the margin |')
+    self.assertEndsWith(lines[3], '| 0.002 | 0.004 | different |')
+
+  def test_plans_of_other_families_are_refused(self):
+    self._block('one', _ARMS, family=5)
+    self._block('two', _ARMS)
+    with self.assertRaisesRegex(config_lib.ConfigError, r'family is \[0, 5\]'):
+      self._part('confirmatory')
+
+  def _asked_once(self):
+    return simulated_plan.describe(_ARMS, 1)['contrasts'][:1]
+
+  def test_doses_show_how_sharp_attention_was(self):
+    workdir = self.new_folder()
+    plan = simulated_plan.write(workdir, _ARMS, seeds=2)
+    for run in plan['runs']:
+      file = workdir / run['folder'] / 'metrics.jsonl'
+      text = file.read_text('utf-8')
+      file.write_text(text.replace('"step": ', '"qk/entropy": 1.25, "step": '))
+    report.write(workdir, self.results / 'logits', draw=False)
+    self.assertRegex(
+        self._part('doses'), r'\| sort \| hmpo \| .* \| 1\.250 \| 0 of 2 \|')
+
+  @parameterized.parameters(
+      '<!-- answers: doses -->\nprose\n<!-- answers: calm -->\nold\n'
+      '<!-- end of answers -->\n',
+      '<!-- answers: doses -->\nprose\n',
+      'prose\n<!-- end of answers -->\n',
+      '<!-- answers:doses -->\nprose\n<!-- end of answers -->\n',
+  )
+  def test_no_prose_is_lost_to_a_mark_without_its_other(self, page):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'marks make'):
+      answers.fill(page, {})
+
+  def test_a_folder_of_results_must_be_there(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'no such folder'):
+      answers.read(self.results / 'nowhere')
 
   def test_a_difference_is_split_into_weights_and_mask(self):
     seeds = self._block('calm', _ARMS)

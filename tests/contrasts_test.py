@@ -159,6 +159,23 @@ class ContrastsTest(plan_case.PlanTestCase):
     self.assertGreater(table['smallest'][0],
                        contrasts.make(plan, seeds)['smallest'][0])
 
+  def test_what_is_open_decides_nothing(self):
+    tasks = ['sort', 'copy']
+    asked = [_asked('hmpo', 'gspo', 'area', task=task) for task in tasks]
+    apart = {'hmpo': {'sort': .31, 'copy': .36}, 'gspo': .3}
+    plan, seeds = self.plan(
+        apart, seeds=10, about={
+            'tasks': tasks,
+            'contrasts': asked
+        })
+    # The other task has a seed to go: its p, as small, takes no first place.
+    late = (seeds['task'] == 'copy') & (seeds['seed'] == 9)
+    seeds.loc[late, 'state'] = records.UNFINISHED
+    table = contrasts.make(plan, seeds)
+    self.assertEqual(table['adjusted'][0], 2 * table['p'][0])
+    self.assertTrue(np.isnan(table['adjusted'][1]))
+    self.assertEqual(table['verdict'][1], 'open: 9 of 10 seeds')
+
   def test_margins_are_those_of_the_outcome(self):
     row = self.contrast(
         _ALIKE,
@@ -217,6 +234,26 @@ class LadderContrastsTest(plan_case.PlanTestCase):
     self.assertIn('above the ladder', self.page())
     self.assertEqual(
         rungs.range_of(plan.about, 'ladder'), (np.log2(5e-4), np.log2(4e-3)))
+
+  def test_an_interaction_of_rungs_is_within_the_range_of_both(self):
+    rates = _RATES | {'y1': 1e-3, 'y16': 1.6e-2}
+    about = {
+        'tasks': list(rates),
+        'ladders': {
+            'x': _RATES,
+            'y': {
+                task: rates[task] for task in ('y1', 'y16')
+            }
+        },
+        'contrasts': [_asked('hmpo', 'gspo', 'rung', task='x', minus='y')]
+    }
+    rises = {'hmpo': -.3, 'gspo': .3}
+    row = contrasts.make(
+        *self.plan(rises, 2, failed={('gspo', 1): 1}, about=about)).iloc[0]
+    # 1e-3 / 2 against 4e-3, less 1e-3 / 16 against 1.6e-2; nothing by a seed
+    # that fails everywhere. Two seeds tell no more than the ladders' ends.
+    self.assertAlmostEqual(row['mean'], (-3 + 8) / 2)
+    np.testing.assert_allclose((row['low'], row['high']), (-11, 11))
 
   def test_seeds_without_all_rungs_wait(self):
     plan, _ = self._ladder({'hmpo': .3, 'gspo': .3})

@@ -27,8 +27,9 @@ from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
 _MARKED = re.compile(
-    r'(<!-- answers: (?P<name>[\w-]+) -->\n).*?(<!-- end of answers -->)',
-    re.DOTALL)
+    r'(<!-- answers: (?P<name>[\w-]+) -->\n)((?!<!-- answers).)*?'
+    r'(?P<end><!-- end of answers -->)', re.DOTALL)
+_MARK = re.compile(r'<!--\s*(answers\b|end of answers)')
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
 
 
@@ -46,8 +47,10 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
     root: results/; what holds no plan.json is no block.
 
   Raises:
-    ConfigError: a block without the tables of its report.
+    ConfigError: no such folder, or a block without the tables of its report.
   """
+  if not pathlib.Path(root).is_dir():
+    raise config_lib.ConfigError(f'--results={root}: no such folder')
   found = {}
   for file in sorted(pathlib.Path(root).glob('*/plan.json')):
     plan = records.of_report(file.parent)
@@ -64,7 +67,7 @@ def fill(page: str, blocks: Mapping[str, Block]) -> str:
   """A page with each of its marked parts as the blocks have it.
 
   Raises:
-    ConfigError: a part of an unknown name, or of a block that isn't there.
+    ConfigError: a part of an unknown name, or a mark without its other.
   """
 
   def part(match):
@@ -72,13 +75,23 @@ def fill(page: str, blocks: Mapping[str, Block]) -> str:
     if name not in PARTS:
       raise config_lib.ConfigError(
           f'answers: {name}: no such part; there are {", ".join(PARTS)}')
-    return f'{match[1]}\n{PARTS[name](blocks)}\n\n{match[3]}'
+    return f'{match[1]}\n{PARTS[name](blocks)}\n\n{match["end"]}'
 
-  return _MARKED.sub(part, page)
+  filled, count = _MARKED.subn(part, page)
+  marks = len(_MARK.findall(page))
+  if marks != 2 * count:
+    raise config_lib.ConfigError(
+        f'answers: {marks} marks make {count} parts: each must begin with a '
+        'line <!-- answers: NAME --> and end with <!-- end of answers -->')
+  return filled
 
 
 def confirmatory(blocks: Mapping[str, Block]) -> str:
-  """Every confirmatory contrast, with Holm's correction over all blocks."""
+  """Every confirmatory contrast, with Holm's correction over all blocks.
+
+  Raises:
+    ConfigError: blocks that don't name one family, as large as they are many.
+  """
   rows = [(name, block.plan.about, row)
           for name, block in blocks.items()
           for row in block.contrasts.itertuples()
@@ -86,14 +99,23 @@ def confirmatory(blocks: Mapping[str, Block]) -> str:
           row.verdict != contrasts.EXPLORATORY]
   if not rows:
     return 'No confirmatory plan is in yet.'
-  family = max(about['family'] for _, about, _ in rows)
-  adjusted = statistics.holm([row.p for *_, row in rows], family)
+  families = {about['family'] for _, about, _ in rows}
+  family = max(families)
+  if len(families) > 1 or family < len(rows):
+    raise config_lib.ConfigError(
+        f'answers: {len(rows)} confirmatory contrasts are of plans whose '
+        f'family is {sorted(families)}: must be one number, no smaller')
+  adjusted = statistics.holm(
+      [row.p if row.n == row.planned else np.nan for *_, row in rows], family)
   cells = []
   for (name, about, row), p in zip(rows, adjusted):
     kind = kinds.KINDS[row.outcome]
     verdict = row.verdict
-    if verdict.startswith('undecided') and p <= about['alpha']:
-      verdict = contrasts.DIFFERENT
+    if p <= about['alpha'] and (row.low > 0 or row.high < 0):
+      if verdict.startswith('undecided'):
+        verdict = contrasts.DIFFERENT
+      elif verdict.startswith('equivalent'):
+        verdict = contrasts.DIFFERENT_WITHIN
     cells.append((name, row.name, kind.what, text.signed(row.mean, kind.form),
                   text.bounds(row.low, row.high, kind.form,
                               text.signed), f'{row.n} of {row.planned}',

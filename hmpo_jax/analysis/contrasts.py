@@ -15,6 +15,7 @@ from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
 EXPLORATORY, DIFFERENT = 'exploratory', 'different'
+DIFFERENT_WITHIN = f'{DIFFERENT}, within the margin'
 
 
 def make(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
@@ -189,11 +190,11 @@ def _number(first, second, about, contrast):
 
 def _span(about, contrast):
   """Largest difference that there can be: of rewards, or of rungs."""
-  outcome, place = contrast['outcome'], contrast['task']
+  outcome, places = contrast['outcome'], [contrast['task'], contrast['minus']]
   if outcome == 'rung':
-    place = place or next(iter(about['ladders']))
-    low, high = rungs.range_of(about, place)
-  elif outcome == 'exact_area':
+    ranges = [rungs.range_of(about, name) for name in places if name]
+    return sum(high - low for low, high in ranges)
+  if outcome == 'exact_area':
     low, high = 0., 1.
   else:
     low, high = min(0., about['failure_reward']), max(1.,
@@ -239,8 +240,9 @@ def _interval(interval, narrow):
 def _judged(about, table):
   """Holm's correction and the verdicts."""
   tested = table['verdict'] == ''
-  p = table.loc[tested, 'p']
   is_open = table['n'] < table['planned']
+  # What may still change must not decide on what is known.
+  p = table.loc[tested, 'p'].mask(is_open[tested])
   if tested.any():
     table.loc[tested,
               'adjusted'] = statistics.holm(p.to_numpy(float), about['family'])
@@ -257,6 +259,6 @@ def _judged(about, table):
           statistics.Interval(row.mean, row.low, row.high, row.n), narrow,
           row.adjusted, margin, about['alpha'])
       if verdict == DIFFERENT and statistics.within(narrow, margin):
-        verdict += ', within the margin'
+        verdict = DIFFERENT_WITHIN
     table.loc[row.Index, 'verdict'] = verdict
   return table

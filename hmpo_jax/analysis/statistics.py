@@ -217,6 +217,7 @@ def holm(p_values: npt.ArrayLike, family: int = 0) -> np.ndarray:
 
   Args:
     p_values: [K] in [0, 1] or NaN.
+    family: number of contrasts that the correction is for, if more than K.
 
   Returns:
     [K] adjusted, in the same order, at most 1.
