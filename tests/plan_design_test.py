@@ -327,6 +327,15 @@ class CheckTest(parameterized.TestCase):
           'contrasts': [design.Contrast('hmpo', 'hmpo', 'area')]
       }, 'is no contrast'),
       ({
+          'tasks': {
+              'sort': {}
+          },
+          'contrasts': [
+              design.Contrast('hmpo', 'gspo', 'area', task)
+              for task in ('', 'sort')
+          ]
+      }, 'stands there twice'),
+      ({
           'contrasts': [design.Contrast('hmpo', 'gspo', 'area', 'short')] * 2
       }, 'twice'),
       ({
@@ -404,6 +413,11 @@ class DoctorTest(absltest.TestCase):
                   doctor.objections(few, _some_runs(few))[0])
     enough = _plan(seeds=range(8), contrasts=contrasts)
     self.assertEmpty(doctor.objections(enough, _some_runs(enough)))
+    # As many seeds are too few where other plans' contrasts count too.
+    shared = dataclasses.replace(enough, family=7)
+    self.assertIn("8 seeds can't decide 7",
+                  doctor.objections(shared, _some_runs(shared))[0])
+    self.assertNotEqual(doctor.power_rows(shared), doctor.power_rows(enough))
     explored = dataclasses.replace(few, exploratory=True)
     self.assertEmpty(doctor.objections(explored, _some_runs(explored)))
 

@@ -8,6 +8,8 @@ from absl.testing import parameterized
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
+from hmpo_jax.plan import doctor
+from hmpo_jax.plan import rules
 from hmpo_jax.plan import tuning
 
 _GRID = design.Tuning((1e-4, 1e-3), (0.05, 0.1, 0.2), (100, 101))
@@ -155,6 +157,35 @@ class TuningTest(parameterized.TestCase):
     self.assertEqual({(r.learning_rate, r.eps) for r in rows if r.chosen},
                      {best})
     self.assertEqual(rows, sorted(rows, key=lambda r: r[2:5]))
+
+  def test_final_seeds_are_in_the_price(self):
+    wide = dataclasses.replace(_GRID, final_seeds=range(110, 113))
+    plan = dataclasses.replace(_plan(), tuning=wide)
+    # Six points on two seeds and the two best on three more.
+    self.assertLen(doctor.grid_runs(plan, ['p1']), 6 * 2 + 2 * 3)
+    self.assertLen(doctor.grid_runs(_plan(), ['p1']), 6 * 2)
+
+  @parameterized.parameters(
+      ({
+          'seeds': ()
+      }, 'must have a seed or more'),
+      ({
+          'max_extensions': -1
+      }, 'max_extensions of at least 0'),
+      ({
+          'seeds': (100, 100)
+      }, r'tuning.seeds = \[100, 100\]: must be different'),
+      ({
+          'final_seeds': (110, 110)
+      }, r'tuning.final_seeds = \[110, 110\]: must be different'),
+      ({
+          'final_seeds': (110.,)
+      }, 'must be different integers'),
+  )
+  def test_what_is_no_tuning_is_refused(self, changes, reason):
+    changed = dataclasses.replace(_GRID, **changes)
+    with self.assertRaisesRegex(config_lib.ConfigError, reason):
+      rules.check(dataclasses.replace(_plan(), tuning=changed))
 
 
 if __name__ == '__main__':

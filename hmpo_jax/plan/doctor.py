@@ -62,13 +62,18 @@ def starts(plan: design.Plan, made: Sequence[Program]) -> dict[str, design.Run]:
 
 
 def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
-  """The runs of the grids that variants need, without extensions."""
+  """The runs of the grids that variants need, without extensions.
+
+  Which points will be the two best is not known: the first two stand for them.
+  """
   if not plan.tuning:
     return []
+  points = tuning.grid(plan.tuning)
+  asked = ((points, plan.tuning.seeds), (points[:2], plan.tuning.final_seeds))
   return [
-      run for task in plan.tasks
-      for name in tuning.needed(plan, names) for _, run in tuning.runs(
-          plan, task, name, tuning.grid(plan.tuning), plan.tuning.seeds)
+      run for task in plan.tasks for name in tuning.needed(plan, names)
+      for chosen, seeds in asked
+      for _, run in tuning.runs(plan, task, name, chosen, seeds)
   ]
 
 
@@ -87,12 +92,18 @@ def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
         'every arm makes one update per rollout, with the policy that sampled: '
         'all ratios are 1 and all means are one algorithm; raise '
         'train.num_epochs or train.num_minibatches')
-  n, k = len(plan.seeds), len(plan.contrasts)
-  if k and not plan.exploratory and not power.can_answer(n, k, plan.alpha):
+  n, k = len(plan.seeds), _family(plan)
+  if plan.contrasts and not plan.exploratory and not power.can_answer(
+      n, k, plan.alpha):
     found.append(
         f'{n} seeds can\'t decide {k} contrasts: the smallest p-value of a '
         f'sign flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}')
   return found
+
+
+def _family(plan):
+  """Contrasts that Holm's correction is for."""
+  return max(len(plan.contrasts), plan.family if plan.contrasts else 0)
 
 
 def start_objections(plan: design.Plan,
@@ -149,7 +160,7 @@ def power_rows(plan: design.Plan) -> list[_Row]:
 def _effect(plan):
   """In held-out reward, of which there is 1 at most."""
   effect = power.smallest_detectable(plan.expected_sd, len(plan.seeds),
-                                     plan.alpha, max(1, len(plan.contrasts)))
+                                     plan.alpha, max(1, _family(plan)))
   if effect > 1:
     return 'none: it would exceed the whole range of the reward'
   return f'{effect:.3f} of held-out reward'

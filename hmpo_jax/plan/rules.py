@@ -38,8 +38,9 @@ def _check(plan):
     _check_ladder(plan, name, tasks)
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
+  only = next(iter(plan.tasks))  # a task that is not named is the only one
   asked = [(frozenset(
-      (c.variant, c.baseline)), c.outcome, frozenset((c.task, c.minus)))
+      (c.variant, c.baseline)), c.outcome, frozenset((c.task or only, c.minus)))
            for c in plan.contrasts]
   if len(set(asked)) < len(asked):
     raise config_lib.ConfigError(
@@ -185,11 +186,18 @@ def _check_tuning(plan):
   for name, seeds, others in (('seeds', tuning.seeds, (*plan.seeds,)),
                               ('final_seeds', tuning.final_seeds,
                                (*plan.seeds, *tuning.seeds))):
+    if len(set(seeds)) < len(seeds) or not all(
+        isinstance(seed, int) for seed in seeds):
+      raise config_lib.ConfigError(
+          f'tuning.{name} = {list(seeds)}: must be different integers')
     both = sorted(set(seeds) & set(others))
     if both:
       raise config_lib.ConfigError(
           f'tuning.{name}: {both} are seeds of the plan too, or of the grid; '
           'what is tuned on a seed must not be judged by it')
+  if not tuning.seeds or tuning.max_extensions < 0:
+    raise config_lib.ConfigError(
+        'tuning: must have a seed or more, and max_extensions of at least 0')
   for name in ('learning_rates', 'eps'):
     values = list(getattr(plan.tuning, name))
     if values != sorted(set(values)) or not values or values[0] <= 0:
