@@ -23,6 +23,9 @@ class FirstTest(absltest.TestCase):
     # The first means are of fewer rewards: .6, .6, .53.
     self.assertEqual(drawdowns.first(rewards[18:], .05), 3)
     self.assertIsNone(drawdowns.first(rewards[:1], .05))
+    # A step without a reward hides none.
+    self.assertEqual(
+        drawdowns.first(np.where(np.arange(40) == 5, np.nan, rewards), .05), 22)
 
   def test_noise_alone_is_none(self):
     rng = np.random.default_rng(0)
@@ -107,6 +110,10 @@ class RowsTest(absltest.TestCase):
     plan = self._plan()
     plan.steps.loc[plan.steps['step'] == 30, 'kl_old/k3'] = np.nan
     self.assertNotIn(30, set(drawdowns.rows(plan)['step']))
+    plan.steps.loc[plan.steps['step'].between(1, 7), 'reward/mean'] = np.nan
+    rows = drawdowns.rows(plan)
+    self.assertEqual(rows['step'].min(), 8)
+    self.assertTrue(np.isfinite(rows['fall']).all())
 
   def test_plan_without_records_is_refused(self):
     plan = self._plan()

@@ -155,6 +155,12 @@ class TableTest(absltest.TestCase):
             'false_alarms': 1 / 3
         })
 
+  def test_without_a_quiet_step_there_is_no_alarm(self):
+    rows = _rows('planted', 2.5, _with_news, num_seeds=4)
+    found = prediction.table(rows.assign(follows=True), num_resamples=2)
+    self.assertEqual(found['false_alarms'].tolist(), [0] * 8)
+    self.assertTrue(found['auc'].isna().all())
+
   def test_few_drawdowns_are_refused(self):
     rows = _rows('planted', 0., _with_news, num_seeds=4)
     rows = rows.assign(follows=rows['follows'] & (rows['seed'] < 2))

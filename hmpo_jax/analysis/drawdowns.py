@@ -40,7 +40,7 @@ def first(rewards: np.ndarray, margin: float) -> int | None:
   a trend or a jump hardly counts.
 
   Args:
-    rewards: [m] training reward of the steps 1 to m.
+    rewards: [m] training reward of the steps 1 to m, NaN where it is unknown.
     margin: reward, positive.
   """
   if len(rewards) < 2:
@@ -48,7 +48,7 @@ def first(rewards: np.ndarray, margin: float) -> int | None:
   count = np.minimum(np.arange(1, len(rewards) + 1), WINDOW)
   means = _means(rewards)
   # The median of |x - y| of two Gaussians is .954 of their deviation.
-  deviation = np.median(np.abs(np.diff(rewards))) / .9539
+  deviation = np.nanmedian(np.abs(np.diff(rewards))) / .9539
   errors = deviation * np.sqrt(1 / count[:, None] + 1 / count)
   falls = means[:, None] - means > np.maximum(margin, ERRORS * errors)
   fallen = np.triu(falls).any(axis=0)  # below an earlier one
@@ -119,7 +119,7 @@ def _of_run(steps, margin, failure):
       drawdown=np.nan if drawdown is None else drawdown,
       follows=False if drawdown is None else number >= drawdown - AHEAD)
   last = number[-1] - AHEAD if drawdown is None else drawdown - 1
-  return found[number <= last].dropna(subset=[*ASKED, *GAPS])
+  return found[number <= last].dropna(subset=[*ASKED, *KNOWN, *GAPS])
 
 
 def _known(steps, rewards):
@@ -141,7 +141,7 @@ def _known(steps, rewards):
       'number':
           np.log(steps['step']),
       'fall':
-          np.maximum.accumulate(means) - means,
+          np.fmax.accumulate(means) - means,
       'gap':
           log(steps['agm/log_gap']),
       'history':

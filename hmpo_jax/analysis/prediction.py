@@ -181,8 +181,11 @@ def increment(base: Regression,
   draws = np.random.default_rng(seed).multinomial(
       count, np.full(count, 1 / count), size=num_resamples)
   resampled = np.array([found(draw.astype(np.float64)) for draw in draws])
-  low, high = np.nanquantile(resampled - np.nanmean(resampled),
-                             [alpha / 2, 1 - alpha / 2])
+  resampled = resampled[np.isfinite(resampled)]
+  if not resampled.size:  # no pair of steps in any of them
+    return Increment(estimate, np.nan, np.nan)
+  low, high = np.quantile(resampled - np.mean(resampled),
+                          [alpha / 2, 1 - alpha / 2])
   return Increment(estimate, estimate + low, estimate + high)
 
 
@@ -232,7 +235,9 @@ def _left_out(model, weights=None):
     quiet = ~out & ~model.follows
     runs = [model.rungs[quiet], model.seeds[quiet]]
     highest = pandas.Series(scores[quiet]).groupby(runs).max()
-    thresholds[out] = np.quantile(highest, 1 - FALSE_ALARMS)
+    # Without a quiet step of another seed nothing tells what is too high.
+    thresholds[out] = (
+        np.quantile(highest, 1 - FALSE_ALARMS) if len(highest) else np.inf)
   return values, thresholds
 
 
