@@ -115,6 +115,9 @@ class HalfCollapseTest(parameterized.TestCase):
     self.assertEqual(few, (2**.5, 0, math.inf, 3))
     none = ladder.half_collapse(rates, np.zeros((0, 2)))
     self.assertTrue(math.isnan(none.mean))
+    split = ladder.half_collapse(rates, [[0, 0]] * 3 + [[1, 1]] * 3)
+    self.assertTrue(math.isnan(split.mean))
+    self.assertEqual(split[1:], (0, math.inf, 6))
 
   def test_its_interval_holds_the_median(self):
     rng = np.random.default_rng(2)

@@ -31,6 +31,22 @@ class OldPlanTest(plan_case.PlanTestCase):
     (self.folder / 'plan.json').write_text(json.dumps(about), 'utf-8')
     self.assertEqual(self.page(), new)
 
+  def test_its_margin_is_kept_and_what_it_pooled_is_refused(self):
+    about = simulated_plan.describe(_RISES, 2) | {'margin': .3}
+    del about['margins'], about['contrasts'][0]['task']
+    file = self.folder / 'plan.json'
+    file.write_text(json.dumps(about), 'utf-8')
+    self.assertEqual(
+        records.read(self.folder).about['margins'], {
+            'area': .3,
+            'exact_area': .02,
+            'collapse': .3,
+            'rung': .25
+        })
+    file.write_text(json.dumps(about | {'tasks': ['a', 'b']}), 'utf-8')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'names no task'):
+      records.read(self.folder)
+
 
 class OfRunsTest(plan_case.PlanTestCase):
 

@@ -16,6 +16,7 @@ from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import pictures
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import report
 from hmpo_jax.analysis import styles
 from tests import plan_case
 
@@ -199,6 +200,16 @@ class ReportTest(plan_case.PlanTestCase):
     plan = records.read(self.folder)
     self.assertEqual(plan.runs['state'].value_counts()['damaged'], 1)
     self.assertIn('line 2: damaged', self.page())
+    run = self.folder / 'runs/sort/hmpo/0'
+    (run / 'summary.json').unlink()
+    (run / 'failed.json').write_text('{"step": "x", "reason": ""}', 'utf-8')
+    plan = records.read(self.folder)
+    self.assertEqual(plan.runs['state'].value_counts()['damaged'], 2)
+
+  def test_a_report_may_lie_in_the_folder_of_the_plan_itself(self):
+    self.plan(_ALIKE, seeds=1)
+    file = report.write(self.folder, self.folder, draw=False)
+    self.assertEqual(file, self.folder / 'report.md')
 
   def test_a_finished_run_that_lost_records_is_damaged(self):
     self.plan(_ALIKE, seeds=3)

@@ -97,8 +97,9 @@ def half_collapse(rates: npt.ArrayLike,
     alpha: error rate, in (0, 1).
 
   Returns:
-    In units of the rates; 0 or inf where the ladder is too short to tell, and
-    NaN with ends 0 and inf without seeds.
+    In units of the rates; 0 or inf where the ladder is too short to tell. NaN
+    where half of the seeds lie below it and half above, and without seeds, with
+    ends 0 and inf.
   """
   logs, table = _log_rates(rates), np.asarray(collapsed, bool)
   n = len(table)
@@ -111,10 +112,9 @@ def half_collapse(rates: npt.ArrayLike,
   # The largest k with P(Binomial(n, 1/2) < k) at most alpha / 2.
   k = int(stats.binom.ppf(alpha / 2, n, .5))
   low, high = (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
-  middle = ordered[(n - 1) // 2], ordered[n // 2]
+  middle = float(ordered[(n - 1) // 2]), float(ordered[n // 2])
   center = middle[0] if middle[0] == middle[1] else sum(middle) / 2
-  return statistics.Interval(2.**float(center), 2.**float(low), 2.**float(high),
-                             n)
+  return statistics.Interval(2.**center, 2.**float(low), 2.**float(high), n)
 
 
 def _log_rates(rates):

@@ -89,4 +89,6 @@ def _half(row):
 def _rate(value):
   if value == 0:
     return 'below the ladder'
-  return 'above the ladder' if value == float('inf') else format(value, _RATE)
+  if value == float('inf'):
+    return 'above the ladder'
+  return text.number(value, _RATE)

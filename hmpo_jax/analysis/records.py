@@ -23,7 +23,7 @@ _NEEDED = ('name', 'question', 'exploratory', 'tasks', 'variants', 'seeds',
            'contrasts', 'alpha', 'target', 'failure_reward', 'collapse_margin',
            'horizon', 'runs')
 # What a plan.json that is older than a key is read as.
-_YOUNGER = {
+_YOUNGER: dict = {
     'ladders': {},
     'reference': '',
     'margins': {
@@ -211,11 +211,18 @@ def _about(file):
   if missing or not about['runs']:
     raise config_lib.ConfigError(
         f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing')
+  if 'margin' in about:  # of all outcomes, in an older one
+    margins = dict.fromkeys(('area', 'collapse'), about['margin'])
+    about = {'margins': _YOUNGER['margins'] | margins} | about
   about = _YOUNGER | about
   nowhere = {'task': '', 'minus': ''}
-  return about | {
-      'contrasts': [nowhere | contrast for contrast in about['contrasts']]
-  }
+  contrasts = [nowhere | contrast for contrast in about['contrasts']]
+  if len(about['tasks']) > 1 and not all(c['task'] for c in contrasts):
+    raise config_lib.ConfigError(
+        f'{file}: a contrast names no task, as older plans did that pooled '
+        'their tasks: give each one a "task", or take the version that ran it '
+        f'({about.get("commit", "unknown")})')
+  return about | {'contrasts': contrasts}
 
 
 def _run(folder, horizon):
@@ -228,7 +235,7 @@ def _run(folder, horizon):
     heldout = _evaluations(records, summary, start)
     state = _state(records, summary, failure, horizon)
     records = metrics.read_measured(folder)
-  except (config_lib.ConfigError, KeyError, TypeError) as error:
+  except (config_lib.ConfigError, KeyError, TypeError, ValueError) as error:
     records, heldout, summary = [], {}, None
     state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}
   frame = pandas.DataFrame([{

@@ -54,7 +54,8 @@ def write(workdir: str | pathlib.Path,
   page = pages.Page(plan, seeds, found).render(figures, written)
   file = out / _PAGE
   file.write_text(page, encoding='utf-8')
-  if out.absolute().parent != pathlib.Path(workdir).absolute():
+  place = pathlib.Path(workdir).resolve()
+  if place not in (out.resolve(), out.resolve().parent):
     _copy_origin(plan, pathlib.Path(workdir), out)
   return file
 
