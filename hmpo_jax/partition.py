@@ -124,7 +124,7 @@ def static(config) -> ml_collections.FrozenConfigDict:
 
 
 # Keys of `model` that a warm start has no use for.
-_DOSES = ('logits_dtype', 'attention_entropy')
+DOSES = ('logits_dtype', 'attention_entropy')
 
 
 def of_warm_start(
@@ -137,6 +137,6 @@ def of_warm_start(
     whole: from `static`.
   """
   parts = whole.to_dict()
-  for key in _DOSES:
+  for key in DOSES:
     del parts['model'][key]
   return ml_collections.FrozenConfigDict(parts)

@@ -293,6 +293,12 @@ class CheckTest(parameterized.TestCase):
               'a': design.Variant({'optim.learning_rate': .1})
           }
       }, 'learning rate of its own'),
+      (_LADDER | {
+          'tasks': {
+              **design.rungs('l', 1e-3, (1,)),
+              **design.rungs('l', 1e-3, (2,), {'reward.kind': 'exact'})
+          }
+      }, 'must differ in optim.learning_rate alone'),
       ({
           'contrasts': [design.Contrast('hmpo', 'gspo', 'rung', 'short')]
       }, 'rung must be of a ladder: none'),

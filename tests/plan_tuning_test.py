@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -164,6 +165,25 @@ class TuningTest(parameterized.TestCase):
     # Six points on two seeds and the two best on three more.
     self.assertLen(doctor.grid_runs(plan, ['p1']), 6 * 2 + 2 * 3)
     self.assertLen(doctor.grid_runs(_plan(), ['p1']), 6 * 2)
+
+  def test_doses_share_their_warm_start(self):
+    doses = {
+        'large': {
+            'warm_start.query_scale': 16.
+        },
+        'narrow': {
+            'model.logits_dtype': 'float16',
+            'model.attention_entropy': True
+        },
+        'longer': {
+            'warm_start.num_steps': 70
+        }
+    }
+    plan = dataclasses.replace(
+        _plan(), tasks={'sort': {}} | doses, variants={'a': design.Variant()})
+    made = doctor.programs(design.runs(plan, {}, pathlib.PurePath('w')))
+    # One of each of two seeds, and those of the longer one.
+    self.assertEqual(sum(len(program.warm_starts) for program in made), 2 * 2)
 
   @parameterized.parameters(
       ({

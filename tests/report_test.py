@@ -296,6 +296,11 @@ class ReportTest(plan_case.PlanTestCase):
         '**yes** |', page)
     self.assertIn('hmpo - gspo at each point that both were run at', page)
     self.assertIn('| sort | 0.01 | 0.05 | +0.100 | +0.100 | 2 |', page)
+    self.assertNotIn('Where a point has more seeds', page)
+    final = 'sort,hmpo,0.001,0.05,7,.5,False,.1,True\n'
+    with open(self.folder / 'tuning/tuning.csv', 'a', encoding='utf-8') as file:
+      file.write(final)
+    self.assertIn('Where a point has more seeds', self.page())
     plan = records.read(self.folder)
     seeds = outcomes.per_seed(plan)
     names = [

@@ -18,7 +18,6 @@ def section(about: dict, grid: pandas.DataFrame) -> Iterator[str]:
     about: what plan.json holds.
     grid: what tuning.csv holds, one row a run.
   """
-  yield '### The tuned grid\n\nMeans over the tuning seeds.'
   rows = grid.assign(chosen=grid['chosen'].astype(bool)).groupby(
       ['task', 'variant', *_POINT], sort=False).agg(
           n=('seed', 'count'),
@@ -26,6 +25,10 @@ def section(about: dict, grid: pandas.DataFrame) -> Iterator[str]:
           failed=('failed', 'sum'),
           clip=('clip_frac', 'mean'),
           chosen=('chosen', 'any')).reset_index()
+  more = (' Where a point has more seeds than others, the further ones chose '
+          'between it and the other one that has them.'
+          if rows['n'].nunique() > 1 else '')
+  yield f'### The tuned grid\n\nMeans over the tuning seeds.{more}'
   yield text.table([
       'task', 'variant', 'learning rate', 'eps', 'area', 'clipped', 'failed',
       'seeds', 'chosen'

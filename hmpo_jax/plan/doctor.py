@@ -6,6 +6,7 @@ from typing import NamedTuple
 from hmpo_jax import config as config_lib
 from hmpo_jax import group
 from hmpo_jax import open_run
+from hmpo_jax import partition
 from hmpo_jax import progress
 from hmpo_jax.analysis import power
 from hmpo_jax.plan import design
@@ -196,9 +197,13 @@ def cost_rows(made: Sequence[tuple[Program, probe.Found]],
 
 
 def _warm_start(config):
-  """What two runs must share to share their warm start."""
-  return repr((config.seed, config.model.to_dict(), config.task.to_dict(),
-               config.warm_start.to_dict(), config.rollout.temperature))
+  """What two runs must share to share their warm start, as its cache has it."""
+  model, warm = config.model.to_dict(), config.warm_start.to_dict()
+  for key in partition.DOSES:
+    del model[key]
+  del warm['query_scale']
+  temperature = config.rollout.temperature if warm['stop_reward'] else 0.
+  return repr((config.seed, model, config.task.to_dict(), warm, temperature))
 
 
 def _fault(run):

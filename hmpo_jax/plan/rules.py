@@ -105,6 +105,15 @@ def _check_ladder(plan, name, tasks):
     raise config_lib.ConfigError(
         f'ladders[{name!r}]: {design.RATE} of its tasks are {rates}: must be '
         'two or more, ascending')
+  first, *others = ({
+      key: value
+      for key, value in plan.tasks[task].items()
+      if key != design.RATE
+  }
+                    for task in tasks)
+  if any(other != first for other in others):
+    raise config_lib.ConfigError(
+        f'ladders[{name!r}]: its tasks must differ in {design.RATE} alone')
   for arm, variant in plan.variants.items():
     if design.RATE in variant.overrides or variant.settings != design.BASE:
       raise config_lib.ConfigError(
