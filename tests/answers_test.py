@@ -71,9 +71,10 @@ class AnswersTest(plan_case.PlanTestCase):
     self.assertEndsWith(lines[3], '| 0.002 | 0.004 | different |')
 
   def test_plans_of_other_families_are_refused(self):
-    self._block('one', _ARMS, family=5)
-    self._block('two', _ARMS)
-    with self.assertRaisesRegex(config_lib.ConfigError, r'family is \[0, 5\]'):
+    self._block('one', _ARMS)
+    self.assertIn('| p, Holm over 2 |', self._part('confirmatory'))
+    self._block('two', _ARMS, family=5)
+    with self.assertRaisesRegex(config_lib.ConfigError, r'family is \[2, 5\]'):
       self._part('confirmatory')
 
   def _asked_once(self):
@@ -104,6 +105,13 @@ class AnswersTest(plan_case.PlanTestCase):
   def test_a_folder_of_results_must_be_there(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'no such folder'):
       answers.read(self.results / 'nowhere')
+
+  def test_tables_that_lack_an_outcome_are_refused(self):
+    self._block('one', _ARMS, seeds=2)
+    file = self.results / 'one/tables/seeds.csv'
+    pandas.read_csv(file).drop(columns='area').to_csv(file, index=False)
+    with self.assertRaisesRegex(config_lib.ConfigError, 'seeds.csv does not'):
+      answers.read(self.results)
 
   def test_a_difference_is_split_into_weights_and_mask(self):
     seeds = self._block('calm', _ARMS)

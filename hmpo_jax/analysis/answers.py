@@ -59,7 +59,13 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
         keep_default_na=False,
         na_values=[''],
         dtype=_TEXTS)
-    found[file.parent.name] = Block(plan, seeds, contrasts.make(plan, seeds))
+    try:
+      table = contrasts.make(plan, seeds)
+    except KeyError as error:
+      raise config_lib.ConfigError(
+          f'{file.parent}: tables/seeds.csv does not fit plan.json ({error}): '
+          'write the report again') from error
+    found[file.parent.name] = Block(plan, seeds, table)
   return found
 
 
@@ -99,7 +105,7 @@ def confirmatory(blocks: Mapping[str, Block]) -> str:
           row.verdict != contrasts.EXPLORATORY]
   if not rows:
     return 'No confirmatory plan is in yet.'
-  families = {about['family'] for _, about, _ in rows}
+  families = {contrasts.family_size(about) for _, about, _ in rows}
   family = max(families)
   if len(families) > 1 or family < len(rows):
     raise config_lib.ConfigError(
