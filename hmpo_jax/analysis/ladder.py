@@ -86,10 +86,11 @@ def half_collapse(rates: npt.ArrayLike,
   """The rate at which half of the seeds collapse, with its interval.
 
   A seed's threshold lies between its critical rung and the next one; halfway in
-  the log is taken for it, and the median over seeds is told with the interval
-  of the sign test, which holds whatever their distribution: see "Practical
-  Nonparametric Statistics" by Conover (1999), 3.2. Its ends, like the
-  thresholds, are known to half a spacing.
+  the log is taken for it in the median over seeds. The interval is that of the
+  sign test, which holds whatever their distribution: see "Practical
+  Nonparametric Statistics" by Conover (1999), 3.2. Its ends are rungs, the one
+  below a seed's threshold and the one above another's, so that it holds the
+  median no less often for what lies between rungs.
 
   Args:
     rates: [R] ascending, R at least 2.
@@ -105,13 +106,13 @@ def half_collapse(rates: npt.ArrayLike,
   n = len(table)
   if not n:
     return statistics.Interval(math.nan, 0., math.inf, 0)
-  middles = np.concatenate([[-math.inf], (logs[:-1] + logs[1:]) / 2,
-                            [math.inf]])
-  first = np.where(table.any(axis=1), table.argmax(axis=1), len(logs))
-  ordered = np.sort(middles[first])
+  edges = np.concatenate([[-math.inf], logs, [math.inf]])
+  first = np.sort(np.where(table.any(axis=1), table.argmax(axis=1), len(logs)))
+  below, above = edges[first], edges[first + 1]
+  ordered = (below + above) / 2
   # The largest k with P(Binomial(n, 1/2) < k) at most alpha / 2.
   k = int(stats.binom.ppf(alpha / 2, n, .5))
-  low, high = (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
+  low, high = (below[k - 1], above[n - k]) if k else (-math.inf, math.inf)
   middle = float(ordered[(n - 1) // 2]), float(ordered[n // 2])
   center = middle[0] if middle[0] == middle[1] else sum(middle) / 2
   return statistics.Interval(2.**center, 2.**float(low), 2.**float(high), n)

@@ -47,7 +47,7 @@ def section(about: dict, table: pandas.DataFrame,
          'as log2; a seed that collapses on the lowest rung counts one spacing '
          'below it, one that never does as the highest. Half of the seeds '
          'collapse at the median of their thresholds, halfway between rungs, '
-         'with the interval of the sign test.')
+         'with the interval of the sign test, whose ends are rungs.')
   yield text.table([
       'ladder', 'variant', 'seeds', 'area over the rungs', 'critical rung',
       'below the ladder', 'above it', 'half collapse at', 'interval'
