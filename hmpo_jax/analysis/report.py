@@ -16,7 +16,7 @@ from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
 _PAGE = 'report.md'
-_MADE = ('.png', '.svg', '.csv')
+_MADE = ('.png', '.svg', '.csv', '.json')
 _DIGITS = '%.6g'
 
 
