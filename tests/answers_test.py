@@ -18,7 +18,7 @@ from tests import plan_case
 from tests import simulated_plan
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_PAGES = ('README.md', 'results/README.md')
+_PAGES = ('README.md', 'docs/results.md', 'results/README.md')
 _ARMS = {'hmpo': .36, 'gspo': .3, 'weights_only': .33, 'mask_only': .31}
 
 

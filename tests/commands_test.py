@@ -89,7 +89,7 @@ _RULES: tuple[Run | Look, ...] = (
     Run(re.escape(_PLAN), f'{_TWO} --only=gspo,hmpo --seeds=2 --jobs=1'),
     Look(
         r'python experiments/report\.py '
-        r'--answers=README\.md,results/README\.md',
+        r'--answers=README\.md,results/README\.md(,docs/results\.md)?',
         'answers_test.py fills pages'),
     Run(r'python experiments/report\.py --workdir=runs/plan_quick',
         needs=_PLAN),
