@@ -105,7 +105,10 @@ class OutcomesTest(plan_case.PlanTestCase):
         _APART,
         seeds=3,
         failed={('gspo', 1): 9},
-        about={'tasks': ['sort', 'add']})
+        about={
+            'tasks': ['sort', 'add'],
+            'contrasts': []
+        })
     self.page()
     table = pandas.read_csv(self.folder / 'report/tables/seeds.csv')
     self.assertLen(table.drop_duplicates(records.RUN), 2 * 2 * 3)
