@@ -9,8 +9,8 @@ from hmpo_jax import update
 
 EPISODES, TOKENS = 128, 1000  # of a step
 EVERY = 5  # steps between evaluations
-# A value of each metric that a run of configs/smoke.py records and a report
-# reads, where the simulation has no better one.
+# A value of each metric that a run of configs/smoke.py records, with its
+# entropies, and a report reads, where the simulation has no better one.
 _TYPICAL = {
     'advantage/effective_group_sum': 0.35,
     'advantage/effective_variance': 0.83,
@@ -41,6 +41,8 @@ _TYPICAL = {
     'mechanism/sigma_sqrt_n': 0.83,
     'qk/clip_drift_k3': 0.,
     'qk/clipped_frac': 0.,
+    'qk/entropy': 1.2,
+    'qk/entropy_min': .4,
     'qk/exploded': 0.,
     'qk/over_monitor_tau_frac': 0.,
     'ratio/max': 1.2,
