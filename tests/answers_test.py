@@ -174,8 +174,7 @@ class CommittedTest(absltest.TestCase):
     for name, block in answers.read(_ROOT / 'results').items():
       # What stands behind a - is the argument of its configuration.
       config = block.plan.about['name'].partition('-')[0]
-      self.assertTrue(
-          (_ROOT / 'configs' / f'{config}.py').exists(), name)
+      self.assertTrue((_ROOT / 'configs' / f'{config}.py').exists(), name)
       for ladder in block.plan.about['ladders']:
         table = rungs.per_seed(block.plan, block.seeds)
         self.assertIn(ladder, set(table['ladder']))

@@ -130,8 +130,10 @@ class FaultsTest(absltest.TestCase):
         # A save goes on while the next step begins.
         self.assertRegex(
             told[1], {
-                'compile': 'step 1 and its checkpoint, while programs compile',
-                'save': r'^(the checkpoint of step 6|step 7 and its checkpoint)$'
+                'compile':
+                    'step 1 and its checkpoint, while programs compile',
+                'save':
+                    r'^(the checkpoint of step 6|step 7 and its checkpoint)$'
             }.get(phase, 'its checkpoint'))
         self.assertNotIn('Traceback', errors)
     self.assertEqual(self._run(workdir, **options)[0], 0)
