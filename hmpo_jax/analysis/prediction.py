@@ -51,6 +51,9 @@ def table(rows: pandas.DataFrame,
           num_resamples: int = 100) -> pandas.DataFrame:
   """What each gap adds to each of BASES, and the detectors' rules beside it.
 
+  All is of the rungs that have a drawdown: the others have no pair of steps to
+  tell apart, and their intercept runs away.
+
   Args:
     rows: of `drawdowns.rows`.
     num_resamples: of the bootstrap.
@@ -70,6 +73,7 @@ def table(rows: pandas.DataFrame,
     raise config_lib.ConfigError(
         f'{having} seeds have a drawdown of the training reward: must be '
         f'{LEAST_SEEDS} or more, as one is left out')
+  rows = rows[rows.groupby('rung')['follows'].transform('any')]
   lines = []
   for base, names in BASES.items():
     alone = regression(rows, names)
@@ -149,7 +153,7 @@ def out_of_seed(model: Regression,
   Returns:
     [n] log-odds without the intercept of the rung; 0 for a seed of weight 0.
   """
-  return _left_out(model, weights)[0]
+  return _left_out(model, weights, with_thresholds=False)[0]
 
 
 def increment(base: Regression,
@@ -218,7 +222,7 @@ def auc(model: Regression,
   return float(hits / total) if total else np.nan
 
 
-def _left_out(model, weights=None):
+def _left_out(model, weights=None, with_thresholds=True):
   """Scores [n] by regressions without a step's seed; its threshold [n]."""
   count = model.seeds.max() + 1
   weights = np.ones(count) if weights is None else weights
@@ -232,6 +236,8 @@ def _left_out(model, weights=None):
     scores = model.inputs[:, :used] @ coefficients[:used]
     out = model.seeds == seed
     values[out] = scores[out]
+    if not with_thresholds:
+      continue
     quiet = ~out & ~model.follows
     runs = [model.rungs[quiet], model.seeds[quiet]]
     highest = pandas.Series(scores[quiet]).groupby(runs).max()
