@@ -145,6 +145,20 @@ class AnswersTest(plan_case.PlanTestCase):
         '| gspo - hmpo | critical rung, log2 of the learning rate | '
         '\N{MINUS SIGN}1.00 |', part)
 
+  def test_what_foretells_drawdowns_is_told_where_it_was_asked(self):
+    self._block('one', _ARMS)
+    (self.results / 'one/tables/drawdowns.csv').write_text(
+        'base,predictor,auc,increment,low,high,warned,lead,false_alarms\n'
+        'known,,0.6,,,,0.25,8,0.1\n'
+        'known,gap,0.65,0.05,-0.01,0.11,0.5,4,0.1\n', 'utf-8')
+    lines = self._part('drawdowns').splitlines()
+    dash = '\N{EN DASH}'
+    self.assertEqual(lines[2:], [
+        f'| one | known |  | 0.600 | {dash} | {dash} | 25% | 10% |',
+        '| one | known | gap | 0.650 | +0.050 | \N{MINUS SIGN}0.010 to +0.110 '
+        '| 50% | 10% |'
+    ])
+
   def test_what_is_missing_is_said(self):
     for name in answers.PARTS:
       self.assertRegex(self._part(name), r'is in yet\.$|is not in yet\.$')

@@ -38,6 +38,8 @@ class Block(NamedTuple):
   plan: records.Plan  # without steps
   seeds: pandas.DataFrame  # as of outcomes.per_seed
   contrasts: pandas.DataFrame  # as of contrasts.make
+  # What experiments/drawdowns.py wrote beside its tables, if it has.
+  drawdowns: pandas.DataFrame | None
 
 
 def read(root: str | pathlib.Path) -> dict[str, Block]:
@@ -65,7 +67,11 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
       raise config_lib.ConfigError(
           f'{file.parent}: tables/seeds.csv does not fit plan.json ({error}): '
           'write the report again') from error
-    found[file.parent.name] = Block(plan, seeds, table)
+    drawdowns = file.parent / 'tables' / 'drawdowns.csv'
+    found[file.parent.name] = Block(
+        plan, seeds, table,
+        pandas.read_csv(drawdowns, keep_default_na=False, na_values=[''])
+        if drawdowns.exists() else None)
   return found
 
 
@@ -224,6 +230,30 @@ def doses(blocks: Mapping[str, Block]) -> str:
   ], rows)
 
 
+def foretold(blocks: Mapping[str, Block]) -> str:
+  """What the A-H gap says of a drawdown that its parts don't say."""
+  rows = []
+  for name, block in blocks.items():
+    if block.drawdowns is None:
+      continue
+    for row in block.drawdowns.fillna({
+        'base': '',
+        'predictor': ''
+    }).itertuples():
+      rows.append((name, row.base, row.predictor, text.number(row.auc, '.3f'),
+                   text.signed(row.increment, '.3f'),
+                   text.bounds(row.low, row.high, '.3f', text.signed) if row.low
+                   == row.low else text.NOTHING, text.number(row.warned, '.0%'),
+                   text.number(row.false_alarms, '.0%')))
+  if not rows:
+    return 'No table of drawdowns is in yet.'
+  return text.table([
+      'plan', 'known beside it', 'predictor', 'AUC', 'increment',
+      '95% interval', 'drawdowns with an alarm before',
+      'runs with a false alarm'
+  ], rows)
+
+
 PARTS: dict[str, Callable[[Mapping[str, Block]], str]] = {
     'confirmatory': confirmatory,
     'margins': margins,
@@ -232,6 +262,7 @@ PARTS: dict[str, Callable[[Mapping[str, Block]], str]] = {
     'moving': against('moving'),
     'own': against('own'),
     'doses': doses,
+    'drawdowns': foretold,
 }
 
 
