@@ -23,8 +23,8 @@ def get_config():
   gspo, hmpo = {'loss.p': 0.}, {'loss.p': -1.}
   adamw = {'optim.name': 'adamw'}
   return design.Plan(
-      question='What does the mean of the ratios change where training is calm, '
-      'and does that hang on what is paid?',
+      question='What does the mean of the ratios change where training is '
+      'calm, and does that hang on what is paid?',
       seeds=range(100, 116),
       tasks={
           'share': {},

@@ -6,7 +6,7 @@ reads the folder that experiments/compare.py wrote, finished or still running,
 and writes report/report.md, report/figures/*.png and *.svg and
 report/tables/*.csv there. Seconds; needs the `plot` extra.
 
-  python experiments/report.py --answers=README.md,results/README.md,docs/results.md
+  python experiments/report.py --answers=README.md,results/README.md
 
 writes the marked parts of these pages anew, from the reports under results/.
 """
