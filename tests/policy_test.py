@@ -105,8 +105,7 @@ class MicrobatchesTest(parameterized.TestCase):
     grads, found = self._run(1, batch, weights)
     micro_grads, micro = self._run(count, batch, weights)
     chex.assert_trees_all_close(micro_grads, grads, rtol=2e-5, atol=2e-7)
-    for ours, whole in zip(micro, found):
-      np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(micro, found, rtol=1e-5, atol=1e-6)
 
   def test_largest_logit_is_the_maximum_over_all(self):
     weights = jnp.zeros(self.batch.mask.shape)
