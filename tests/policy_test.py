@@ -44,8 +44,8 @@ class ForwardTest(parameterized.TestCase):
     tokens = jnp.array([[5, 2, 3, 4, 9], [0, 2, 3, 5, 0], [3, 4, 9, 1, 0]])
     mask = jnp.array([[1, 1, 1], [1, 1, 0], [1, 1, 0]]) == 1
     valid = jnp.concatenate([tokens[:, :2] != 0, mask], axis=1)
-    logprobs, entropies, _ = _forward(static, _chain(static, table), tokens,
-                                      valid, mask, temperature)
+    logprobs, entropies, *_ = _forward(static, _chain(static, table), tokens,
+                                       valid, mask, temperature)
     self.assertEqual(logprobs.shape, mask.shape)
     np.testing.assert_allclose(
         np.where(mask, np.exp(logprobs), 0),
