@@ -86,7 +86,7 @@ class AnswersTest(plan_case.PlanTestCase):
     for run in plan['runs']:
       file = workdir / run['folder'] / 'metrics.jsonl'
       text = file.read_text('utf-8')
-      file.write_text(text.replace('"step": ', '"qk/entropy": 1.25, "step": '))
+      file.write_text(text.replace('"qk/entropy": 1.2,', '"qk/entropy": 1.25,'))
     report.write(workdir, self.results / 'logits', draw=False)
     self.assertRegex(
         self._part('doses'), r'\| sort \| hmpo \| .* \| 1\.250 \| 0 of 2 \|')
