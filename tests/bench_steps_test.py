@@ -73,7 +73,7 @@ class StepsTest(absltest.TestCase):
     self.assertEqual(by_name['trl', 'learning'].ms, 1000)
     self.assertIsNone(by_name['hmpo_jax', 'rollout'].to_trl)
     for row in rows[:4]:
-      self.assertGreater(row.compile_s, 0)
+      self.assertGreaterEqual(row.compile_s, 0)
       self.assertIsNotNone(row.temporary_mb)
       self.assertGreater(row.of_limit, 0)
     step, rollout, learning = (limits.rollout_flops(_TINY) +
