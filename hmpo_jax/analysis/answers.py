@@ -240,11 +240,13 @@ def foretold(blocks: Mapping[str, Block]) -> str:
         'base': '',
         'predictor': ''
     }).itertuples():
-      rows.append((name, row.base, row.predictor, text.number(row.auc, '.3f'),
-                   text.signed(row.increment, '.3f'),
-                   text.bounds(row.low, row.high, '.3f', text.signed) if row.low
-                   == row.low else text.NOTHING, text.number(row.warned, '.0%'),
-                   text.number(row.false_alarms, '.0%')))
+      interval = text.bounds(row.low, row.high, '.3f', text.signed)
+      rows.append(
+          (name, row.base, row.predictor, text.number(row.auc, '.3f'),
+           text.signed(row.increment,
+                       '.3f'), text.NOTHING if np.isnan(row.low) else interval,
+           text.number(row.warned, '.0%'), text.number(row.false_alarms,
+                                                       '.0%')))
   if not rows:
     return 'No table of drawdowns is in yet.'
   return text.table([
