@@ -5,7 +5,7 @@ is stopped by its geometric mean, whatever p), so that they differ in their
 token weights alone; `hmpo` has the harmonic mean's own range around 1, and so
 its mask too. The QK-clip is off. Rungs: Muon's learning rate from 3e-4, at
 which all is calm, and from 2.8 to 16 times that, around the rate at which half
-of the pilots of p = 0 collapse (5.7 times: `:pilot`). AdamW's rate of what Muon
+of the pilots of p = 0 collapse (1 of 8 at 4 times, 5 at 5.7 times: `:pilot`). AdamW's rate of what Muon
 does not move stays at 3e-4.
 
 Command   python experiments/compare.py --config=configs/plan_ladder.py

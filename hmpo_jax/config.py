@@ -228,7 +228,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.mechanism = ml_collections.ConfigDict()
   # Steps between comparisons of the means' gradients, and of the policy before
   # and after a QK-clip; the first and the last step always. 0 never makes them,
-  # and the program of a step is a third smaller.
+  # and the program of a step is much smaller.
   config.mechanism.every = 20
 
   # What a controller may decide while the run goes on, see control.py.
