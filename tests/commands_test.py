@@ -95,6 +95,10 @@ _RULES: tuple[Run | Look, ...] = (
         needs=_PLAN),
     Look(r'python experiments/drawdowns\.py --workdir=runs/plan',
          'needs drawdowns; prediction_test.py has some'),
+    Look(r'python experiments/compare\.py --config=configs/plan_ladder\.py',
+         'takes an hour'),
+    Look(r'python experiments/report\.py --workdir=runs/plan_ladder',
+         'needs that plan'),
     Look(
         r'python experiments/compare\.py --config=configs/plan\w*\.py '
         r'--dry-run', 'compare_test.py makes one of a small plan'),
