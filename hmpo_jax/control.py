@@ -195,6 +195,15 @@ class Controller:
     return Change(name, before, asked, after, note)
 
 
+def controller_of(config) -> Controller | None:
+  """The controller that a configuration names; None if it names none.
+
+  Raises:
+    ConfigError: as of `Controller`.
+  """
+  return Controller(config) if config.control.function else None
+
+
 def _refusal(config, name):
   """Why a setting can't be changed in this run; '' if it can."""
   taken, kind = losses.options(config.loss.name), config.exponent.kind

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from hmpo_jax import checkpoint
 from hmpo_jax import config as config_lib
+from hmpo_jax import control
 from hmpo_jax import interruption as interruption_lib
 from hmpo_jax import learner
 from hmpo_jax import open_run
@@ -77,11 +78,12 @@ def train(members: Sequence[tuple], tell: Tell) -> None:
     for index, (config, folder) in enumerate(members):
       try:
         programs = programs_lib.Programs(config)
+        controller = control.controller_of(config)
       except config_lib.ConfigError as error:
         tell(Report('failed', index, str(error)))
         continue
       try:
-        opened[index] = _open(stack, config, programs, folder,
+        opened[index] = _open(stack, config, programs, controller, folder,
                               _noting(tell, index))
       except config_lib.ConfigError as error:
         # Another process or environment has the folder: no fault of the run.
@@ -181,7 +183,7 @@ class _Group:
       timing['eval_s'] = (time.perf_counter() - start) / len(self._slots)
     self.finished = step
     self._write(keys, metrics, evaluations, timing)
-    if any(run.programs.controller for run in self._runs.values()):
+    if any(run.controller for run in self._runs.values()):
       self._take_settings()
     self._tell(Report('step', step=step))
 
@@ -241,13 +243,14 @@ def _placed(indices, trees, *, devices):
   return runs_lib.place(runs_lib.stack(ordered), devices)
 
 
-def _open(stack, config, programs, folder, note):
+def _open(stack, config, programs, controller, folder, note):
   folder = pathlib.Path(folder).absolute()
   description = run_folder.describe(config)
   run_folder.refuse_other_run(folder, description)
   with contextlib.ExitStack() as own:
     own.enter_context(run_folder.claimed(folder, description))
-    run = own.enter_context(open_run.OpenRun(config, programs, folder, note))
+    run = own.enter_context(
+        open_run.OpenRun(config, programs, controller, folder, note))
     stack.push(own.pop_all())
   return run
 

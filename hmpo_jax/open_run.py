@@ -75,16 +75,19 @@ class OpenRun(contextlib.AbstractContextManager):
   """
 
   def __init__(self, config, programs: programs_lib.Programs,
-               workdir: pathlib.Path, note):
+               controller: control.Controller | None, workdir: pathlib.Path,
+               note):
     """Opens the checkpoints, and no other file yet.
 
     Args:
       config: valid, of the run.
       programs: of the configuration.
+      controller: of the configuration, which has seen no record yet.
       workdir: absolute run folder, which the caller has claimed.
       note: takes a line for the user.
     """
     self.config, self.programs, self.workdir = config, programs, workdir
+    self.controller = controller
     self.step = 0  # finished
     self._note = note
     # What a checkpoint holds beside the state.
@@ -213,8 +216,8 @@ class OpenRun(contextlib.AbstractContextManager):
         step=step,
         iterations=self._settings.agm_iterations,
         history=config.control.history)
-    if self.programs.controller:
-      record |= self.programs.controller.held(self._settings)
+    if self.controller:
+      record |= self.controller.held(self._settings)
     causes = numerical_skips(record)
     timing = timing | {'tokens_per_s': tokens / timing['step_s']}
     self._writer.write(step, record, timing, self._fault(causes, key))
@@ -271,7 +274,7 @@ class OpenRun(contextlib.AbstractContextManager):
 
   def _ask(self):
     """What the controller makes of the last record holds from now on."""
-    controller = self.programs.controller
+    controller = self.controller
     if not controller or not controller.is_due(self.step):
       return
     answer = controller.ask(self._writer.last, self._settings)
@@ -291,12 +294,12 @@ class OpenRun(contextlib.AbstractContextManager):
 
   def _catch_up(self):
     """Shows a new controller all records but those on which one was lost."""
-    if not self.programs.controller:
+    if not self.controller:
       return
     settings, name = self._first, self.config.control.function
     log = metrics_lib.read_control(self.workdir)
     lost = {line['step'] for line in log if line.get('lost')}
-    for step, answer in self.programs.controller.replay(
+    for step, answer in self.controller.replay(
         record for record in metrics_lib.read(self.workdir)
         if record['step'] not in lost):
       settings = answer.settings

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
-from hmpo_jax import control as control_lib
 from hmpo_jax import jax_settings
 from hmpo_jax import learner
 from hmpo_jax import partition
@@ -34,12 +33,11 @@ _init = jax.jit(learner.init, static_argnums=0)
 class Programs:
   """What a configuration computes; the reward may stand on the host."""
 
-  def __init__(self, config, controlled: bool = True):
-    """Makes the task and imports reward function and controller.
+  def __init__(self, config):
+    """Makes the task and imports the reward function.
 
     Args:
       config: validated.
-      controlled: else there is no controller: steps are only done again.
 
     Raises:
       ConfigError: a file or a function of the configuration can't be used.
@@ -54,8 +52,6 @@ class Programs:
     self.task = policy.make_task(self.static)
     self._has_host_reward = bool(config.reward.function)
     self.judge = _make_judge(config, self.task)
-    is_controlled = controlled and config.control.function
-    self.controller = control_lib.Controller(config) if is_controlled else None
     self.prompts = _held_out_prompts(config, self.task)  # [M, P]
 
   def warm_params(self) -> base.Params:

@@ -62,7 +62,7 @@ class Recorded:
     self._workdir = workdir
     self._note = note
     self.config = config_file.load(str(workdir / run_folder.CONFIG), {})
-    self.programs = programs_lib.Programs(self.config, controlled=False)
+    self.programs = programs_lib.Programs(self.config)
     self._first = control.first_settings(self.config)
     self._records = metrics.read(workdir)
 

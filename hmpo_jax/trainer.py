@@ -6,6 +6,7 @@ import time
 import jax
 
 from hmpo_jax import config as config_lib
+from hmpo_jax import control
 from hmpo_jax import interruption as interruption_lib
 from hmpo_jax import learner
 from hmpo_jax import open_run
@@ -63,6 +64,7 @@ def train(config, workdir: str | pathlib.Path) -> dict:
 def _train(config, workdir, interruption):
   config_lib.validate(config)
   programs = programs_lib.Programs(config)
+  controller = control.controller_of(config)
   description = run_folder.describe(config)
   # What a run has come to is shown under any settings.
   run_folder.refuse_other_run(
@@ -72,7 +74,7 @@ def _train(config, workdir, interruption):
   if summary is None:
     with run_folder.claimed(workdir, description):
       try:
-        summary = _run(config, workdir, programs, interruption)
+        summary = _run(config, workdir, programs, controller, interruption)
       except reward_lib.RewardError as error:
         raise RewardStop(f'held-out prompts: {error}') from error
       except open_run.NumericalFault as error:
@@ -88,10 +90,10 @@ def _train(config, workdir, interruption):
   return summary
 
 
-def _run(config, workdir, programs, interruption):
+def _run(config, workdir, programs, controller, interruption):
   """Trains from the newest checkpoint, or from the warm start."""
   with (progress_lib.Progress(config.num_steps) as
-        progress, open_run.OpenRun(config, programs, workdir,
+        progress, open_run.OpenRun(config, programs, controller, workdir,
                                    progress.note) as run):
     interruption.tell = progress.note
     state = run.restore()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from hmpo_jax import checkpoint
+from hmpo_jax import control
 from hmpo_jax import first_params
 from hmpo_jax import programs as programs_lib
 from hmpo_jax.tasks import task
@@ -43,6 +44,7 @@ def probe(index: int, config, folder: str) -> Found:
     folder: '' leaves the steps out; else what it is doesn't matter.
   """
   programs = programs_lib.Programs(config)
+  control.controller_of(config)  # raises, if the run could not start
   params = first_params.of(config, programs, pathlib.Path('.'), _ignore)
   state = checkpoint.place(programs.first_state(params))
   evaluation = jax.device_get(programs.evaluate(state.params))
