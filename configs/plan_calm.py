@@ -16,8 +16,12 @@ Device    a laptop's CPU is enough; GPU and TPU run the same command
 from hmpo_jax.plan import design
 
 
-def get_config():
-  """Nine arms under two rewards, 16 seeds."""
+def get_config(part='plan'):
+  """Nine arms under two rewards, 16 seeds; part is plan or pilot."""
+  if part not in ('plan', 'pilot'):
+    raise ValueError(f'{part!r}: must be plan or pilot')
+  if part == 'pilot':
+    return _pilot()
   variant = design.Variant
   one_mask = {'loss.clip_center': 'geometric'}
   gspo, hmpo = {'loss.p': 0.}, {'loss.p': -1.}
@@ -84,3 +88,45 @@ def get_config():
       ],
       reference='gspo',
       family=5)
+
+
+def _pilot():
+  """From which start, at which rates, whole answers are learned: GSPO."""
+  variant = design.Variant
+  tasks: dict[str, design.Overrides] = {
+      f'{kind}-after-{steps}': {
+          'reward.kind': kind,
+          'warm_start.num_steps': steps
+      } for kind in ('share', 'exact') for steps in (80, 110, 150)
+  }
+  for kind, rate in (('share', 1e-4), ('exact', 1e-4), ('exact', 3e-5)):
+    tasks[f'{kind}-after-80-rate-{rate:g}'] = tasks[f'{kind}-after-80'] | {
+        'optim.learning_rate': rate,
+        'optim.adam_learning_rate': rate
+    }
+  return design.Plan(
+      question='From which warm start, at which learning rate, are whole '
+      'answers learned?',
+      exploratory=True,
+      seeds=range(1000, 1004),
+      tasks=tasks,
+      base={
+          'num_steps': 100,
+          'loss.clip_eps_low': 0.05,
+          'loss.clip_eps_high': 0.05,
+          'optim.tau': float('inf'),
+          'eval.every': 5,
+          'mechanism.every': 50,
+          'checkpoint.every': 50,
+      },
+      target=0.9,
+      variants={
+          'gspo':
+              variant({'loss.p': 0.}),
+          'gspo_adamw':
+              variant({
+                  'loss.p': 0.,
+                  'optim.name': 'adamw',
+                  'optim.adam_learning_rate': 3e-4  # AdamW has no use for it
+              })
+      })
