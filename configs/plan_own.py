@@ -70,6 +70,7 @@ def get_config(paid='exact'):
           learning_rates=_RATES[paid],
           eps=(0.02, 0.05, 0.12),
           seeds=(1100, 1101, 1102),
+          max_extensions=1,
           final_seeds=range(1110, 1118)),
       target=0.4 if is_exact else 0.7,
       variants=variants,
