@@ -15,7 +15,7 @@ Device    a laptop's CPU takes about an hour for each; a GPU or TPU runs the
           same command
 """
 
-from hmpo_jax import config_file
+from hmpo_jax.config import files as config_files
 
 _PLANS = ('ladder', 'calm', 'moving', 'logits', 'own')
 
@@ -24,4 +24,4 @@ def get_config(name='ladder'):
   """The plan of that name, as configs/plan_NAME.py returns it."""
   if name not in _PLANS:
     raise ValueError(f'{name!r}: must be one of {", ".join(_PLANS)}')
-  return config_file.read(f'{__file__.removesuffix(".py")}_{name}.py')
+  return config_files.read(f'{__file__.removesuffix(".py")}_{name}.py')

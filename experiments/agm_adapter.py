@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from agmlib import agm  # pylint: disable=import-error
 
-from hmpo_jax import control
+from hmpo_jax.run import control
 
 # The client's own base, where its own bounds cut nothing.
 _BASE = {

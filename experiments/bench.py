@@ -36,9 +36,9 @@ import sys
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
-from hmpo_jax import runs
+from hmpo_jax.training import run_axis
 from hmpo_jax.bench import attention
 from hmpo_jax.bench import kernels
 from hmpo_jax.bench import limits
@@ -91,7 +91,7 @@ def main(_) -> None:
   suites = SUITES if name == _ALL else {name: SUITES[name]}
   if 'runs' in suites:
     # Before JAX counts its devices; all other suites use the first alone.
-    runs.one_device_per_core()
+    run_axis.one_device_per_core()
   with command_line.reported():
     _check_flags(suites)
     all_options = {key: _options(suite) for key, suite in suites.items()}

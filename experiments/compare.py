@@ -18,11 +18,11 @@ import sys
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
-from hmpo_jax import config_file
-from hmpo_jax import interruption
-from hmpo_jax import progress
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import interruption
+from hmpo_jax.run import progress
 from hmpo_jax.plan import comparison
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
@@ -108,15 +108,15 @@ def parse_flags(argv: list[str]):
                                    '--config=configs/plan.py')
     plan = design.with_base(
         _load(_CONFIG.value), {
-            key: config_file.typed(key, text) for key, text in overrides.items()
+            key: config_files.typed(key, text) for key, text in overrides.items()
         })
     rules.check(plan)
-  name = config_file.run_name(_CONFIG.value)
+  name = config_files.run_name(_CONFIG.value)
   return plan, name, pathlib.Path(_WORKDIR.value or f'runs/{name}')
 
 
 def _load(file):
-  plan = config_file.read(file)
+  plan = config_files.read(file)
   if not isinstance(plan, design.Plan):
     raise config_lib.ConfigError(
         f'--config={file}: get_config() must return a '

@@ -15,7 +15,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Plan folder.', required=True)
 _OUT = flags.DEFINE_string(

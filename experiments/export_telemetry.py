@@ -15,13 +15,13 @@ import shutil
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
-from hmpo_jax import config_file
-from hmpo_jax import control
-from hmpo_jax import controllers
-from hmpo_jax import metrics
-from hmpo_jax import run_folder
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import control
+from hmpo_jax.run import controllers
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import folder as run_folder
 from hmpo_jax.analysis import text
 from hmpo_jax.kernels import losses
 
@@ -70,12 +70,12 @@ def _export(workdir, out, name):
     raise config_lib.ConfigError(
         f'--workdir={workdir}: {name} is not finished; run the plan first')
   target.mkdir(parents=True, exist_ok=True)
-  shutil.copyfile(source / metrics.METRICS, target / metrics.METRICS)
+  shutil.copyfile(source / run_records.METRICS, target / run_records.METRICS)
   description = json.loads((source / run_folder.CONFIG).read_text('utf-8'))
   description['config']['warm_start']['folder'] = ''  # a cache, of that plan
   run_folder.write_json(target / run_folder.CONFIG, description)
-  records = metrics.read(source)
-  config = config_file.load(str(source / run_folder.CONFIG), {})
+  records = run_records.read(source)
+  config = config_files.load(str(source / run_folder.CONFIG), {})
   column = lambda key: [record[key] for record in records]
   first = json.loads((source / 'start.json').read_text('utf-8'))['eval/reward']
   last = records[-1]['eval/reward']
@@ -158,7 +158,7 @@ and `agm/harmonic_iterates`.
 Each folder holds
 
 - `metrics.jsonl`, one record per step as the run wrote it. What every record
-  obeys stands in `hmpo_jax/agm_record.schema.json`, field by field with unit and
+  obeys stands in `hmpo_jax/run/agm_record.schema.json`, field by field with unit and
   source; the metrics beside those fields are in docs/telemetry.md.
 - `config.json`, all that is needed to do the run again:
   `python experiments/main.py --config=FOLDER/config.json`.
@@ -168,7 +168,7 @@ Each folder holds
 The last two columns are the step after which the detector of "full convergence"
 (20 records with a mean rate above 0.99 and a variance below 1e-6) would have
 ended the run, by `python experiments/replay_controller.py --workdir=FOLDER
---controller=hmpo_jax.controllers:FullConvergence`, and with
+--controller=hmpo_jax.run.controllers:FullConvergence`, and with
 `ClipNormalisedConvergence` on the clip-normalised histories.
 
 What it is not: seeds in each cell: {num_seeds}, so no comparison of the means;

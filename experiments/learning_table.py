@@ -18,10 +18,10 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from hmpo_jax import command_line
-from hmpo_jax import config_file
-from hmpo_jax import metrics
-from hmpo_jax import trainer
+from hmpo_jax.run import command_line
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import trainer
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/learning',
                                'Folder of the run folders and the table.')
@@ -72,7 +72,7 @@ def main(rest) -> None:
 
 def _run(workdir, name, arm, seed, overrides):
   """One run, or the summary of its folder, as a row of the table."""
-  config = config_file.load(
+  config = config_files.load(
       str(_CONFIGS / f'{name}.py'), overrides | _ARMS[arm] | {
           'seed': str(seed),
           'warm_start.folder': str(workdir.absolute() / 'warm_start'),
@@ -168,7 +168,7 @@ def _draw(workdir):
 
 def _curve(folder):
   """Episodes and held-out reward of each evaluation of a run."""
-  records = metrics.read(folder)
+  records = run_records.read(folder)
   size = records[0]['total/episodes']
   found = {r['eval/step']: r['eval/reward'] for r in records}
   return np.array(list(found)) * size, np.array(list(found.values()))

@@ -9,10 +9,10 @@ from absl import app
 from absl import flags
 import jax
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
-from hmpo_jax import config_file
-from hmpo_jax import trainer
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import trainer
 
 _CONFIG = flags.DEFINE_string(
     'config', None, 'Configuration: a file of configs/, or the config.json of '
@@ -35,8 +35,8 @@ def parse_flags(argv: list[str]):
     if not _CONFIG.value:
       raise config_lib.ConfigError('no configuration: give one as '
                                    '--config=configs/hmpo.py')
-    config = config_file.load(_CONFIG.value, overrides)
-  return config, _WORKDIR.value or f'runs/{config_file.run_name(_CONFIG.value)}'
+    config = config_files.load(_CONFIG.value, overrides)
+  return config, _WORKDIR.value or f'runs/{config_files.run_name(_CONFIG.value)}'
 
 
 if __name__ == '__main__':

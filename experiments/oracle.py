@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax import command_line
-from hmpo_jax import oracle
+from hmpo_jax.run import command_line
+from hmpo_jax.analysis import oracle
 from hmpo_jax.analysis import phase
 from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import losses

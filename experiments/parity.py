@@ -21,7 +21,7 @@ from absl import app
 import jax
 import numpy as np
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 from hmpo_jax.kernels import losses
 
 _TOLERANCE = 1e-5

@@ -8,8 +8,8 @@ A step with skipped updates is named in faults.jsonl of the run folder.
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
-from hmpo_jax import rerun
+from hmpo_jax.run import command_line
+from hmpo_jax.run import rerun
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _STEP = flags.DEFINE_integer('step', None, 'Step, from 1.', required=True)

@@ -1,7 +1,7 @@
 """Shows what a controller would have decided in a run that is over.
 
   python experiments/replay_controller.py --workdir=runs/hmpo \
-      --controller=hmpo_jax.controllers:Adaptive
+      --controller=hmpo_jax.run.controllers:Adaptive
 
 It reads config.json and metrics.jsonl of the folder and changes nothing there.
 --config.control.KEY=VALUE sets its cadence and its bounds. What it would have
@@ -16,11 +16,11 @@ from typing import Any
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
-from hmpo_jax import config_file
-from hmpo_jax import control
-from hmpo_jax import metrics
-from hmpo_jax import run_folder
+from hmpo_jax.run import command_line
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import control
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import folder as run_folder
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _CONTROLLER = flags.DEFINE_string(
@@ -38,10 +38,10 @@ def main(argv: list[str]) -> None:
     overrides: dict[str, Any] = dict(map(command_line.override, argv))
     if _CONTROLLER.value:
       overrides['control.function'] = _CONTROLLER.value
-    config = config_file.load(str(workdir / run_folder.CONFIG), overrides)
+    config = config_files.load(str(workdir / run_folder.CONFIG), overrides)
     if not config.control.function:
       command_line.refuse('--controller: must be given, as the run had none')
-    records = metrics.read(workdir)
+    records = run_records.read(workdir)
     answers = list(control.Controller(config).replay(records))
     lines = [{
         'step': step
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
       pathlib.Path(_OUT.value).write_text(text, encoding='utf-8')
   _print_changes(lines)
   _print_stop(lines, records)
-  recorded = metrics.read_control(workdir)
+  recorded = run_records.read_control(workdir)
   if recorded:
     same = [line['changes'] for line in recorded
            ] == [line['changes'] for line in lines]

@@ -17,7 +17,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
+from hmpo_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/plan', 'Folder of the plan.')
 _OUT = flags.DEFINE_string(

@@ -27,13 +27,13 @@ from absl import flags
 import jax
 import numpy as np
 
-from hmpo_jax import command_line
-from hmpo_jax import config_file
-from hmpo_jax import metrics
+from hmpo_jax.run import command_line
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import records as run_records
 from hmpo_jax import overshoot
-from hmpo_jax import policy
-from hmpo_jax import rerun
-from hmpo_jax import trainer
+from hmpo_jax.training import policy
+from hmpo_jax.run import rerun
+from hmpo_jax.run import trainer
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/stress_table',
                                'Folder of the run folders and the tables.')
@@ -96,7 +96,7 @@ def _runs(workdir):
 
 def _run(workdir, folder, length, mode, seed):
   """tau and summary of one run, made now or before."""
-  config = config_file.load(
+  config = config_files.load(
       f'{_CONFIG.value}:{length}', {
           'optim.qk_clip': _MODES[mode],
           'seed': str(seed),
@@ -107,7 +107,7 @@ def _run(workdir, folder, length, mode, seed):
 
 def _logits(folder):
   """[steps, updates] largest attention logit of each update."""
-  records = metrics.read(folder)
+  records = run_records.read(folder)
   return np.array([record['qk/max_logit_per_update'] for record in records])
 
 

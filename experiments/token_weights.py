@@ -17,8 +17,8 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from hmpo_jax import command_line
-from hmpo_jax import rerun
+from hmpo_jax.run import command_line
+from hmpo_jax.run import rerun
 from hmpo_jax.analysis import token_weights
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)

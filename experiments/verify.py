@@ -12,9 +12,9 @@ import sys
 from absl import app
 from absl import flags
 
-from hmpo_jax import command_line
-from hmpo_jax import rerun
-from hmpo_jax import run_folder
+from hmpo_jax.run import command_line
+from hmpo_jax.run import rerun
+from hmpo_jax.run import folder as run_folder
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 

@@ -135,7 +135,7 @@ def _beside(met):
 
 def _say_where():
   import jax  # pylint: disable=import-outside-toplevel
-  from hmpo_jax import compile_cache  # pylint: disable=import-outside-toplevel
+  from hmpo_jax.run import compile_cache  # pylint: disable=import-outside-toplevel
   compile_cache.switch_on()
   python = '.'.join(map(str, sys.version_info[:3]))
   count = len(jax.devices())

@@ -24,41 +24,41 @@ _EMITTERS = 'xla_cpu_use_fusion_emitters'
 # effort takes a fraction of the time. Not those that compare two programs to
 # the bit, or look at memory or bfloat16: that is what a compiler could break.
 _HOLD_FOR_ANY_CODE = frozenset((
-    'adversarial_test',
-    'agm_test',
-    'bench_optimizer_test',
-    'board_test',
-    'clip_drift_test',
-    'commands_test',
-    'compare_test',
-    'config_property_test',
-    'controlled_run_test',
-    'controls_test',
-    'extending_test',
-    'faults_test',
-    'learner_test',
-    'main_test',
-    'mechanism_test',
-    'notebooks_test',
-    'oracle_main_test',
-    'oracle_test',
-    'policy_test',
-    'rerun_test',
-    'reward_test',
-    'runs_at_once_test',
-    'same_bits_test',
-    'sharding_test',
-    'stress_table_test',
-    'trainer_test',
-    'trajectory_test',
-    'update_test',
+    'analysis.oracle_test',
+    'bench.optimizer_test',
+    'config.config_property_test',
+    'config.replayed_test',
+    'docs.commands_test',
+    'docs.extending_test',
+    'docs.notebooks_test',
+    'experiments.compare_test',
+    'experiments.main_test',
+    'experiments.oracle_main_test',
+    'experiments.same_bits_test',
+    'experiments.stress_table_test',
+    'kernels.agm_test',
+    'run.controlled_run_test',
+    'run.faults_test',
+    'run.rerun_test',
+    'run.tensorboard_test',
+    'run.trainer_test',
+    'tasks.rewards_test',
+    'training.adversarial_test',
+    'training.clip_drift_test',
+    'training.controls_test',
+    'training.learner_test',
+    'training.mechanism_test',
+    'training.policy_test',
+    'training.runs_at_once_test',
+    'training.sharding_test',
+    'training.update_test',
 ))
 
 
 @pytest.fixture(autouse=True, scope='module')
 def _compiler_effort(request):
   """Compiles a module of the list, and its processes, with less effort."""
-  if request.module.__name__.rpartition('.')[2] not in _HOLD_FOR_ANY_CODE:
+  if request.module.__name__.removeprefix('tests.') not in _HOLD_FOR_ANY_CODE:
     yield
     return
   import jax  # pylint: disable=import-outside-toplevel

@@ -9,7 +9,7 @@ import json
 import jax
 import numpy as np
 
-from hmpo_jax import update
+from hmpo_jax.training import update
 from tests import small
 
 

@@ -17,8 +17,8 @@ import threading
 import jax
 import jax.monitoring
 
-from hmpo_jax import checkpoint
-from hmpo_jax import programs
+from hmpo_jax.run import checkpoint
+from hmpo_jax.training import programs
 
 _COMPILES = '/jax/compilation_cache/compile_requests_use_cache'
 

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from hmpo_jax import update
+from hmpo_jax.training import update
 
 EPISODES, TOKENS = 128, 1000  # of a step
 EVERY = 5  # steps between evaluations

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
-from hmpo_jax import learner
-from hmpo_jax import partition
-from hmpo_jax import policy
-from hmpo_jax import rollout
+from hmpo_jax.training import learner
+from hmpo_jax.config import traced
+from hmpo_jax.training import policy
+from hmpo_jax.model import sampling
 from hmpo_jax.model import transformer
 
 
@@ -53,8 +53,8 @@ _init_state = jax.jit(learner.init, static_argnums=0)
 
 def start(run_config, seed=0):
   """Static part, hyperparameters and first state of a configuration."""
-  static = partition.static(run_config)
-  hparams = partition.hparams(run_config)
+  static = traced.static(run_config)
+  hparams = traced.hparams(run_config)
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = _init_params(policy.make_model(static), init_key)
   # Fresh logits are nearly flat; spread them, so that means can differ.
@@ -81,7 +81,7 @@ def batch(static, state, hparams, seed=0):
   task = policy.make_task(static)
   keys = jax.random.split(jax.random.key(seed), 3)
   prompts = jax.vmap(task.draw)(jax.random.split(keys[0], 4))
-  sampled = rollout.sample(
+  sampled = sampling.sample(
       policy.make_model(static),
       state.params,
       prompts,

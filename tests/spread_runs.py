@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax import learner
-from hmpo_jax import runs
+from hmpo_jax.training import learner
+from hmpo_jax.training import run_axis
 from tests import small
 
 
@@ -34,10 +34,10 @@ def main() -> None:
   # Of three devices two divide four runs.
   devices = jax.devices()[:2]
   states, hparams = (
-      runs.place(runs.stack([start[i]
+      run_axis.place(run_axis.stack([start[i]
                              for start in starts]), devices)
       for i in (2, 1))
-  many = jax.jit(runs.over_runs(step, devices=devices), donate_argnums=0)
+  many = jax.jit(run_axis.over_runs(step, devices=devices), donate_argnums=0)
   alone = jax.jit(step)
   gain = jnp.float32(1.5)
   before = states.params['embed'].sharding
@@ -48,7 +48,7 @@ def main() -> None:
   for i, (_, own_hparams, state) in enumerate(starts):
     for _ in range(2):
       state, rollout = alone(state, own_hparams, gain)
-    found = runs.take((states.params, rollouts), i)
+    found = run_axis.take((states.params, rollouts), i)
     equal += jax.tree.leaves(
         jax.tree.map(np.array_equal, found, (state.params, rollout)))
   spread = states.params['embed'].sharding

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import controllers
+from hmpo_jax.run import controllers
 from hmpo_jax.analysis import records
 
 WINDOW = 5  # steps of a mean of the training reward

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 
-from hmpo_jax import update
+from hmpo_jax.training import update
 
 
 class Measure(NamedTuple):

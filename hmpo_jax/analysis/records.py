@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pandas
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import config_file
-from hmpo_jax import metrics
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import records as run_records
 from hmpo_jax.analysis import kinds
 
 FINISHED, FAILED, UNFINISHED = 'finished', 'failed', 'unfinished'
@@ -86,7 +86,7 @@ def of_runs(variants: Mapping[str, Sequence[str | pathlib.Path]],
   configs = []
   for name, folders in variants.items():
     for folder in map(pathlib.Path, folders):
-      config = config_file.load(str(folder / 'config.json'), {})
+      config = config_files.load(str(folder / 'config.json'), {})
       run = {'task': config.task.name, 'variant': name, 'seed': config.seed}
       runs.append(run | {'folder': str(folder.absolute())})
       configs.append(config)
@@ -228,13 +228,13 @@ def _about(file):
 def _run(folder, horizon):
   """State of a run, its records and its evaluations."""
   try:
-    records = metrics.read(folder)
+    records = run_records.read(folder)
     summary, failure, start = (
         _json(folder / f'{name}.json')
         for name in ('summary', 'failed', 'start'))
     heldout = _evaluations(records, summary, start)
     state = _state(records, summary, failure, horizon)
-    records = metrics.read_measured(folder)
+    records = run_records.read_measured(folder)
   except (config_lib.ConfigError, KeyError, TypeError, ValueError) as error:
     records, heldout, summary = [], {}, None
     state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}

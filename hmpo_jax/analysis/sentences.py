@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas
 
-from hmpo_jax import update
+from hmpo_jax.training import update
 from hmpo_jax.analysis import changes
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import kinds

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.bench import timing
-from hmpo_jax.kernels import attention
+from hmpo_jax.ops import attention
 
 _PLAIN, _BLOCKWISE = 'plain', 'blockwise'
 _FORMS = {_PLAIN: attention.plain, _BLOCKWISE: attention.blockwise}

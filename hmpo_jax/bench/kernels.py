@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax import programs as programs_lib
+from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.bench import timing
 from hmpo_jax.kernels import losses
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.bench import timing
-from hmpo_jax.kernels import logprobs
-from hmpo_jax.kernels import vocabulary
+from hmpo_jax.ops import logprobs
+from hmpo_jax.ops import vocabulary
 
 _BASELINE, _CHECKPOINT = 'naive', 'checkpoint of naive'
 _DTYPES = ('float32', 'bfloat16')

@@ -17,9 +17,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from hmpo_jax import learner
-from hmpo_jax import policy
-from hmpo_jax import runs
+from hmpo_jax.training import learner
+from hmpo_jax.training import policy
+from hmpo_jax.training import run_axis
 from hmpo_jax.bench import limits
 from hmpo_jax.bench import ours
 from hmpo_jax.bench import own_peer
@@ -91,10 +91,10 @@ def _in_one_program(start, form, count):
   of_run = functools.partial(learner.train_step, start.static)
   if form == _SPREAD:
     devices = jax.devices()
-    states, hparams = (runs.place(tree, devices) for tree in (states, hparams))
-    step = runs.over_runs(of_run, devices=devices)
+    states, hparams = (run_axis.place(tree, devices) for tree in (states, hparams))
+    step = run_axis.over_runs(of_run, devices=devices)
   else:
-    step = runs.over_runs(of_run, form)
+    step = run_axis.over_runs(of_run, form)
   program = timing.compiled(step, states, hparams, measure_means, donate=(0,))
 
   def call():

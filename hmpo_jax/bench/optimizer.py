@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hmpo_jax import programs as programs_lib
+from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.bench import ours as ours_lib
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import torch_muon

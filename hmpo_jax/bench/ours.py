@@ -14,9 +14,9 @@ import ml_collections
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
-from hmpo_jax import learner
-from hmpo_jax import partition
-from hmpo_jax import policy
+from hmpo_jax.training import learner
+from hmpo_jax.config import traced
+from hmpo_jax.training import policy
 from hmpo_jax.bench import timing
 from hmpo_jax.bench import workloads
 from hmpo_jax.model import transformer
@@ -61,7 +61,7 @@ def configured(workload: workloads.Workload,
 
 def start(config: ml_collections.ConfigDict) -> Start:
   """The first state of a run without a warm start."""
-  static, hparams = partition.static(config), partition.hparams(config)
+  static, hparams = traced.static(config), traced.hparams(config)
   init_key, run_key = jax.random.split(base.random_key(config.seed))
   params = _init_params(policy.make_model(static), init_key)
   return Start(static, hparams, _init_state(static, hparams, params, run_key))

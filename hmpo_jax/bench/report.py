@@ -11,7 +11,7 @@ import jax
 from rich import console as rich_console
 from rich import table as rich_table
 
-from hmpo_jax import run_folder
+from hmpo_jax.run import folder as run_folder
 from hmpo_jax.bench import profile
 from hmpo_jax.bench import timing
 

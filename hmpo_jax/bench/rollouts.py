@@ -8,8 +8,8 @@ read; on the CPU weights fit into caches, which a bandwidth says nothing of.
 
 import functools
 
-from hmpo_jax import learner
-from hmpo_jax import partition
+from hmpo_jax.training import learner
+from hmpo_jax.config import traced
 from hmpo_jax.bench import limits
 from hmpo_jax.bench import ours
 from hmpo_jax.bench import timing
@@ -48,7 +48,7 @@ def _rows(workload, options):
     for name, bucket in sizes.items():
       if name == _WHOLE or options.wants(name):
         config.rollout.bucket = bucket
-        start = start._replace(static=partition.static(config))
+        start = start._replace(static=traced.static(config))
         cases.append(_case(workload, name, start, options.limits))
   return options.timed(workload.name, cases, fill_caches=False)
 

@@ -17,8 +17,8 @@ import sys
 
 import jax.numpy as jnp
 
-from hmpo_jax import learner
-from hmpo_jax import policy
+from hmpo_jax.training import learner
+from hmpo_jax.training import policy
 from hmpo_jax.bench import limits
 from hmpo_jax.bench import ours
 from hmpo_jax.bench import peers

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
-from hmpo_jax.kernels import wide
+from hmpo_jax.kernels import precision
 
 BASELINES = ('mean', 'leave_one_out', 'none')
 
@@ -119,7 +119,7 @@ def _offsets(rewards):
   Equal rewards leave exactly 0: the residue of a rounded mean, 1e-8, would
   grow to 1e-2 in the division by eps. Where not finite, both are 0.
   """
-  dtype = wide.dtype_of(rewards)
+  dtype = precision.dtype_of(rewards)
   rewards = jnp.asarray(rewards, dtype)
   finite = jnp.isfinite(rewards)
   # Of the difference of two, a compiler may take the inverse: it is not 0.

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import matched
 from hmpo_jax.kernels import ratios
-from hmpo_jax.kernels import wide
+from hmpo_jax.kernels import precision
 
 KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive',
          'replayed')
@@ -177,7 +177,7 @@ def of_rows(settings: Settings, state: State, log_ratio: jax.Array,
   checks.ranks(2, log_ratio=log_ratio, mask=mask, clipped=clipped)
   checks.same_shape(log_ratio=log_ratio, mask=mask, clipped=clipped)
   checks.dtypes(bool, mask=mask, clipped=clipped)
-  dtype = wide.dtype_of(log_ratio)
+  dtype = precision.dtype_of(log_ratio)
   log_ratio = jax.lax.stop_gradient(log_ratio.astype(dtype))
   return jax.lax.cond(
       settings.kind == _MATCHED,

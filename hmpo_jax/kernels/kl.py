@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import ratios
-from hmpo_jax.kernels import wide
+from hmpo_jax.kernels import precision
 
 LOSS_ESTIMATORS = ('abs', 'k2', 'k3', 'k3+')
 REWARD_ESTIMATORS = ('k1', 'abs', 'k2', 'k3')
@@ -140,7 +140,7 @@ def _gap(logprobs, ref_logprobs, mask):
   checks.ranks(2, logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
   checks.same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
   checks.dtypes(bool, mask=mask)
-  dtype = wide.dtype_of(logprobs)
+  dtype = precision.dtype_of(logprobs)
   new, ref = (
       jnp.where(mask, x, 0).astype(dtype) for x in (logprobs, ref_logprobs))
   ruled_out = jnp.isneginf(new) & jnp.isneginf(ref)

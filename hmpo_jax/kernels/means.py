@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
-from hmpo_jax.kernels import wide
+from hmpo_jax.kernels import precision
 
 # log M_p and log M_0 differ by p var(log x) / 2 only: p = 0 may be this.
 _TINY = 1e-20
@@ -155,7 +155,7 @@ def _checked(log_x, mask, p):
   checks.ranks(2, log_x=log_x, mask=mask)
   checks.same_shape(log_x=log_x, mask=mask)
   checks.dtypes(bool, mask=mask)
-  dtype = wide.dtype_of(log_x)
+  dtype = precision.dtype_of(log_x)
   log_x = jnp.where(mask, log_x, 0).astype(dtype)
   # Of an infinite order times 0 there is no number; of the largest there is.
   largest = jnp.finfo(dtype).max

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
-from hmpo_jax.kernels import wide
+from hmpo_jax.kernels import precision
 
 AGGREGATIONS = ('sequence-mean-token-mean', 'token-mean',
                 'sequence-mean-token-sum')
@@ -43,7 +43,7 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
   checks.same_shape(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
   checks.dtypes(bool, mask=mask)
   checks.dtypes(float, logprobs=logprobs, old_logprobs=old_logprobs)
-  dtype = wide.dtype_of(logprobs)
+  dtype = precision.dtype_of(logprobs)
   new = jnp.where(mask, logprobs, 0).astype(dtype)
   old = jax.lax.stop_gradient(jnp.where(mask, old_logprobs, 0).astype(dtype))
   # From the lowest number instead of -inf, two that are ruled out differ by 0.
@@ -79,7 +79,7 @@ def of_rows(advantages: jax.Array,
   checks.dtypes(float, advantages=advantages)
   rows = _count(mask, jnp.float32) > 0
   advantages = jax.lax.stop_gradient(jnp.where(rows, advantages, 0))
-  return rows, advantages.astype(wide.dtype_of(advantages))
+  return rows, advantages.astype(precision.dtype_of(advantages))
 
 
 def row_mean(values: jax.Array, rows: jax.Array) -> jax.Array:

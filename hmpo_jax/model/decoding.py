@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.kernels import cached_attention
+from hmpo_jax.ops import cached_attention
 from hmpo_jax.model import layers as layers_lib
 from hmpo_jax.model import transformer
 

@@ -9,8 +9,8 @@ import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
-from hmpo_jax.kernels import attention
-from hmpo_jax.kernels import products
+from hmpo_jax.ops import attention
+from hmpo_jax.ops import products
 
 kernel_init = nn.initializers.normal(0.02)
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-from hmpo_jax.kernels import attention
-from hmpo_jax.kernels import wide
+from hmpo_jax.ops import attention
+from hmpo_jax.kernels import precision
 from hmpo_jax.model import layers as layers_lib
 from hmpo_jax.optim import qk_weights
 
@@ -149,7 +149,7 @@ def logits(model: Transformer, params: base.Params,
            hidden: jax.Array) -> jax.Array:
   """[..., V] float32 logits of the next token, from hidden states [..., D]."""
   matrix, vocab_axis = head(model, params)
-  product = wide.dot(hidden, matrix, hidden.ndim - 1, 1 - vocab_axis)
+  product = precision.dot(hidden, matrix, hidden.ndim - 1, 1 - vocab_axis)
   if model.softcap == math.inf:
     return product
   return model.softcap * jnp.tanh(product / model.softcap)

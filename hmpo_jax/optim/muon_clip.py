@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hmpo_jax.kernels import reductions
+from hmpo_jax.ops import reductions
 from hmpo_jax.optim import arguments
 from hmpo_jax.optim import muon
 from hmpo_jax.optim import qk_weights

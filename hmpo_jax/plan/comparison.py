@@ -7,7 +7,7 @@ import sys
 from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import metrics
+from hmpo_jax.run import records as run_records
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
 from hmpo_jax.plan import folder
@@ -120,7 +120,7 @@ class Comparison:
     # A replay whose source is neither wanted nor there waits for a wider call.
     return [
         run for run in found if run.source is None or run.source in folders or
-        (self._workdir / run.source / metrics.METRICS).exists()
+        (self._workdir / run.source / run_records.METRICS).exists()
     ]
 
   def _tune(self):

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import group
-from hmpo_jax import open_run
-from hmpo_jax import partition
-from hmpo_jax import progress
+from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import session
+from hmpo_jax.config import traced
+from hmpo_jax.run import progress
 from hmpo_jax.analysis import power
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
@@ -39,10 +39,10 @@ def programs(planned: Sequence[design.Run]) -> list[Program]:
     except config_lib.ConfigError:
       continue
     evaluations = 1 + sum(
-        open_run.is_evaluated(config, step + 1)
+        session.is_evaluated(config, step + 1)
         for step in range(config.num_steps))
     program = groups.setdefault(
-        group.key(config), Program([], config.num_steps, evaluations, set()))
+        run_batch.key(config), Program([], config.num_steps, evaluations, set()))
     program.runs.append(run)
     warm_start = _warm_start(config)
     if warm_start not in made:
@@ -199,7 +199,7 @@ def cost_rows(made: Sequence[tuple[Program, probe.Found]],
 def _warm_start(config):
   """What two runs must share to share their warm start, as its cache has it."""
   model, warm = config.model.to_dict(), config.warm_start.to_dict()
-  for key in partition.DOSES:
+  for key in traced.DOSES:
     del model[key]
   del warm['query_scale']
   temperature = config.rollout.temperature if warm['stop_reward'] else 0.

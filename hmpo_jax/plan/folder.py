@@ -10,9 +10,9 @@ import sys
 import time
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import metrics
-from hmpo_jax import open_run
-from hmpo_jax import run_folder
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
+from hmpo_jax.run import folder as run_folder
 from hmpo_jax.analysis import statistics
 from hmpo_jax.plan import design
 from hmpo_jax.plan import tuning
@@ -136,8 +136,8 @@ def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
     ConfigError: the run has neither finished nor failed.
   """
   folder = workdir / run.folder
-  records = metrics.read(folder)
-  failure = read(folder / open_run.FAILED)
+  records = run_records.read(folder)
+  failure = read(folder / session.FAILED)
   if not failure and not (folder / run_folder.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
   return tuning.Result(
@@ -145,7 +145,7 @@ def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
       run.variant,
       *point,
       run.seed,
-      area=_area(plan, read(folder / open_run.START), records, failure),
+      area=_area(plan, read(folder / session.START), records, failure),
       failed=bool(failure),
       clip_frac=_clip_frac(folder))
 
@@ -157,7 +157,7 @@ def _clip_frac(folder):
   """
   shares = [
       record.get('clip/low_frac', 0.) + record.get('clip/high_frac', 0.)
-      for record in metrics.read_measured(folder)
+      for record in run_records.read_measured(folder)
   ]
   known = [share for share in shares if not math.isnan(share)]
   return sum(known) / len(known) if known else math.nan

@@ -19,13 +19,13 @@ import tempfile
 import threading
 from typing import NamedTuple
 
-from hmpo_jax import checkpoint
+from hmpo_jax.run import checkpoint
 from hmpo_jax import config as config_lib
-from hmpo_jax import group
-from hmpo_jax import interruption as interruption_lib
-from hmpo_jax import metrics
-from hmpo_jax import open_run
-from hmpo_jax import progress as progress_lib
+from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import interruption as interruption_lib
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
+from hmpo_jax.run import progress as progress_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import overview
@@ -74,7 +74,7 @@ def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
   groups: dict = {}
   for run, config in pending:
     # Runs of a group go step by step: those that have come equally far.
-    key = group.key(config), _saved_step(workdir / run.folder)
+    key = run_batch.key(config), _saved_step(workdir / run.folder)
     groups.setdefault(key, (config.num_steps, []))[1].append(run)
   share = max(1, math.ceil(len(pending) / num_workers))
   jobs = []
@@ -89,7 +89,7 @@ def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
 
 
 def _saved_step(folder):
-  return checkpoint.newest_step(folder / open_run.CHECKPOINTS)
+  return checkpoint.newest_step(folder / session.CHECKPOINTS)
 
 
 class Launcher:
@@ -217,13 +217,13 @@ class Launcher:
       board.note(f'warning: {reason}; its {len(left)} runs go on in two halves')
       return Job(left, job.num_steps).halves()
     folder = self._workdir / left[0].folder
-    open_run.fail(folder, reason, _recorded_steps(folder))
+    session.fail(folder, reason, _recorded_steps(folder))
     board.ended(left[0].name, overview.FAILED)
     self._fail({left[0].name: reason}, board)
     return []
 
   def _take(self, job, line, board):
-    report = group.Report(**line)
+    report = run_batch.Report(**line)
     if report.kind == 'step':
       return board.step(job.names, report.step)
     run = job.runs[report.run]
@@ -233,7 +233,7 @@ class Launcher:
     elif report.kind == 'failed':
       folder = self._workdir / run.folder
       if states.failure_of(folder) is None:
-        open_run.fail(folder, report.text, report.step)
+        session.fail(folder, report.text, report.step)
       board.ended(run.name, overview.FAILED)
       self._fail({run.name: report.text}, board)
     elif report.kind == 'note':
@@ -314,7 +314,7 @@ class Launcher:
 
 def _recorded_steps(folder):
   try:
-    return len(metrics.read(folder))
+    return len(run_records.read(folder))
   except config_lib.ConfigError:
     return 0
 

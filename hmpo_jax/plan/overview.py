@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import threading
 from typing import NamedTuple
 
-from hmpo_jax import progress as progress_lib
+from hmpo_jax.run import progress as progress_lib
 
 DONE, FAILED, REFUSED = 'done', 'failed', 'refused'
 _GOING, _COMPILING, _WAITING = 'going', 'compiling', 'waiting'

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hmpo_jax import checkpoint
-from hmpo_jax import control
-from hmpo_jax import first_params
-from hmpo_jax import programs as programs_lib
+from hmpo_jax.run import checkpoint
+from hmpo_jax.run import control
+from hmpo_jax.run import first_params
+from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.tasks import task
 
 _STEPS = 3  # timed, of which the first loads the program

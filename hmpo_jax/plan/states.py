@@ -7,10 +7,10 @@ import pathlib
 import ml_collections
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import metrics
-from hmpo_jax import open_run
-from hmpo_jax import run_folder
-from hmpo_jax import summary as summary_lib
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import tuning
@@ -46,7 +46,7 @@ def ready(planned: Sequence[design.Run],
     try:
       config = own_configuration(run, workdir, given or workdir)
     except BadOverrides as error:
-      open_run.fail(folder, str(error), 0)
+      session.fail(folder, str(error), 0)
       failures[run.name] = str(error)
       continue
     failure = failure_of(folder)
@@ -88,14 +88,14 @@ def is_finished(folder: pathlib.Path, num_steps: int) -> bool:
   summary = summary_lib.read(folder / run_folder.SUMMARY, num_steps)
   if summary is None:
     return False
-  file = folder / metrics.METRICS
+  file = folder / run_records.METRICS
   return file.exists() and file.read_bytes().count(b'\n') == summary['steps']
 
 
 def failure_of(folder: pathlib.Path) -> dict | None:
   """What failed.json says; None if there is none that is whole."""
   try:
-    content = json.loads((folder / open_run.FAILED).read_text(encoding='utf-8'))
+    content = json.loads((folder / session.FAILED).read_text(encoding='utf-8'))
     return {key: content[key] for key in ('reason', 'step', 'final')}
   except (OSError, ValueError, KeyError, TypeError):
     return None

@@ -17,11 +17,11 @@ import threading
 
 import ml_collections
 
-from hmpo_jax import command_line
-from hmpo_jax import compile_cache
+from hmpo_jax.run import command_line
+from hmpo_jax.run import compile_cache
 from hmpo_jax import config as config_lib
-from hmpo_jax import group
-from hmpo_jax import interruption
+from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import interruption
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
 
@@ -43,8 +43,8 @@ def main() -> int:
         tell(probe.probe(index, config, folder))
       return 0
     try:
-      group.train(members, tell)
-    except group.Interrupted:
+      run_batch.train(members, tell)
+    except run_batch.Interrupted:
       return interruption.EXIT_CODE
   return 0
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import config as config_lib
-from hmpo_jax import lines as lines_lib
+from hmpo_jax.config import lines as lines_lib
 from hmpo_jax.tasks import task as task_lib
 
 

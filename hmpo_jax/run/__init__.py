@@ -1,0 +1,1 @@
+"""Runs with their folders: trainer, records, checkpoints, controllers."""

@@ -1,0 +1,1 @@
+"""The step of a run: rollout, updates and metrics, as pure functions."""
