@@ -18,16 +18,16 @@ import sys
 from absl import app
 from absl import flags
 
-from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
-from hmpo_jax.run import interruption
-from hmpo_jax.run import progress
 from hmpo_jax.plan import comparison
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
 from hmpo_jax.plan import rules
+from hmpo_jax.run import command_line
+from hmpo_jax.run import interruption
+from hmpo_jax.run import progress
 
 _CONFIG = flags.DEFINE_string('config', None,
                               'Plan: a file of configs/ that returns one.')

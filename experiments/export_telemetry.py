@@ -15,15 +15,15 @@ import shutil
 from absl import app
 from absl import flags
 
-from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
+from hmpo_jax.analysis import text
 from hmpo_jax.config import files as config_files
+from hmpo_jax.kernels import losses
+from hmpo_jax.run import command_line
 from hmpo_jax.run import control
 from hmpo_jax.run import controllers
-from hmpo_jax.run import records as run_records
 from hmpo_jax.run import folder as run_folder
-from hmpo_jax.analysis import text
-from hmpo_jax.kernels import losses
+from hmpo_jax.run import records as run_records
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of a plan, finished.', required=True)

@@ -18,8 +18,8 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from hmpo_jax.run import command_line
 from hmpo_jax.config import files as config_files
+from hmpo_jax.run import command_line
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import trainer
 

@@ -9,9 +9,9 @@ from absl import app
 from absl import flags
 import jax
 
-from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
+from hmpo_jax.run import command_line
 from hmpo_jax.run import trainer
 
 _CONFIG = flags.DEFINE_string(

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax.run import command_line
 from hmpo_jax.analysis import oracle
 from hmpo_jax.analysis import phase
 from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import losses
+from hmpo_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/oracle',
                                'Folder of the tables and the figure.')

@@ -14,15 +14,17 @@ import importlib
 from importlib import metadata
 import sys
 import types
-from typing import Any, Callable, NamedTuple
+from typing import Any
+from typing import Callable
+from typing import NamedTuple
 from unittest import mock
 
 from absl import app
 import jax
 import numpy as np
 
-from hmpo_jax.run import command_line
 from hmpo_jax.kernels import losses
+from hmpo_jax.run import command_line
 
 _TOLERANCE = 1e-5
 _NUM_BATCHES, _ROWS, _TOKENS = 4, 8, 24

@@ -16,11 +16,11 @@ from typing import Any
 from absl import app
 from absl import flags
 
-from hmpo_jax.run import command_line
 from hmpo_jax.config import files as config_files
+from hmpo_jax.run import command_line
 from hmpo_jax.run import control
-from hmpo_jax.run import records as run_records
 from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _CONTROLLER = flags.DEFINE_string(

@@ -15,7 +15,8 @@ Exit codes: 0 the same bits, 1 others, 2 bad input or a run that failed. At most
 6 minutes on two cores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent import futures
 import configparser
 import contextlib

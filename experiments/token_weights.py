@@ -17,9 +17,9 @@ from absl import app
 from absl import flags
 import numpy as np
 
+from hmpo_jax.analysis import token_weights
 from hmpo_jax.run import command_line
 from hmpo_jax.run import rerun
-from hmpo_jax.analysis import token_weights
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _OUT = flags.DEFINE_string('out', 'results/token_weights',

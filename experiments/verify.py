@@ -13,8 +13,8 @@ from absl import app
 from absl import flags
 
 from hmpo_jax.run import command_line
-from hmpo_jax.run import rerun
 from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import rerun
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 

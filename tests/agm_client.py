@@ -4,7 +4,8 @@ Written from the formulas, for tests: of what it answers only what a run can
 act on is here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import pathlib
 
 import numpy as np

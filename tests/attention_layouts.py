@@ -3,7 +3,8 @@
 Once as the QK-clip wants it, once in plain indexing for the float64 reference.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np

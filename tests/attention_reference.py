@@ -5,7 +5,8 @@ layout says in plain indexing which entries belong to which head.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np

@@ -25,7 +25,7 @@ _EMITTERS = 'xla_cpu_use_fusion_emitters'
 # the bit, or look at memory or bfloat16: that is what a compiler could break.
 _HOLD_FOR_ANY_CODE = frozenset((
     'analysis.oracle_test',
-    'bench.optimizer_test',
+    'experiments.bench.optimizer_test',
     'config.config_property_test',
     'config.replayed_test',
     'docs.commands_test',

@@ -2,7 +2,8 @@
 
 import pathlib
 import re
-from typing import Iterator, NamedTuple
+from typing import Iterator
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -1,7 +1,9 @@
 """Batches, settings and one compiled way to run a loss, for its tests."""
 
 import functools
-from typing import Any, Callable, NamedTuple
+from typing import Any
+from typing import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
-from hmpo_jax.training import learner
 from hmpo_jax.config import traced
-from hmpo_jax.training import policy
 from hmpo_jax.model import sampling
 from hmpo_jax.model import transformer
+from hmpo_jax.training import learner
+from hmpo_jax.training import policy
 
 
 def config(**overrides):

@@ -9,7 +9,8 @@ tables; nothing here needs its runs. A page holds parts between two comments,
 which `fill` writes anew, so that no number of theirs is typed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import pathlib
 import re
 from typing import NamedTuple

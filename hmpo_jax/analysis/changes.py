@@ -1,6 +1,7 @@
 """From where to where held-out values went, in sentences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Mapping
 
 import pandas
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import controllers
 from hmpo_jax.analysis import records
+from hmpo_jax.run import controllers
 
 WINDOW = 5  # steps of a mean of the training reward
 AHEAD = 10  # steps within which a drawdown is to be foreseen

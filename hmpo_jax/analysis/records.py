@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pandas
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.analysis import kinds
 from hmpo_jax.config import files as config_files
 from hmpo_jax.run import records as run_records
-from hmpo_jax.analysis import kinds
 
 FINISHED, FAILED, UNFINISHED = 'finished', 'failed', 'unfinished'
 MISSING, DAMAGED = 'not started', 'damaged'

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pandas
 
-from hmpo_jax.training import update
 from hmpo_jax.analysis import changes
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import kinds
@@ -16,6 +15,7 @@ from hmpo_jax.analysis import power
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import settings
 from hmpo_jax.analysis import text
+from hmpo_jax.training import update
 
 _NAMED = 4  # variants that sentences name where no contrast does
 

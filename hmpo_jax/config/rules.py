@@ -8,8 +8,8 @@ from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
-from hmpo_jax.ops import narrow
 from hmpo_jax.kernels import ratios
+from hmpo_jax.ops import narrow
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import orthogonal

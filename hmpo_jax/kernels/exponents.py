@@ -24,8 +24,8 @@ import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import matched
-from hmpo_jax.kernels import ratios
 from hmpo_jax.kernels import precision
+from hmpo_jax.kernels import ratios
 
 KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive',
          'replayed')

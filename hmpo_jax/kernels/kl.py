@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
-from hmpo_jax.kernels import ratios
 from hmpo_jax.kernels import precision
+from hmpo_jax.kernels import ratios
 
 LOSS_ESTIMATORS = ('abs', 'k2', 'k3', 'k3+')
 REWARD_ESTIMATORS = ('k1', 'abs', 'k2', 'k3')

@@ -4,16 +4,17 @@ Layers are taken apart before the loop over tokens: a loop over stacked layers
 would copy each layer's weights and buffers out of the stack at every token.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.ops import cached_attention
 from hmpo_jax.model import layers as layers_lib
 from hmpo_jax.model import transformer
+from hmpo_jax.ops import cached_attention
 
 
 class Weights(NamedTuple):

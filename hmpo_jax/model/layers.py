@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 import math
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.ops import logprobs as logprobs_lib
-from hmpo_jax.ops import truncation
 from hmpo_jax.model import decoding
 from hmpo_jax.model import transformer
+from hmpo_jax.ops import logprobs as logprobs_lib
+from hmpo_jax.ops import truncation
 
 _MIN_BUCKET = 16  # tokens by which a cache grows by default, at least
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-from hmpo_jax.ops import attention
 from hmpo_jax.kernels import precision
 from hmpo_jax.model import layers as layers_lib
+from hmpo_jax.ops import attention
 from hmpo_jax.optim import qk_weights
 
 # What is kept of a layer for the backward pass, by `config.model.remat`.

@@ -41,10 +41,10 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
+from hmpo_jax.kernels import precision
 from hmpo_jax.ops import narrow
 from hmpo_jax.ops import reductions
 from hmpo_jax.ops import tiles
-from hmpo_jax.kernels import precision
 
 # Names for jax.checkpoint, of what the gradient needs beside its arguments.
 MIXED, LOG_SUMS = 'attention_mixed', 'attention_log_sums'

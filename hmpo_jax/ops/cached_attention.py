@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax.kernels import checks
-from hmpo_jax.ops import narrow
 from hmpo_jax.kernels import precision
+from hmpo_jax.ops import narrow
 
 
 def cached_attention(query: jax.Array,

@@ -43,7 +43,7 @@ def muon(learning_rate: chex.Numeric,
   `orthogonal.orthogonalize` for the iteration.
 
   It differs from `optax.contrib.muon` in time: matrices of one shape are
-  orthogonalised in one batch, in bfloat16 if asked, which `experiments/bench.py
+  orthogonalised in one batch, in bfloat16 if asked, which `experiments/bench
   --suite=optimizer` measures. Nesterov's step is the one of Jordan, not of
   NAdam; nothing is added to the norm, so that the smallest gradients count too;
   and adam_b2 is another.

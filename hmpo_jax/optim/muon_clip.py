@@ -7,7 +7,8 @@ hands it to `update` as `max_logits`.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import chex
 import jax

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import itertools
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import chex
 import jax

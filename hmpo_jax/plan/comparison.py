@@ -7,12 +7,12 @@ import sys
 from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import records as run_records
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import records as run_records
 
 _MAX_WORKERS = 8
 

@@ -5,11 +5,14 @@ run for each seed. Seed s decides initialisation, warm start, prompts and
 sampling in every cell, so that cells are compared seed by seed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import ml_collections
 

@@ -1,17 +1,18 @@
 """Can a plan answer its question, and what does it cost?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import batch as run_batch
-from hmpo_jax.run import session
-from hmpo_jax.config import traced
-from hmpo_jax.run import progress
 from hmpo_jax.analysis import power
+from hmpo_jax.config import traced
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import progress
+from hmpo_jax.run import session
 
 # On CPU two workers take so much of the time of one run after the other
 # (results/bench/runs.csv, `processes`: 8 runs in the time of 5.3).

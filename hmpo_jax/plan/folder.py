@@ -1,6 +1,7 @@
 """The folder of a plan: whose it is, and what its own files say."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import csv
 import json
@@ -10,12 +11,12 @@ import sys
 import time
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import records as run_records
-from hmpo_jax.run import session
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.analysis import statistics
 from hmpo_jax.plan import design
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
 
 PLAN = 'plan.json'
 WARM_STARTS = 'warm_start'  # which all runs of a plan share

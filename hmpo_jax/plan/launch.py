@@ -19,19 +19,19 @@ import tempfile
 import threading
 from typing import NamedTuple
 
-from hmpo_jax.run import checkpoint
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import batch as run_batch
-from hmpo_jax.run import interruption as interruption_lib
-from hmpo_jax.run import records as run_records
-from hmpo_jax.run import session
-from hmpo_jax.run import progress as progress_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import overview
 from hmpo_jax.plan import probe
 from hmpo_jax.plan import states
 from hmpo_jax.plan import worker
+from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import checkpoint
+from hmpo_jax.run import interruption as interruption_lib
+from hmpo_jax.run import progress as progress_lib
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
 
 LOG = 'workers.log'  # what workers say on stderr
 COMMAND = [sys.executable, '-m', 'hmpo_jax.plan.worker']

@@ -1,7 +1,8 @@
 """What a person sees of a plan while its runs go on."""
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from collections.abc import Mapping
 import threading
 from typing import NamedTuple
 

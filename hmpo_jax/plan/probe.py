@@ -10,8 +10,8 @@ import numpy as np
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import control
 from hmpo_jax.run import first_params
-from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.tasks import task
+from hmpo_jax.training import programs as programs_lib
 
 _STEPS = 3  # timed, of which the first loads the program
 

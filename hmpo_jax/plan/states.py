@@ -7,13 +7,13 @@ import pathlib
 import ml_collections
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import records as run_records
-from hmpo_jax.run import session
-from hmpo_jax.run import folder as run_folder
-from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
+from hmpo_jax.run import summary as summary_lib
 
 # Why the runs of a grid can't be made longer.
 _TUNED = 'the settings of its variants were chosen by runs of that length'

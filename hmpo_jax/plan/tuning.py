@@ -7,7 +7,9 @@ the two best points are run on these too, which then decide between them: the
 best of many points on few seeds is partly luck.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import pathlib
 from typing import NamedTuple

@@ -17,13 +17,13 @@ import threading
 
 import ml_collections
 
-from hmpo_jax.run import command_line
-from hmpo_jax.run import compile_cache
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import batch as run_batch
-from hmpo_jax.run import interruption
 from hmpo_jax.plan import design
 from hmpo_jax.plan import probe
+from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import command_line
+from hmpo_jax.run import compile_cache
+from hmpo_jax.run import interruption
 
 TRAIN, PROBE = 'train', 'probe'
 

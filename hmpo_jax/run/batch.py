@@ -5,27 +5,29 @@ rate. Each folder is that of a run by itself and, where the runs go through the
 program one by one (on CPU), has its bits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import functools
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hmpo_jax.run import checkpoint
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import control
-from hmpo_jax.run import interruption as interruption_lib
-from hmpo_jax.training import learner
-from hmpo_jax.run import session
 from hmpo_jax.config import traced
-from hmpo_jax.training import programs as programs_lib
+from hmpo_jax.run import checkpoint
+from hmpo_jax.run import control
 from hmpo_jax.run import folder as run_folder
-from hmpo_jax.training import run_axis
+from hmpo_jax.run import interruption as interruption_lib
+from hmpo_jax.run import session
 from hmpo_jax.tasks import rewards as rewards_lib
+from hmpo_jax.training import learner
+from hmpo_jax.training import programs as programs_lib
+from hmpo_jax.training import run_axis
 
 # What hangs on the loop and not on a run, so that a group has it in common.
 _SHARED = ('num_steps', 'eval', 'checkpoint', 'mechanism')

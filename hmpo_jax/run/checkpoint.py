@@ -16,7 +16,8 @@ import pathlib
 import re
 import shutil
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from absl import logging as absl_logging
 import jax

@@ -13,15 +13,15 @@ from absl import flags
 from absl import logging
 import jax
 
+from hmpo_jax import config as config_lib
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import compile_cache
-from hmpo_jax import config as config_lib
-from hmpo_jax.run import interruption
-from hmpo_jax.training import jax_settings
-from hmpo_jax.run import progress
 from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import interruption
+from hmpo_jax.run import progress
 from hmpo_jax.run import trainer
 from hmpo_jax.tasks import rewards
+from hmpo_jax.training import jax_settings
 
 BAD_INPUT = 2  # exit code
 _NO_MEMORY = 'RESOURCE_EXHAUSTED'  # XLA's word for a device that is full

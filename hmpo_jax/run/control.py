@@ -6,15 +6,17 @@ configuration and holds from the next step on. No answer stops a run, unless
 `control.may_stop` lets it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
 import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.tasks import host_function
 from hmpo_jax.kernels import losses
+from hmpo_jax.tasks import host_function
 
 # The low side of a range ends above 0: a ratio that is stopped has a log.
 _LARGEST_LOW = 0.99

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from hmpo_jax.config import traced
-from hmpo_jax.training import update
 from hmpo_jax.kernels import exponents
+from hmpo_jax.training import update
 
 _after_step = jax.jit(exponents.after_step)
 _WINDOW = 20  # records that the detector looks at

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.run import checkpoint
 from hmpo_jax.config import traced
-from hmpo_jax.training import programs as programs_lib
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import qk_weights
+from hmpo_jax.run import checkpoint
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.training import programs as programs_lib
 
 
 def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,

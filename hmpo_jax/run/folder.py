@@ -1,7 +1,7 @@
 """The run folder: whose it is, and that one process at a time writes it."""
 
-import contextlib
 from collections.abc import Iterator
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata

@@ -5,7 +5,9 @@ gaps. Where a step has nothing to measure, that number is an old one, or 0; as
 such it belongs in no mean.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
 import math
 
 from hmpo_jax.run import tensorboard

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 import errno
 import sys
 import time
-from typing import cast, TextIO
+from typing import cast
+from typing import TextIO
 
 from rich import console as rich_console
 from rich import progress as rich_progress

@@ -14,10 +14,10 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from hmpo_jax.run import tensorboard
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import lines as lines_lib
 from hmpo_jax.run import measured
+from hmpo_jax.run import tensorboard
 
 METRICS, TABLE, TIMING = 'metrics.jsonl', 'metrics.csv', 'timing.jsonl'
 FAULTS, CONTROL = 'faults.jsonl', 'control.jsonl'

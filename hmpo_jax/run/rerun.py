@@ -10,22 +10,22 @@ import jax
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax.run import tensorboard
-from hmpo_jax.run import checkpoint
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
-from hmpo_jax.run import control
-from hmpo_jax.run import first_params
-from hmpo_jax.training import learner
-from hmpo_jax.run import records as run_records
-from hmpo_jax.run import session
-from hmpo_jax.training import policy
-from hmpo_jax.training import programs as programs_lib
-from hmpo_jax.run import folder as run_folder
-from hmpo_jax.run import telemetry
-from hmpo_jax.training import update
 from hmpo_jax.kernels import ratios
 from hmpo_jax.optim import factory
+from hmpo_jax.run import checkpoint
+from hmpo_jax.run import control
+from hmpo_jax.run import first_params
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import session
+from hmpo_jax.run import telemetry
+from hmpo_jax.run import tensorboard
+from hmpo_jax.training import learner
+from hmpo_jax.training import policy
+from hmpo_jax.training import programs as programs_lib
+from hmpo_jax.training import update
 
 _REWARD = 'reward.function'
 

@@ -10,16 +10,16 @@ import pathlib
 import jax
 
 from hmpo_jax import base
-from hmpo_jax.run import tensorboard
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import control
 from hmpo_jax.run import first_params
-from hmpo_jax.training import learner
-from hmpo_jax.run import records as run_records
-from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
 from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.run import telemetry
+from hmpo_jax.run import tensorboard
+from hmpo_jax.training import learner
+from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.training import update
 
 CHECKPOINTS = 'checkpoints'  # folder in the run folder

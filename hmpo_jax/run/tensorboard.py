@@ -5,7 +5,9 @@ Scalars stand in the groups of GROUPS, by the names that their records have:
 here alone.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import pathlib
 import re
@@ -23,8 +25,8 @@ from tensorboardX.proto import tensor_pb2
 from tensorboardX.proto import tensor_shape_pb2
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.training import metric_table
 from hmpo_jax.kernels import histograms
+from hmpo_jax.training import metric_table
 
 # Seconds since 1970 in the name of an event file.
 _STAMPED = re.compile(r'events\.out\.tfevents\.([0-9]{10})\.')

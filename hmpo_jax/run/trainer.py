@@ -7,14 +7,14 @@ import jax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import control
-from hmpo_jax.run import interruption as interruption_lib
-from hmpo_jax.training import learner
-from hmpo_jax.run import session
-from hmpo_jax.training import programs as programs_lib
-from hmpo_jax.run import progress as progress_lib
 from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import interruption as interruption_lib
+from hmpo_jax.run import progress as progress_lib
+from hmpo_jax.run import session
 from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.tasks import rewards as rewards_lib
+from hmpo_jax.training import learner
+from hmpo_jax.training import programs as programs_lib
 
 
 class Stopped(Exception):

@@ -1,6 +1,7 @@
 """What a task is, and what all share: score, held-out split, baselines."""
 
-from typing import Callable, NamedTuple
+from typing import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

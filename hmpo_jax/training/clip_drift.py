@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.training import policy
-from hmpo_jax.training import update
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import ratios
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
+from hmpo_jax.training import policy
+from hmpo_jax.training import update
 
 
 def keys(static) -> tuple[str, ...]:

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-from hmpo_jax.training import clip_drift
-from hmpo_jax.training import mechanism
-from hmpo_jax.training import policy
-from hmpo_jax.model import sampling as rollout_lib
-from hmpo_jax.training import step_metrics
-from hmpo_jax.training import update
 from hmpo_jax.kernels import advantages as advantages_lib
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
+from hmpo_jax.model import sampling as rollout_lib
 from hmpo_jax.optim import factory
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import clip_drift
+from hmpo_jax.training import mechanism
+from hmpo_jax.training import policy
+from hmpo_jax.training import step_metrics
+from hmpo_jax.training import update
 
 
 class TrainState(NamedTuple):

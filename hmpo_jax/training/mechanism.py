@@ -1,18 +1,19 @@
 """Whether the choice of the mean mattered: gradients of one batch compared."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-from hmpo_jax.training import policy
-from hmpo_jax.training import update
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
+from hmpo_jax.training import policy
+from hmpo_jax.training import update
 
 # Names of the losses whose gradients are compared.
 LOSSES = ('p1', 'p0', 'pm1', 'current')

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
+from hmpo_jax.model import transformer
 from hmpo_jax.ops import reductions
 from hmpo_jax.ops import vocabulary
-from hmpo_jax.model import transformer
 from hmpo_jax.tasks import digits
 from hmpo_jax.tasks import prompt_file
 from hmpo_jax.tasks import task as task_lib

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
-from hmpo_jax.training import jax_settings
-from hmpo_jax.training import learner
-from hmpo_jax.config import traced
-from hmpo_jax.training import policy
-from hmpo_jax.training import step_metrics
 from hmpo_jax.config import replayed
-from hmpo_jax.training import warm_start
+from hmpo_jax.config import traced
 from hmpo_jax.tasks import prompt_file
 from hmpo_jax.tasks import rewards as rewards_lib
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import jax_settings
+from hmpo_jax.training import learner
+from hmpo_jax.training import policy
+from hmpo_jax.training import step_metrics
+from hmpo_jax.training import warm_start
 
 # One compiled program for each static part, whatever the variant.
 _train_step = jax.jit(learner.train_step, static_argnums=0, donate_argnums=1)

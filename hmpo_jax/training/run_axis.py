@@ -6,7 +6,8 @@ by leaf, go through one compiled program, whose size doesn't hang on how many
 they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 import math
 import multiprocessing

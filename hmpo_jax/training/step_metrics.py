@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from hmpo_jax import base
-from hmpo_jax.training import policy
 from hmpo_jax.ops import reductions
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import policy
 
 _NUM_SAMPLES = 4  # responses of an evaluation that can be read
 

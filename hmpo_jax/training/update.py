@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-from hmpo_jax.training import policy
 from hmpo_jax.kernels import agm
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
@@ -18,6 +17,7 @@ from hmpo_jax.kernels import ratios
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
+from hmpo_jax.training import policy
 
 # Why an update is skipped, in the order in which a cause hides the later ones.
 SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient', 'update',

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from hmpo_jax import base
-from hmpo_jax.training import policy
 from hmpo_jax.model import sampling
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import muon
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import policy
 
 _STEPS_BETWEEN_SAMPLES = 5  # of a warm start that stops at a sampled share
 

@@ -6,11 +6,11 @@ from absl.testing import absltest
 import pandas
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.analysis import curves
 from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import report
+from hmpo_jax.run import folder as run_folder
 from tests import plan_case
 from tests import simulated_plan
 

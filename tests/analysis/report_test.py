@@ -10,7 +10,6 @@ import numpy as np
 import pandas
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import outcomes
@@ -18,6 +17,7 @@ from hmpo_jax.analysis import pictures
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import report
 from hmpo_jax.analysis import styles
+from hmpo_jax.run import folder as run_folder
 from tests import plan_case
 
 _ALIKE = {'hmpo': .3, 'gspo': .3}

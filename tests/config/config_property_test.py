@@ -15,11 +15,11 @@ import numpy as np
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
-from hmpo_jax.training import programs
 from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import ratios
+from hmpo_jax.training import programs
 from tests import small
 
 _ROOT = pathlib.Path(__file__).parents[2]

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.training import learner
-from hmpo_jax.run import records as run_records
-from hmpo_jax.run import first_params
-from hmpo_jax.config import traced
-from hmpo_jax.training import programs
-from hmpo_jax.run import folder as run_folder
-from hmpo_jax.run import trainer
 from hmpo_jax.config import replayed
+from hmpo_jax.config import traced
+from hmpo_jax.run import first_params
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import trainer
+from hmpo_jax.training import learner
+from hmpo_jax.training import programs
 from tests import small
 
 # Steps always: above the largest gap up, at any trend.

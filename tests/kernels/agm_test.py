@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax.training import update
 from hmpo_jax.kernels import agm
+from hmpo_jax.training import update
 from tests import small
 
 _made = jax.jit(agm.iterates)

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.kernels import advantages
-from hmpo_jax.ops import attention
 from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import kl
-from hmpo_jax.ops import logprobs
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import means
+from hmpo_jax.ops import attention
+from hmpo_jax.ops import logprobs
 from hmpo_jax.ops import products
 from hmpo_jax.ops import vocabulary
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax.ops import vocabulary
 from hmpo_jax.kernels import precision
+from hmpo_jax.ops import vocabulary
 from tests import reference
 
 

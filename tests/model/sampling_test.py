@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.config import traced
-from hmpo_jax.training import policy
-from hmpo_jax.model import sampling
 from hmpo_jax.model import decoding
+from hmpo_jax.model import sampling
 from hmpo_jax.model import transformer
+from hmpo_jax.training import policy
 from tests import small
 
 _PAD, _STOP, _A, _B, _C = range(5)

@@ -1,6 +1,7 @@
 """The QK-clip on the parameters of both APIs of Flax and on plain pytrees."""
 
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 import unittest
 
 from absl.testing import absltest

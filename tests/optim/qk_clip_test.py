@@ -14,8 +14,8 @@ import optax
 
 from hmpo_jax.optim import muon_clip
 from tests import attention_layouts as layouts
-from tests import grouped_clip as grouped
 from tests import attention_reference as reference
+from tests import grouped_clip as grouped
 from tests import reference as double
 
 _SINGLE = layouts.LAYOUTS['single_layer']

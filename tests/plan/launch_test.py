@@ -16,13 +16,13 @@ from unittest import mock
 from absl.testing import absltest
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import session
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
 from hmpo_jax.plan import states
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import session
 
 _WORKER = str(pathlib.Path(__file__).parent.with_name('standin_worker.py'))
 

@@ -9,8 +9,8 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
+from hmpo_jax.run import command_line
 
 _PROGRAM = 'program.py'
 

@@ -9,9 +9,9 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from hmpo_jax import config as config_lib
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import command_line
-from hmpo_jax import config as config_lib
 
 
 def _caused(cause):

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import control
 from hmpo_jax.config import traced
+from hmpo_jax.run import control
 from tests import controller_file
 
 _FIRST = (.01, .05, -1., 5)  # settings of the small run

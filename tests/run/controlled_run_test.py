@@ -11,14 +11,14 @@ from absl.testing import parameterized
 import numpy as np
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import controllers
+from hmpo_jax.plan import design
 from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import controllers
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import rerun
 from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.run import trainer
 from hmpo_jax.training import update
-from hmpo_jax.plan import design
 from tests import controller_file
 
 

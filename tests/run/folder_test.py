@@ -15,8 +15,8 @@ from absl.testing import parameterized
 import jax
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.plan import folder as plan_folder
+from hmpo_jax.run import folder as run_folder
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _OURS: dict = {

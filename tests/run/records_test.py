@@ -11,9 +11,9 @@ from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax.run import tensorboard
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import records as run_records
+from hmpo_jax.run import tensorboard
 from tests import small
 
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import optax
 
-from hmpo_jax.run import checkpoint
 from hmpo_jax import config as config_lib
-from hmpo_jax.run import records as run_records
-from hmpo_jax.training import programs
-from hmpo_jax.run import rerun
+from hmpo_jax.run import checkpoint
 from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import rerun
 from hmpo_jax.run import trainer
+from hmpo_jax.training import programs
 from tests import small
 
 

@@ -18,10 +18,10 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.proto import layout_pb2
 from tensorboardX.proto import plugin_hparams_pb2
 
-from hmpo_jax.run import tensorboard
+from hmpo_jax.kernels import histograms
 from hmpo_jax.run import batch as run_batch
 from hmpo_jax.run import records as run_records
-from hmpo_jax.kernels import histograms
+from hmpo_jax.run import tensorboard
 from tests import small
 
 _CHARTS = 'custom_scalars__config__'

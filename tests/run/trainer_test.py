@@ -13,12 +13,12 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
-from hmpo_jax.run import checkpoint
 from hmpo_jax import config as config_lib
+from hmpo_jax.run import checkpoint
 from hmpo_jax.run import records as run_records
-from hmpo_jax.training import programs
 from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.run import trainer
+from hmpo_jax.training import programs
 from tests import small
 
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.training import programs
 from hmpo_jax.tasks import prompt_file
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import programs
 
 # Vocabulary of 10, padding 0, stop 1.
 _LINES = [{

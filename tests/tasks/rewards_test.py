@@ -12,9 +12,9 @@ import numpy as np
 from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import batch as run_batch
+from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import rerun
-from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import trainer
 from hmpo_jax.tasks import rewards
 from tests import small

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax.training import learner
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import learner
 from tests import small
 
 _collect = jax.jit(learner.collect, static_argnums=0)

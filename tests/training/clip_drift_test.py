@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmpo_jax.optim import factory
 from hmpo_jax.training import clip_drift
 from hmpo_jax.training import learner
 from hmpo_jax.training import policy
 from hmpo_jax.training import update
-from hmpo_jax.optim import factory
 from tests import small
 
 _update = jax.jit(update.update, static_argnums=0)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hmpo_jax.training import learner
-from hmpo_jax.training import update
 from hmpo_jax.optim import factory
 from hmpo_jax.tasks import task as task_lib
+from hmpo_jax.training import learner
+from hmpo_jax.training import update
 from tests import small
 
 _collect = jax.jit(learner.collect, static_argnums=0)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax.run import command_line
 from hmpo_jax import config as config_lib
+from hmpo_jax.run import command_line
 from hmpo_jax.training import jax_settings
 
 _ROOT = pathlib.Path(__file__).parents[2]

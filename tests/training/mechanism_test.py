@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax.training import mechanism
 from hmpo_jax.config import traced
-from hmpo_jax.training import policy
-from hmpo_jax.training import update
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import losses
 from hmpo_jax.model import transformer
+from hmpo_jax.training import mechanism
+from hmpo_jax.training import policy
+from hmpo_jax.training import update
 from tests import small
 
 _OPEN = (1 - 1e-6, np.inf)

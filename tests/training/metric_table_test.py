@@ -7,14 +7,14 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 
-from hmpo_jax.run import tensorboard
 from hmpo_jax import config as config_lib
+from hmpo_jax.config import traced
+from hmpo_jax.model import transformer
+from hmpo_jax.run import records as run_records
+from hmpo_jax.run import tensorboard
 from hmpo_jax.training import learner
 from hmpo_jax.training import metric_table
-from hmpo_jax.run import records as run_records
-from hmpo_jax.config import traced
 from hmpo_jax.training import policy
-from hmpo_jax.model import transformer
 
 _DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'telemetry.md'
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hmpo_jax.tasks import task as task_lib
 from hmpo_jax.training import learner
 from hmpo_jax.training import policy
 from hmpo_jax.training import run_axis
 from hmpo_jax.training import update
-from hmpo_jax.tasks import task as task_lib
 from tests import small
 
 _step = jax.jit(learner.train_step, static_argnums=0)

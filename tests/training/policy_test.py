@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.config import traced
-from hmpo_jax.training import policy
 from hmpo_jax.model import transformer
+from hmpo_jax.training import policy
 from tests import small
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmpo_jax.training import update
 from hmpo_jax.optim import factory
+from hmpo_jax.training import update
 from tests import small
 
 _update = jax.jit(update.update, static_argnums=0)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmpo_jax.config import traced
+from hmpo_jax.model import transformer
 from hmpo_jax.run import first_params
 from hmpo_jax.training import learner
-from hmpo_jax.config import traced
 from hmpo_jax.training import policy
 from hmpo_jax.training import warm_start
-from hmpo_jax.model import transformer
 from tests import small
 
 

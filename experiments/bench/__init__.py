@@ -1,0 +1,1 @@
+"""What `python experiments/bench` times: one module for each suite."""

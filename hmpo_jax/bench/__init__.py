@@ -1,1 +1,0 @@
-"""What `experiments/bench.py` times: one module for each suite."""
