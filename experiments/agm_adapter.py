@@ -10,7 +10,7 @@ clip width of 0.1, whatever the run was set to.
 
 from collections.abc import Mapping
 
-from agmlib import agm  # pylint: disable=import-error
+from agmlib import agm
 
 from hmpo_jax.run import control
 

@@ -33,9 +33,9 @@ def main(_) -> None:
     command_line.refuse(f'{", ".join(missing)} not installed: '
                         "pip install -e '.[plot]' first")
   # Extras, so maybe not there.
-  from hmpo_jax.analysis import drawdowns  # pylint: disable=import-outside-toplevel
-  from hmpo_jax.analysis import prediction  # pylint: disable=import-outside-toplevel
-  from hmpo_jax.analysis import records  # pylint: disable=import-outside-toplevel
+  from hmpo_jax.analysis import drawdowns  # noqa: PLC0415
+  from hmpo_jax.analysis import prediction  # noqa: PLC0415
+  from hmpo_jax.analysis import records  # noqa: PLC0415
   with command_line.reported():
     rows = drawdowns.rows(records.read(_WORKDIR.value))
     found = prediction.table(rows, num_resamples=_RESAMPLES.value)

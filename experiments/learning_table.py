@@ -142,7 +142,7 @@ def _mean(values):
 def _draw(workdir):
   """Held-out reward against episodes: every seed, and the mean of the arm."""
   # An extra, so maybe not there.
-  from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
+  from matplotlib import figure  # noqa: PLC0415
   styles = {
       ('hmpo', 'as configured'): ('tab:blue', 'HMPO, p = -1'),
       ('gspo', 'as configured'): ('tab:orange', 'GSPO, p = 0'),

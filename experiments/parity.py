@@ -9,13 +9,13 @@ code 0: all below 1e-5; 1: one is not; 2: none of them is installed.
 """
 
 import collections
+from collections.abc import Callable
 import functools
 import importlib
 from importlib import metadata
 import sys
 import types
 from typing import Any
-from typing import Callable
 from typing import NamedTuple
 from unittest import mock
 
@@ -140,7 +140,7 @@ def _trl(loss_type: str, *, level: str = 'token', delta=None, low=.2, high=.28):
         'old_per_token_logps': old_logprobs,
         'num_items_in_batch': mask.sum(),
     }
-    return trainer._compute_loss(  # pylint: disable=protected-access
+    return trainer._compute_loss(
         stub, None, inputs)
 
   return functools.partial(_by_torch, loss)
@@ -234,7 +234,7 @@ _PAIRS: tuple[tuple[str, str, Callable, Callable], ...] = (
     ('google-tunix', 'GSPO-token', _GSPO_TOKEN,
      lambda: _tunix('gspo-token', 'sequence-mean-token-mean', low=3e-4,
                     high=4e-4)),
-)  # yapf: disable
+)  # fmt: skip
 
 
 def _differences(ours, theirs) -> tuple[float, float]:

@@ -40,9 +40,8 @@ def main(_) -> None:
     command_line.refuse(f'{", ".join(missing)} not installed: '
                         "pip install -e '.[plot]' first")
   # Extras, so maybe not there.
-  # pylint: disable=import-outside-toplevel
-  from hmpo_jax.analysis import answers
-  from hmpo_jax.analysis import report
+  from hmpo_jax.analysis import answers  # noqa: PLC0415
+  from hmpo_jax.analysis import report  # noqa: PLC0415
   with command_line.reported():
     if not _ANSWERS.value:
       print(report.write(_WORKDIR.value, _OUT.value, draw=_FIGURES.value))

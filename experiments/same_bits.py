@@ -224,7 +224,7 @@ def run_cases(folder: pathlib.Path, cases: Sequence[str]) -> None:
     folder: from `run_tree`, which names its files to the configurations.
     cases: names in the table.
   """
-  import hmpo_jax  # pylint: disable=import-outside-toplevel
+  import hmpo_jax  # noqa: PLC0415
   found = pathlib.Path(hmpo_jax.__file__)
   if not found.is_relative_to(os.getcwd()):
     sys.exit(f'Python imports {found} there')
@@ -270,7 +270,7 @@ def _exit_code(run, argv):
     run(argv)
   except SystemExit as end:
     return end.code
-  except Exception:  # pylint: disable=broad-exception-caught
+  except Exception:  # noqa: BLE001
     traceback.print_exc()
     return 1
   return 0
@@ -290,9 +290,9 @@ def _main_of(file):
 
 def _digest_arrays(run):
   """Writes the digest of each array of the last checkpoint of a run."""
-  import jax  # pylint: disable=import-outside-toplevel
-  import numpy as np  # pylint: disable=import-outside-toplevel
-  import orbax.checkpoint as ocp  # pylint: disable=import-outside-toplevel
+  import jax  # noqa: PLC0415
+  import numpy as np  # noqa: PLC0415
+  import orbax.checkpoint as ocp  # noqa: PLC0415
   steps = [p for p in (run / 'checkpoints').iterdir() if p.name.isdigit()]
   newest = max(steps, key=lambda path: int(path.name))
   with ocp.StandardCheckpointer() as saver:

@@ -193,7 +193,7 @@ def _overshoot_table(fresh, *factors):
 
 def _draw(file, curves, fresh, left_by_clip, growth, spread):
   # An extra, so maybe not there.
-  from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
+  from matplotlib import figure  # noqa: PLC0415
   picture = figure.Figure(figsize=(8, 3.4), layout='constrained')
   left, right = picture.subplots(1, 2, width_ratios=(3, 2))
   _draw_curves(left, curves)

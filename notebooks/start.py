@@ -65,7 +65,7 @@ def requirements(*extras: str) -> list[str]:
 def is_met(line: str) -> bool:
   """Whether a requirement without extras of its own is installed."""
   # IPython's kernel needs packaging.
-  from packaging import requirements as packaging_lib  # pylint: disable=import-outside-toplevel
+  from packaging import requirements as packaging_lib  # noqa: PLC0415
   requirement = packaging_lib.Requirement(line)
   try:
     version = importlib.metadata.version(requirement.name)
@@ -108,7 +108,7 @@ def show(figure, text: str) -> None:
     figure: made without pyplot.
     text: what it shows, for those who can't see it.
   """
-  from IPython import display  # pylint: disable=import-outside-toplevel
+  from IPython import display  # noqa: PLC0415
   png = io.BytesIO()
   figure.savefig(png, format='png', dpi=110)
   display.display(
@@ -123,7 +123,7 @@ def show(figure, text: str) -> None:
 
 
 def _pin(line):
-  from packaging import requirements as packaging_lib  # pylint: disable=import-outside-toplevel
+  from packaging import requirements as packaging_lib  # noqa: PLC0415
   name = packaging_lib.Requirement(line).name
   return f'{name}=={importlib.metadata.version(name)}'
 
@@ -134,8 +134,9 @@ def _beside(met):
 
 
 def _say_where():
-  import jax  # pylint: disable=import-outside-toplevel
-  from hmpo_jax.run import compile_cache  # pylint: disable=import-outside-toplevel
+  import jax  # noqa: PLC0415
+
+  from hmpo_jax.run import compile_cache  # noqa: PLC0415
   compile_cache.switch_on()
   python = '.'.join(map(str, sys.version_info[:3]))
   count = len(jax.devices())

@@ -26,7 +26,7 @@ def normal(shapes, seed=0):
   return jax.tree.map(
       lambda shape: np.float32(rng.normal(size=shape)),
       shapes,
-      is_leaf=lambda node: type(node) is tuple and  # pylint: disable=unidiomatic-typecheck
+      is_leaf=lambda node: type(node) is tuple and  # noqa: E721
       all(isinstance(size, int) for size in node))
 
 
@@ -232,9 +232,7 @@ def _with_norms(layout, query, key, *, offset=0., bias=False):
   sides = {'query': query, 'key': key}
   norms = normal(
       {
-          name: {
-              leaf: (*lead, *shape) for leaf in leaves
-          } for name, shape in sides.items()
+          name: dict.fromkeys(leaves, (*lead, *shape)) for name, shape in sides.items()
       },
       seed=5)
 

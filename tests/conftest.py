@@ -61,7 +61,7 @@ def _compiler_effort(request):
   if request.module.__name__.removeprefix('tests.') not in _HOLD_FOR_ANY_CODE:
     yield
     return
-  import jax  # pylint: disable=import-outside-toplevel
+  import jax  # noqa: PLC0415
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv(_QUICK, '1')
     before = jax.config.read(_QUICK.lower())
@@ -75,7 +75,7 @@ def _compiler_effort(request):
 def _without_emitters(patch):
   """For processes by XLA_FLAGS; this one's have been read already."""
   # Nothing public sets a compiler option for all that is compiled.
-  from jax._src import compiler  # pylint: disable=import-outside-toplevel
+  from jax._src import compiler  # noqa: PLC0415
   get = compiler.get_compile_options
 
   def get_compile_options(*args, **kwargs):
@@ -97,5 +97,5 @@ def _forget_programs():
   A worker that keeps those of the whole suite dies in the compiler.
   """
   yield
-  import jax  # pylint: disable=import-outside-toplevel
+  import jax  # noqa: PLC0415
   jax.clear_caches()

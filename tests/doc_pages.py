@@ -1,8 +1,8 @@
 """What the documentation holds: its pages, commands, links and headings."""
 
+from collections.abc import Iterator
 import pathlib
 import re
-from typing import Iterator
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -15,7 +15,7 @@ _SHELL = ('sh', 'bash', 'shell', 'console')
 # What a command starts with, after settings of the environment.
 _PROGRAM = re.compile(
     r'(?:[A-Z_]+=\S+ +)*(?:(?:python|pip)[\d.]*|pytest|tensorboard|jupyter|git|'
-    r'bash|source|mkdocs|pylint|mypy|yapf|cffconvert|\.?\.?/?[\w.]*/?\.ci/run)'
+    r'bash|source|mkdocs|ruff|mypy|pre-commit|cffconvert|\.?\.?/?[\w.]*/?\.ci/run)'
     r'(?= |$)')
 _LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(<?([^\s()<>]+)>?'
                    r'(?: +["\'][^"\']*["\'])?\)')

@@ -1,8 +1,8 @@
 """Batches, settings and one compiled way to run a loss, for its tests."""
 
+from collections.abc import Callable
 import functools
 from typing import Any
-from typing import Callable
 from typing import NamedTuple
 
 import jax
@@ -155,4 +155,4 @@ CASES = (
     ('cispo', CISPO),
     ('sapo', SAPO),
     ('reinforce', REINFORCE),
-)  # yapf: disable
+)  # fmt: skip

@@ -41,7 +41,7 @@ def log_power_mean(log_x, p):
     log_mean = top + mpmath.log(total / n)
     weights = [power / total for power in powers]
     log_shares = [p * value - log_mean for value in x]
-    divergence = mpmath.fsum(w * l for w, l in zip(weights, log_shares))
+    divergence = mpmath.fsum(w * s for w, s in zip(weights, log_shares))
     return (float(log_mean / p), np.array(weights,
                                           float), float(divergence / p**2))
 

@@ -141,7 +141,7 @@ def main(script: str, workload: str | None = None) -> None:
   sink, sys.stdout = sys.stdout, sys.stderr
   try:
     _run(script, workload, sink)
-  except Exception as error:
+  except Exception as error:  # noqa: BLE001
     traceback.print_exc()
     first, *_ = str(error).splitlines() or ['']
     raise SystemExit(f'{type(error).__name__}: {first}') from None

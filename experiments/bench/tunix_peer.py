@@ -130,7 +130,7 @@ def _cluster(workload, steps, model, mesh):
   rollout = importlib.import_module('tunix.rl.rollout.base_rollout')
   roles = cluster.Role.ACTOR, cluster.Role.REFERENCE, cluster.Role.ROLLOUT
   config = cluster.ClusterConfig(
-      role_to_mesh={role: mesh for role in roles},
+      role_to_mesh=dict.fromkeys(roles, mesh),
       rollout_engine='vanilla',
       training_config=cluster.RLTrainingConfig(
           actor_optimizer=_optimizer(workload),

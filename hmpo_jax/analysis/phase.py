@@ -31,10 +31,8 @@ def draw(rows: Sequence[Mapping[str, Any]], reward: str = 'share') -> Any:
     ValueError: no row has that reward, or a panel lacks a cell.
   """
   # An extra, so maybe not there.
-  # pylint: disable=import-outside-toplevel,import-error
-  from matplotlib import colors
-  from matplotlib import figure
-  # pylint: enable=import-outside-toplevel,import-error
+  from matplotlib import colors  # noqa: PLC0415
+  from matplotlib import figure  # noqa: PLC0415
   rows = [row for row in rows if row['reward'] == reward]
   if not rows:
     raise ValueError(f'{reward=}: no such row')

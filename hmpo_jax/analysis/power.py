@@ -35,7 +35,7 @@ def smallest_detectable(sd: float,
   threshold = stats.t.isf(
       statistics.checked_rate(alpha) / (2 * num_contrasts), n - 1)
   # The chance of a finding with the wrong sign is left out; it is negligible.
-  shift = special.nctdtrinc(  # pylint: disable=no-member
+  shift = special.nctdtrinc(
       n - 1, 1 - power, threshold)
   return float(shift * sd / math.sqrt(n))
 

@@ -333,7 +333,7 @@ def area(steps: npt.ArrayLike, values: npt.ArrayLike, horizon: float) -> float:
     raise ValueError(f'steps must increase, from 0 or later: {steps=}')
   if not times.size:
     return math.nan
-  inner = times[(0 < times) & (times < horizon)]
+  inner = times[(times > 0) & (times < horizon)]
   knots = np.concatenate([[0.], inner, [horizon]])
   return float(np.trapezoid(np.interp(knots, times, heights), knots) / horizon)
 

@@ -24,7 +24,7 @@ def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   if n > _MAX_EXACT:
     drawn = np.random.default_rng(0).random((_NUM_DRAWN, n)) < .5
     sizes = drawn.sum(1)
-    drawn = drawn[(0 < sizes) & (sizes < n)]
+    drawn = drawn[(sizes > 0) & (sizes < n)]
     return drawn @ values, drawn.sum(1)
   sums, sizes = np.zeros(1), np.zeros(1)
   for value in values[:-1]:

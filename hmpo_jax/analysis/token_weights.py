@@ -80,7 +80,7 @@ def draw(log_ratio: np.ndarray, mask: np.ndarray) -> Any:
     A matplotlib figure.
   """
   # An extra, so maybe not there.
-  from matplotlib import figure  # pylint: disable=import-outside-toplevel,import-error
+  from matplotlib import figure  # noqa: PLC0415
   weights = {p: relative(log_ratio, mask, p) for p in COLORS}
   picture = figure.Figure(figsize=(7.5, 3.5), layout='constrained')
   left, right = picture.subplots(1, 2, width_ratios=(3, 2))

@@ -56,7 +56,7 @@ def read(path: str):
   try:
     return _from_json(file) if file.endswith('.json') else _from_python(
         file, argument)
-  except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
+  except (Exception, SystemExit) as error:  # noqa: BLE001
     # A Python file can raise anything.
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise config_lib.ConfigError(

@@ -37,7 +37,7 @@ def claimed(workdir: pathlib.Path) -> Iterator[int]:
   run_folder.placed(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = open(workdir / _LOCK, 'w', encoding='utf-8')  # pylint: disable=consider-using-with
+    lock = open(workdir / _LOCK, 'w', encoding='utf-8')
   except OSError as error:
     raise config_lib.ConfigError(
         f'--workdir={workdir} can\'t be made: {error}') from error

@@ -151,7 +151,7 @@ def eps_that_clips(results: Sequence[Result], learning_rate: float,
   means = [sum(shares[eps]) / len(shares[eps]) for eps in widths]
   for i in range(len(widths) - 1):
     high, low = means[i], means[i + 1]  # a wider range clips less
-    if low <= share <= high and not low == high:
+    if low <= share <= high and low != high:
       weight = (high - share) / (high - low)
       log = (1 - weight) * math.log(widths[i]) + weight * math.log(
           widths[i + 1])

@@ -57,7 +57,7 @@ def reported() -> Iterator[None]:
     progress.tell(f'error: {error}; the run folder is whole: {remedy}, then '
                   'the same command resumes')
     # The folder is closed; threads of orbax that failed too would still talk.
-    os._exit(  # pylint: disable=protected-access
+    os._exit(
         interruption.EXIT_CODE if is_full else BAD_INPUT)
   except KeyboardInterrupt:
     progress.tell('interrupted: the same command goes on')

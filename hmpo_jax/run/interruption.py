@@ -63,7 +63,7 @@ class Interruption:
         if received[0] not in _SIGNALS:
           continue
         if self._asked.is_set():
-          os._exit(EXIT_CODE)  # pylint: disable=protected-access
+          os._exit(EXIT_CODE)
         self._asked.set()
         if self.tell:
           # A terminal that takes no more may not keep the second signal.

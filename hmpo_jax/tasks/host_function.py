@@ -152,7 +152,7 @@ class _Process:
     self._channel, theirs = socket.socketpair()
     with theirs:
       arguments = [_ROOT, theirs.fileno(), reader, *path]
-      self._process = subprocess.Popen(  # pylint: disable=consider-using-with
+      self._process = subprocess.Popen(
           [sys.executable, '-P', '-c', _START, *map(str, arguments)],
           stdin=subprocess.DEVNULL,
           pass_fds=(theirs.fileno(), reader),

@@ -50,7 +50,7 @@ class Host:
       reply = getattr(self, name)(*arguments), ''
     except replies.Refused as error:
       reply = None, _in_one_line(error)
-    except BaseException as error:  # pylint: disable=broad-exception-caught
+    except BaseException as error:  # noqa: BLE001
       reply = None, f'raised {self._described(error)}'
     return pickle.dumps(reply)
 
@@ -81,7 +81,7 @@ class Host:
     except (TypeError, ValueError):  # a class that isn't Python's
       takes = False
     if takes:
-      import ml_collections  # pylint: disable=import-outside-toplevel
+      import ml_collections  # noqa: PLC0415
       self._function = self._function(config=ml_collections.ConfigDict(config))
     else:
       self._function = self._function()
@@ -180,9 +180,8 @@ def _flush_output():
     sys.stdout.flush()
   except OSError:
     _drop(1)
-  except Exception:  # pylint: disable=broad-exception-caught
+  except Exception:  # noqa: BLE001
     # The function has put something else there, or closed it.
-    # pylint: disable-next=consider-using-with
     sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)
 
 
@@ -196,6 +195,6 @@ def _in_one_line(error, prefix=''):
   """Text of an exception that is not ours: it can fail too."""
   try:
     text = f'{prefix}{error}'
-  except BaseException:  # pylint: disable=broad-exception-caught
+  except BaseException:  # noqa: BLE001
     text = f'{prefix.rstrip(": ")} (its text could not be made)'
   return ' '.join(text.split())[:_LONGEST]

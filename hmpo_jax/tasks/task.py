@@ -1,6 +1,6 @@
 """What a task is, and what all share: score, held-out split, baselines."""
 
-from typing import Callable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax

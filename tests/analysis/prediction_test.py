@@ -148,7 +148,7 @@ class TableTest(absltest.TestCase):
     })
     alarms = np.array([0, 1, 1, 0, 0, 1, 0], bool)
     self.assertEqual(
-        prediction._alarms(rows, alarms),  # pylint: disable=protected-access
+        prediction._alarms(rows, alarms),
         {
             'warned': 1 / 2,
             'lead': 7,

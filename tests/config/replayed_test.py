@@ -61,7 +61,7 @@ class _Folder(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
     self.file = self.folder / 'metrics.jsonl'
@@ -115,7 +115,7 @@ class LoadTest(_Folder):
        'line 1: the updates of a step must share one order'),
       ('mean_is_nan', json.dumps(_record(1, **{'mean/p': float('nan')})),
        'must share one order'),
-  )  # yapf: disable
+  )  # fmt: skip
   def test_file_that_holds_no_trajectory(self, text, pattern):
     self.file.write_text(text, encoding='utf-8')
     with self.assertRaisesRegex(config_lib.ConfigError, pattern) as caught:

@@ -130,7 +130,8 @@ _RULES: tuple[Run | Look, ...] = (
     Look(r'pip install .*', 'reads from the network'),
     Look(r'python3[\d.]* -m venv \S+|source \S+/bin/activate',
          'makes an environment, for an installation'),
-    Look(r'(pylint|mypy|yapf)\b.*', 'is run over everything by .ci/run'),
+    Look(r'(ruff (check|format)|mypy)\b.*', 'is run over everything by .ci/run'),
+    Look(r'pre-commit install', 'changes the checkout'),
     Look(r'mkdocs (build.*|serve)', 'is built by .ci/run; a server never ends'),
     Look(r'tensorboard --logdir=runs', 'is a server, which never ends'),
     Look(r'python docs/api_tables\.py', 'writes the pages'),
@@ -166,7 +167,7 @@ def _named(kind):
 
 def _scratch():
   """A folder like a checkout, which results and runs may be written to."""
-  folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+  folder = tempfile.TemporaryDirectory()
   path = pathlib.Path(folder.name)
   for name in ('configs', 'experiments', 'setup.cfg'):
     (path / name).symlink_to(_ROOT / name)

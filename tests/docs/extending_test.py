@@ -38,13 +38,14 @@ print(task.answer(jnp.array([5, 3, 4, digits.EQUALS])) - digits.ZERO)
 # 1/4 for query and key each, of 1 - 0.5 to 0.25 and of 1 + 0.5 to 0.75.
 _OPTIMIZER = """
 import jax.numpy as jnp
-from hmpo_jax import config, partition
+from hmpo_jax import config
+from hmpo_jax.config import traced
 from hmpo_jax.optim import factory, qk_weights
 c = config.default_config()
 c.optim.name, c.optim.learning_rate, c.optim.tau = 'lion', .5, 100.
 weight = lambda name: (qk_weights.Weight((name,), heads=-2),)
 tx = factory.make(
-    partition.static(c).optim, partition.hparams(c),
+    traced.static(c).optim, traced.hparams(c),
     dimension_numbers=lambda p: {k: None for k in p},
     attention={'a': qk_weights.Attention(1, 1, weight('q'), weight('k'))})
 params = {k: jnp.ones((1, 1, 1)) for k in ('q', 'k', 'other')}
@@ -85,7 +86,7 @@ class ExtendingTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.copy = pathlib.Path(folder.name).resolve()
     ignored = shutil.ignore_patterns('__pycache__')

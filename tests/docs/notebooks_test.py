@@ -102,7 +102,7 @@ class _Folder(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name).resolve()
 
@@ -297,7 +297,7 @@ class StartTest(_Folder):
     with mock.patch.object(start.subprocess, 'run', return_value=failed):
       with self.assertRaises(start.SetupError) as caught:
         start.install(['a>=1', 'b'], [])
-    shown, = caught.exception._render_traceback_()  # pylint: disable=protected-access
+    shown, = caught.exception._render_traceback_()
     self.assertEqual(shown,
                      'error: pip could not install a>=1, b: ERROR: no network')
 

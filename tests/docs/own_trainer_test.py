@@ -18,7 +18,7 @@ def _run(page):
       body for language, body in doc_pages.blocks(text) if language == 'python'
   ]
   names = {}
-  exec('\n'.join(programs), names)  # pylint: disable=exec-used
+  exec('\n'.join(programs), names)
   return names
 
 

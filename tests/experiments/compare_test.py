@@ -87,7 +87,7 @@ class CompareTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    scratch = tempfile.TemporaryDirectory()
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
 

@@ -22,7 +22,7 @@ class TreesTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self._folder = pathlib.Path(folder.name)
     self._said = io.StringIO()

@@ -126,7 +126,7 @@ class RangeTest(parameterized.TestCase):
         'loss__clip_eps_high': .4
     }
     static, hparams, _ = small.start(small.config(**(widths | overrides)))
-    low, high = update._clip_range(  # pylint: disable=protected-access
+    low, high = update._clip_range(
         static, update.start_controls(hparams))
     x = jnp.array([[.1, -.1]])
     result = _made(x, jnp.ones((1, 2), bool), low, high)

@@ -32,7 +32,7 @@ def _settings(kind='fixed', **values):
       'gap_high': 4., 'trend': .5, 'fast_window': 1, 'slow_window': 2,
       'step_size': .5, 'path': (3., -1., .1), 'normalize': False,
       'gap_quantiles': False
-  }  # yapf: disable
+  }  # fmt: skip
   numbers = {
       k: jnp.asarray(v, bool if isinstance(v, bool) else jnp.float32)
       for k, v in (defaults | values).items()
@@ -71,7 +71,7 @@ class ScheduleTest(parameterized.TestCase):
       ('matched', 'matched', 10, {0: 2, 99: 2}),
       ('adaptive', 'adaptive', 10, {0: 2, 99: 2}),
       ('replayed', 'replayed', 10, {0: 3, 1: -1, 2: .1, 3: .1, 99: .1}),
-  )  # yapf: disable
+  )  # fmt: skip
   def test_by_hand(self, kind, num_steps, expected):
     settings, state = _start(kind, num_steps=num_steps)
     for step, p in expected.items():
@@ -511,7 +511,7 @@ class AdaptiveTest(parameterized.TestCase):
       ('rounded_below_0', [-1e-7], [1]),
       ('not_finite', [np.nan, .5, np.inf, -np.inf, 5.], [0, 1, 0, 0, -1]),
       ('rises_over_what_is_ignored', [1., np.nan, 3.5], [0, 0, -1]),
-  )  # yapf: disable
+  )  # fmt: skip
   def test_decisions(self, gaps, expected):
     self.assertEqual(_run_gaps(gaps)[0], expected)
 
@@ -576,7 +576,7 @@ class AdaptiveTest(parameterized.TestCase):
     # The quartiles of the last four, from the second gap on: 2.5 and 3.5 twice,
     # 1.75 and 3.25, 1.75 and 4.5, .875 and 4.5, and at the end .8 and 3.
     values = {'gap_quantiles': True, 'gap_low': .25, 'gap_high': .75,
-              'slow_window': 4, 'trend': 9.}  # yapf: disable
+              'slow_window': 4, 'trend': 9.}  # fmt: skip
     gaps = [4., 2., 3., 1., 9., .5, np.nan, .9]
     expected = [0, 1, 0, 1, -1, 1, 0, 0]
     self.assertEqual(_run_gaps(gaps, **values)[0], expected)
@@ -586,7 +586,7 @@ class AdaptiveTest(parameterized.TestCase):
   def test_quantiles_know_no_scale(self, scale):
     gaps = np.random.default_rng(6).gamma(2., size=200)
     values = {'gap_quantiles': True, 'gap_low': .15, 'gap_high': .9,
-              'slow_window': 128, 'fast_window': 2}  # yapf: disable
+              'slow_window': 128, 'fast_window': 2}  # fmt: skip
     run = lambda gaps: _run_gaps(gaps, **values)[0]
     self.assertEqual(run(gaps), run(scale * gaps))
     # A loop in float64.
@@ -603,7 +603,7 @@ class AdaptiveTest(parameterized.TestCase):
 
   def test_a_steady_gap_is_no_quantile_to_pass(self):
     decisions, _, _ = _run_gaps([.1] * 9, gap_quantiles=True, gap_low=.25,
-                                gap_high=.75)  # yapf: disable
+                                gap_high=.75)  # fmt: skip
     self.assertEqual(decisions, [0] * 9)
 
   def test_other_kinds_watch_and_stay(self):
@@ -704,7 +704,7 @@ class ContractTest(parameterized.TestCase):
       settings = jax.tree.map(
           jnp.asarray,
           exponents.Settings(
-              **{name: 1.5 for name in exponents.Settings._fields} | {
+              **dict.fromkeys(exponents.Settings._fields, 1.5) | {
                   'kind': 5,
                   'normalize': True,
                   'gap_quantiles': True,

@@ -183,7 +183,7 @@ class InvarianceTest(parameterized.TestCase):
       np.testing.assert_allclose(
           result.by_logprobs, move(expected.by_logprobs), rtol=2e-6, atol=1e-8)
 
-    check()  # pylint: disable=no-value-for-parameter
+    check()
 
   @_every_loss
   def test_every_row_twice(self, case):

@@ -35,7 +35,7 @@ def _of_log_ratios(batch):
   tokens = np.concatenate(rows)
   skews = [np.mean((x - np.mean(x))**3) / np.std(x)**3
            for x in rows
-           if len(x) > 1]  # yapf: disable
+           if len(x) > 1]  # fmt: skip
   arithmetic, geometric, harmonic = (
       [reference.power_mean(np.exp(x), p) for x in rows] for p in (1, 0, -1))
   rates = []

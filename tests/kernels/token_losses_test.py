@@ -48,7 +48,7 @@ _LOSSES = (
     ('cispo', _CISPO, _weighted, _TOKENS),
     ('sapo', _SAPO, _soft, _ROWS),
     ('reinforce', _REINFORCE, lambda r, a, logprob: a * logprob, _ROWS),
-)  # yapf: disable
+)  # fmt: skip
 
 
 def _stopped(r, a):
@@ -102,7 +102,7 @@ class ValueTest(parameterized.TestCase):
       (_GSPO_TOKEN, 1.3),
       (_CISPO, 1.3 * np.log(4) / 2),
       (_SAPO, (2 + 4 / (1 + np.exp(-3))) / 2),
-      (_REINFORCE, np.log(4) / 2))  # yapf: disable
+      (_REINFORCE, np.log(4) / 2))  # fmt: skip
   def test_by_hand(self, case, expected):
     batch = loss_batches.of_log_ratios([[0, np.log(4)]], [1.])
     np.testing.assert_allclose(case.run(batch).loss, -expected, rtol=1e-6)

@@ -228,8 +228,8 @@ class AttentionTest(parameterized.TestCase):
       *heads, _ = _arguments(2, dtype=dtype)
       (_, kept) = jax.eval_shape(
           functools.partial(
-              attention._forward,  # pylint: disable=protected-access
-              attention._Options(),  # pylint: disable=protected-access
+              attention._forward,
+              attention._Options(),
               _BLOCK_SIZE),
           *heads,
           _VALID)

@@ -26,7 +26,7 @@ def _in_float64(logits, top_k, top_p):
   for row in np.ndindex(masses.shape):
     values = [float(logit) for logit in logits[row]]
     probs = np.exp(reference.log_softmax(values, 1.))
-    order = sorted(range(len(values)), key=lambda v, l=values: (-l[v], v))
+    order = sorted(range(len(values)), key=lambda v, x=values: (-x[v], v))
     among = order[:top_k] if top_k else order
     total = sum(probs[v] for v in among)
     for v in among:

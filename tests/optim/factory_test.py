@@ -283,7 +283,7 @@ class ContractTest(parameterized.TestCase):
 
 class MaxGradNormTest(parameterized.TestCase):
 
-  # pylint: disable=protected-access
+
   def _clip(self, grads, max_norm):
     tx = factory._clip_by_global_norm(max_norm)
     return jax.jit(lambda g: tx.update(g, tx.init(g))[0])(grads)

@@ -55,7 +55,6 @@ class StatisticsTest(parameterized.TestCase):
     tx = muon_clip.qk_clip(1., attention=_BLOCK)
     params = _LAYOUT.params
     with self.assertRaises(TypeError):
-      # pylint: disable-next=too-many-function-args
       tx.update(params, tx.init(params), params, np.ones(_STATS))
 
   @parameterized.product(

@@ -184,13 +184,12 @@ class ContractTest(parameterized.TestCase):
 
   def test_one_program_for_all_numbers(self):
     grouped.clip(grouped.full(1.))
-    count = grouped.update._cache_size()  # pylint: disable=protected-access
+    count = grouped.update._cache_size()
     for number in (1., 2., 300.):
       _, state = grouped.clip(
           grouped.full(number), tau=number / 2, monitor_tau=number)
       updates, state = grouped.clip(
           grouped.full(7.), state=state, alpha=number / 300)
-    # pylint: disable-next=protected-access
     self.assertEqual(grouped.update._cache_size(), count)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, grouped.BASE)
     chex.assert_trees_all_equal_shapes_and_dtypes(

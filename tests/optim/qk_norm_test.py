@@ -59,7 +59,7 @@ class RefusalTest(parameterized.TestCase):
   @parameterized.parameters((('query_gain', 'key_gain'),), (('query_gain',),),
                             (('key_gain',),))
   def test_gains_that_are_not_there(self, sides):
-    block = _SHARED.blocks._replace(**{side: () for side in sides})
+    block = _SHARED.blocks._replace(**dict.fromkeys(sides, ()))
     self._assert_refused(block, 'gain', 'needs a norm with gains')
 
   def test_gains_that_do_not_fit(self):

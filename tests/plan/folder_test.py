@@ -30,7 +30,7 @@ class FolderTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    scratch = tempfile.TemporaryDirectory()
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
     self.run = tuning.runs(_plan(), 'sort', 'gspo', [_POINT], (100,))[0][1]

@@ -42,7 +42,7 @@ class LaunchTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    scratch = tempfile.TemporaryDirectory()
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
     self.enterContext(
@@ -191,7 +191,7 @@ class LaunchTest(absltest.TestCase):
   def _signal_when_running(self, launcher):
 
     def signal_():
-      while not launcher._workers:  # pylint: disable=protected-access
+      while not launcher._workers:
         time.sleep(0.05)
       time.sleep(0.5)  # until its handler stands
       os.kill(os.getpid(), signal.SIGTERM)
@@ -247,7 +247,6 @@ class ClaimTest(absltest.TestCase):
     with tempfile.TemporaryDirectory() as scratch:
       path = pathlib.Path(scratch)
       with folder.claimed(path) as lock:
-        # pylint: disable-next=consider-using-with
         worker = subprocess.Popen(['sleep', '1'], pass_fds=(lock,))
       start = time.monotonic()
       with folder.claimed(path):

@@ -16,7 +16,7 @@ class EndTest(absltest.TestCase):
     runs = {index: mock.Mock(early_stop='') for index in range(3)}
     runs[1].finish.side_effect = session.NumericalFault('nothing')
     # A group after its last step.
-    trained = object.__new__(run_batch._Group)  # pylint: disable=protected-access
+    trained = object.__new__(run_batch._Group)
     trained.__dict__.update(
         _runs=runs,
         finished=5,

@@ -54,7 +54,7 @@ class CheckpointTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
     self.notes = []
@@ -124,7 +124,7 @@ class CheckpointTest(absltest.TestCase):
     self._save(1)
     with self._checkpoints() as saver:
       double(saver.restore(state).state)
-    self.assertEqual(double._cache_size(), 1)  # pylint: disable=protected-access
+    self.assertEqual(double._cache_size(), 1)
 
   def test_says_nothing_to_a_terminal(self):
     result = subprocess.run(

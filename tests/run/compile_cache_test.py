@@ -73,7 +73,6 @@ class CompileCacheTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    # pylint: disable-next=consider-using-with
     folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.caches = pathlib.Path(folder.name)

@@ -41,7 +41,7 @@ def _start(command, *, limit=None, stream=subprocess.PIPE, **overrides):
   ]
   if limit:
     command = ('-c', _LIMITED, str(limit), *command)
-  return subprocess.Popen(  # pylint: disable=consider-using-with
+  return subprocess.Popen(
       [sys.executable, *command, *arguments],
       env=os.environ | {'PYTHONPATH': str(_ROOT)},
       stdout=stream,

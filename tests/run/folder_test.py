@@ -53,7 +53,7 @@ class RunFolderTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.root = pathlib.Path(folder.name)
     self.folder = self.root / 'runs' / 'one'
@@ -293,7 +293,7 @@ class RunFolderTest(parameterized.TestCase):
   def test_lock_goes_with_a_process_that_is_killed(self):
     arguments = [str(self.folder), json.dumps(_OURS)]
     child = self.enter_context(
-        subprocess.Popen(  # pylint: disable=consider-using-with
+        subprocess.Popen(
             [sys.executable, '-c', _CLAIM_FOREVER, *arguments],
             cwd=_ROOT,
             stdout=subprocess.PIPE,
@@ -315,7 +315,7 @@ class SettingsTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
 
@@ -374,7 +374,7 @@ class WriteJsonTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.file = pathlib.Path(folder.name) / 'summary.json'
     run_folder.write_json(self.file, {'steps': 1})

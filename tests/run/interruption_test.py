@@ -59,7 +59,7 @@ class ChildTest(parameterized.TestCase):
 
   def _start(self, *parts):
     child = self.enter_context(
-        subprocess.Popen(  # pylint: disable=consider-using-with
+        subprocess.Popen(
             [sys.executable, '-c', ''.join((_START, *parts))],
             cwd=pathlib.Path(__file__).parents[2],
             stdout=subprocess.PIPE,

@@ -98,7 +98,7 @@ class ProgressTest(absltest.TestCase):
     self.assertEqual(stream.getvalue(), 'steps     3\nheld-out  0.5 -> 0.9\n')
 
   def test_number_of_the_bar_has_no_exponent(self):
-    self.assertEqual(progress._shown(12345.6), '12346')  # pylint: disable=protected-access
+    self.assertEqual(progress._shown(12345.6), '12346')
 
 
 class OutlivingTest(absltest.TestCase):

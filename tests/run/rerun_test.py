@@ -25,7 +25,7 @@ class RerunTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
 
@@ -100,7 +100,7 @@ class RerunTest(absltest.TestCase):
       return rollout, scores
 
     def step(self, state, measure, hparams):
-      return programs._learn(  # pylint: disable=protected-access
+      return programs._learn(
           self.static, state, hparams, *self.collect(state), measure)
 
     with mock.patch.object(programs.Programs, 'collect', spoilt):

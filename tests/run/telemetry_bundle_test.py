@@ -170,7 +170,7 @@ class ReplayTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
     self.recorded = _BUNDLE / 'calm' / 'harmonic' / 'seed-0'

@@ -71,7 +71,7 @@ class ExplodedTest(absltest.TestCase):
 
   def test_a_logit_that_explodes_asks_for_no_more_bins(self):
     for largest in (1e9, 1e30):
-      value, = tensorboard._shown(  # pylint: disable=protected-access
+      value, = tensorboard._shown(
           'qk/max_logit_per_head', [.7, 1., 2., largest])
       self.assertLess(value.ByteSize(), 2000)
 
@@ -80,7 +80,7 @@ class BoardTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
 
@@ -303,7 +303,7 @@ class BoardTest(absltest.TestCase):
   def test_full_disk_is_told_by_the_call_that_meets_it(self):
     shown = tensorboard.Board(self.folder, 0)
     write = mock.Mock(side_effect=OSError('no space'))
-    with mock.patch.object(shown._file, 'flush', write):  # pylint: disable=protected-access
+    with mock.patch.object(shown._file, 'flush', write):
       with self.assertRaisesRegex(OSError, 'no space'):
         shown.show(1, {'loss/total': 1.})
     shown.close()

@@ -39,7 +39,7 @@ class _FolderTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
 
@@ -302,7 +302,7 @@ class FaultyFolderTest(_FolderTest):
     return errors.getvalue()
 
   def test_run_whose_last_checkpoint_fails_has_not_finished(self):
-    seal = checkpoint.Checkpointer._seal  # pylint: disable=protected-access
+    seal = checkpoint.Checkpointer._seal
 
     def fail_at_the_end(saver, step):
       if step == 5:

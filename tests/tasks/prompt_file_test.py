@@ -29,7 +29,7 @@ class LoadTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.file = pathlib.Path(folder.name) / 'prompts.jsonl'
 

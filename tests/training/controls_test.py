@@ -177,7 +177,7 @@ class TrackingTest(absltest.TestCase):
     reports = update.Reports(shares | ones, jnp.zeros((4, 1, 1)),
                              jnp.zeros((4, 1)),
                              jnp.full(4, len(update.SKIP_CAUSES)))
-    controls, _ = learner._end_step(hparams, state.controls, reports)  # pylint: disable=protected-access
+    controls, _ = learner._end_step(hparams, state.controls, reports)
     np.testing.assert_allclose(controls.widths.eps_low, 0.05, rtol=1e-6)
     np.testing.assert_allclose(
         controls.widths.eps_high, 0.05 * np.exp(-0.2), rtol=1e-6)

@@ -141,7 +141,7 @@ class TrainStepTest(parameterized.TestCase):
       state, _ = step(static, state, hparams, _NO)
       step(static, state, hparams, jnp.asarray(True))
     self.assertLen(traces, 1)
-    self.assertEqual(step._cache_size(), 1)  # pylint: disable=protected-access
+    self.assertEqual(step._cache_size(), 1)
 
   def test_all_means_are_equal_after_one_update(self):
     one = functools.partial(

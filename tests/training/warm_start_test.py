@@ -78,7 +78,7 @@ class WarmStartTest(absltest.TestCase):
     self.assertLess(fresh['eval/share'], 0.2)
 
   def test_query_scale_multiplies_logits_and_shares_the_cache(self):
-    folder = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+    folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     place = pathlib.Path(folder.name)
     config = small.config(model__qk_bias=True)

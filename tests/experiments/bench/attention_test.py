@@ -40,7 +40,7 @@ class AttentionTest(absltest.TestCase):
         2 * 5 * 6 * 6 * 8)
 
   def test_programs_do_what_their_mode_says(self):
-    arguments = attention._arguments(4, 32, 2, 1, 4)  # pylint: disable=protected-access
+    arguments = attention._arguments(4, 32, 2, 1, 4)
     query, key, value, valid, of_mixed = arguments
     self.assertEqual(int(jnp.sum(~valid)), 2)  # of the first sequence
 
@@ -48,7 +48,7 @@ class AttentionTest(absltest.TestCase):
       return query * (key + 2 * value) * valid[..., None, None], query[0, 0, 0]
 
     forward, both = (
-        attention._program(form, mode)  # pylint: disable=protected-access
+        attention._program(form, mode)
         for mode in ('forward', 'forward and backward'))
     expected = form(query, key, value, valid)
     np.testing.assert_array_equal(forward(*arguments)[0], expected[0])

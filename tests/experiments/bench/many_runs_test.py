@@ -67,7 +67,7 @@ class ManyRunsTest(absltest.TestCase):
     with mock.patch.object(peers, 'worker', worker):
       with mock.patch.object(many_runs.own_peer, 'cores', lambda: [3, 5]):
         with contextlib.ExitStack() as stack:
-          case, = many_runs._in_processes(_TINY, stack)  # pylint: disable=protected-access
+          case, = many_runs._in_processes(_TINY, stack)
           case.seconds(1)
     self.assertEqual(sorted(asked), 4 * [3] + 4 * [5])
     self.assertFalse(case.is_here)
@@ -76,7 +76,7 @@ class ManyRunsTest(absltest.TestCase):
     with mock.patch.object(many_runs.own_peer, 'cores', lambda: [0, 1, 2]):
       with mock.patch.object(timing, 'tell') as tell:
         with contextlib.ExitStack() as stack:
-          self.assertEmpty(list(many_runs._in_processes(_TINY, stack)))  # pylint: disable=protected-access
+          self.assertEmpty(list(many_runs._in_processes(_TINY, stack)))
     tell.assert_called_once()
 
   def test_runs_differ_and_each_is_a_run(self):

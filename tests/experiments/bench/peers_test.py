@@ -59,7 +59,7 @@ def train(workload, steps):
     generate(workload.response_len - (i == 2))
     print('libraries talk')
 """
-_COUNT = '{"num_params": %d}' % _TINY.num_params
+_COUNT = f'{{"num_params": {_TINY.num_params}}}'
 
 
 def _interpreter(script):
@@ -74,7 +74,7 @@ def _peer(text):
   """Puts a script in the place of TRL's."""
   path = pathlib.Path(tempfile.mkdtemp()) / 'peer.py'
   path.write_text(text, encoding='utf-8')
-  return mock.patch.dict(peers._SCRIPTS, trl=str(path))  # pylint: disable=protected-access
+  return mock.patch.dict(peers._SCRIPTS, trl=str(path))
 
 
 class WorkloadsTest(parameterized.TestCase):
@@ -118,7 +118,7 @@ class PeersTest(parameterized.TestCase):
 
   def test_each_has_a_script_and_settings(self):
     for peer in peers.PEERS:
-      script = peers._command(peer, 'python')[-1]  # pylint: disable=protected-access
+      script = peers._command(peer, 'python')[-1]
       self.assertEqual(pathlib.Path(script).name, f'{peer}_peer.py')
 
   def test_description_has_versions_and_threads(self):
@@ -148,7 +148,7 @@ class PeersTest(parameterized.TestCase):
     self.assertBetween(second['peak_mb'] - first['peak_mb'], 35, 60)
 
   def test_memory_is_that_of_the_process_alone(self):
-    ours = int(peer_loop._of_process('VmHWM').split()[0]) / 1e3  # pylint: disable=protected-access
+    ours = int(peer_loop._of_process('VmHWM').split()[0]) / 1e3
     with _peer(_PEER.replace('PARAMS', str(_TINY.num_params))):
       with peers.worker('trl', sys.executable, _TINY) as step:
         self.assertLess(step()['peak_mb'], ours / 2)

@@ -51,7 +51,6 @@ class ProfileTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    # pylint: disable-next=consider-using-with
     folder = tempfile.TemporaryDirectory()
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
