@@ -12,6 +12,6 @@ from hmpo_jax import config as config_lib
 def get_config():
   """As hmpo.py, but for the order, which starts at GSPO's p = 0."""
   config = config_lib.default_config()
-  config.loss.p = 0.
+  config.loss.p = 0.0
   config.exponent.kind = 'adaptive'
   return config

@@ -12,7 +12,7 @@ from hmpo_jax import config as config_lib
 def get_config():
   """As hmpo.py, but for the order of the mean."""
   config = config_lib.default_config()
-  config.loss.p = 0.
+  config.loss.p = 0.0
   # The paper (https://arxiv.org/abs/2507.18071, section 5.1) clips at 3e-4 and
   # 4e-4, for responses of thousands of tokens. Nine tokens average less noise
   # away: the mean of their ratios leaves that range with the first update, and

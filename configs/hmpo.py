@@ -13,7 +13,7 @@ from hmpo_jax import config as config_lib
 def get_config():
   """The defaults are this run's."""
   config = config_lib.default_config()
-  config.loss.p = -1.
+  config.loss.p = -1.0
   # As in gspo.py, so that the two differ in the mean alone. Under the policy
   # that sampled, log M_p is about (p - 1) sigma^2 / 2: the harmonic mean lies
   # lower than the geometric one, and this range clips it more often at the low

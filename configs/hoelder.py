@@ -13,8 +13,8 @@ from hmpo_jax import config as config_lib
 def get_config():
   """As hmpo.py, but for the order, which is linear in the step."""
   config = config_lib.default_config()
-  config.loss.p = 2.
+  config.loss.p = 2.0
   config.exponent.kind = 'linear'
-  config.exponent.end = -2.
-  config.exponent.num_steps = 300.
+  config.exponent.end = -2.0
+  config.exponent.num_steps = 300.0
   return config

@@ -16,7 +16,7 @@ from hmpo_jax import config as config_lib
 def get_config():
   """As hmpo.py, but for the order."""
   config = config_lib.default_config()
-  config.loss.p = 0.
+  config.loss.p = 0.0
   config.exponent.kind = 'learnable'
   config.exponent.normalize = True
   config.exponent.rate = 0.01  # of p, for a common update

@@ -31,51 +31,44 @@ def get_config(part='plan'):
   one_mask = {'loss.clip_center': 'geometric'}
   rungs = design.rungs('sort', _RATE, _PILOTS if is_pilot else _MULTIPLES)
   arms: dict[str, design.Overrides] = {
-      'p_one': {
-          'loss.p': 1.
-      } | one_mask,
-      'gspo': {
-          'loss.p': 0.
-      } | one_mask,
-      'p_minus_one': {
-          'loss.p': -1.
-      } | one_mask,
-      'hmpo': {
-          'loss.p': -1.
-      },
+    'p_one': {'loss.p': 1.0} | one_mask,
+    'gspo': {'loss.p': 0.0} | one_mask,
+    'p_minus_one': {'loss.p': -1.0} | one_mask,
+    'hmpo': {'loss.p': -1.0},
   }
   notes = {
-      'p_one': 'the arithmetic mean\'s token weights, GSPO\'s mask',
-      'p_minus_one': 'HMPO\'s token weights, GSPO\'s mask',
-      'hmpo': 'HMPO with its own mask: a range around 1',
+    'p_one': "the arithmetic mean's token weights, GSPO's mask",
+    'p_minus_one': "HMPO's token weights, GSPO's mask",
+    'hmpo': 'HMPO with its own mask: a range around 1',
   }
   return design.Plan(
-      question='How large may a step be under each mean of the ratios before '
-      'training collapses?',
-      exploratory=is_pilot,
-      seeds=range(1000, 1008) if is_pilot else range(100, 112),
-      tasks=rungs,
-      ladders={'sort': tuple(rungs)},
-      base={
-          'num_steps': 100,
-          'loss.clip_eps_low': 0.05,
-          'loss.clip_eps_high': 0.05,
-          'optim.tau': float('inf'),
-          'eval.every': 5,
-          'mechanism.every': 50,
-          'checkpoint.every': 50,
-      },
-      target=0.7,
-      variants={
-          name:
-              variant(
-                  overrides, exploratory=is_pilot, note=notes.get(name, ''))
-          for name, overrides in arms.items()
-          if not is_pilot or name == 'gspo'
-      },
-      contrasts=[] if is_pilot else [
-          contrast('hmpo', 'gspo', 'area', 'sort'),
-          contrast('p_minus_one', 'p_one', 'area', 'sort'),
-      ],
-      reference='gspo',
-      family=0 if is_pilot else 5)
+    question='How large may a step be under each mean of the ratios before '
+    'training collapses?',
+    exploratory=is_pilot,
+    seeds=range(1000, 1008) if is_pilot else range(100, 112),
+    tasks=rungs,
+    ladders={'sort': tuple(rungs)},
+    base={
+      'num_steps': 100,
+      'loss.clip_eps_low': 0.05,
+      'loss.clip_eps_high': 0.05,
+      'optim.tau': float('inf'),
+      'eval.every': 5,
+      'mechanism.every': 50,
+      'checkpoint.every': 50,
+    },
+    target=0.7,
+    variants={
+      name: variant(overrides, exploratory=is_pilot, note=notes.get(name, ''))
+      for name, overrides in arms.items()
+      if not is_pilot or name == 'gspo'
+    },
+    contrasts=[]
+    if is_pilot
+    else [
+      contrast('hmpo', 'gspo', 'area', 'sort'),
+      contrast('p_minus_one', 'p_one', 'area', 'sort'),
+    ],
+    reference='gspo',
+    family=0 if is_pilot else 5,
+  )

@@ -21,21 +21,21 @@ from hmpo_jax.plan import design
 
 _TAU = 11.25
 _RATES = {
-    f'qk-x{scale:g}': {
-        'optim.qk_learning_rate_scale': scale
-    } for scale in (1., 4., 16., 64.)
+  f'qk-x{scale:g}': {'optim.qk_learning_rate_scale': scale}
+  for scale in (1.0, 4.0, 16.0, 64.0)
 }
 _QUERIES = {
-    f'query-x{scale:g}-{dtype}': {
-        'warm_start.query_scale': scale,
-        'model.logits_dtype': dtype
-    } for dtype in ('float32', 'float16')
-    for scale in (1., 16., 256., 4096., 16384.)
+  f'query-x{scale:g}-{dtype}': {
+    'warm_start.query_scale': scale,
+    'model.logits_dtype': dtype,
+  }
+  for dtype in ('float32', 'float16')
+  for scale in (1.0, 16.0, 256.0, 4096.0, 16384.0)
 }
 _SEEDS = {
-    'plan': range(100, 112),
-    'pilot': range(1000, 1004),
-    'query': range(100, 108)
+  'plan': range(100, 112),
+  'pilot': range(1000, 1004),
+  'query': range(100, 108),
 }
 
 
@@ -47,31 +47,30 @@ def get_config(part='plan'):
   # In the program that also clips, so that on and off differ in nothing else.
   off = {'optim.tau': float('inf')}
   return design.Plan(
-      question='Does the QK-clip help where attention logits grow?',
-      exploratory=not is_planned,
-      seeds=_SEEDS[part],
-      tasks=_QUERIES if part == 'query' else _RATES,
-      base={
-          'model.attention_entropy': True,
-          'num_steps': 100,
-          'loss.clip_eps_low': 0.05,
-          'loss.clip_eps_high': 0.05,
-          'optim.tau': _TAU,
-          'optim.monitor_tau': 1.5 * _TAU,
-          'eval.every': 5,
-          'mechanism.every': 50,
-          'checkpoint.every': 50,
-      },
-      target=0.7,
-      variants={
-          name: design.Variant(overrides, exploratory=not is_planned)
-          for name, overrides in {
-              'hmpo': {},
-              'hmpo_no_clip': off
-          }.items()
-          if part != 'pilot' or overrides
-      },
-      contrasts=[design.Contrast('hmpo', 'hmpo_no_clip', 'area', 'qk-x64')]
-      if is_planned else [],
-      reference='' if part == 'pilot' else 'hmpo_no_clip',
-      family=5 if is_planned else 0)
+    question='Does the QK-clip help where attention logits grow?',
+    exploratory=not is_planned,
+    seeds=_SEEDS[part],
+    tasks=_QUERIES if part == 'query' else _RATES,
+    base={
+      'model.attention_entropy': True,
+      'num_steps': 100,
+      'loss.clip_eps_low': 0.05,
+      'loss.clip_eps_high': 0.05,
+      'optim.tau': _TAU,
+      'optim.monitor_tau': 1.5 * _TAU,
+      'eval.every': 5,
+      'mechanism.every': 50,
+      'checkpoint.every': 50,
+    },
+    target=0.7,
+    variants={
+      name: design.Variant(overrides, exploratory=not is_planned)
+      for name, overrides in {'hmpo': {}, 'hmpo_no_clip': off}.items()
+      if part != 'pilot' or overrides
+    },
+    contrasts=[design.Contrast('hmpo', 'hmpo_no_clip', 'area', 'qk-x64')]
+    if is_planned
+    else [],
+    reference='' if part == 'pilot' else 'hmpo_no_clip',
+    family=5 if is_planned else 0,
+  )

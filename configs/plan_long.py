@@ -13,52 +13,49 @@ Device    a GPU or TPU; on a laptop's CPU a run takes some ten minutes
 
 from hmpo_jax.plan import design
 
-_TAU = 30.
+_TAU = 30.0
 
 
 def get_config():
   """GSPO and HMPO, clip on and off, in two regimes, eight seeds each."""
   variant = design.Variant
-  gspo, hmpo = {'loss.p': 0.}, {'loss.p': -1.}
+  gspo, hmpo = {'loss.p': 0.0}, {'loss.p': -1.0}
   no_clip = {'optim.tau': float('inf')}
   return design.Plan(
-      question='Do attention logits explode under long rollouts, and does the '
-      'QK-clip, or the mean, prevent it?',
-      seeds=range(8),
-      tasks={
-          'calm': {
-              'optim.learning_rate': 1e-3
-          },
-          'stress': {
-              'optim.learning_rate': 3e-2
-          },
-      },
-      base={
-          'num_steps': 20,
-          'task.num_digits': 511,
-          'rollout.num_prompts': 4,
-          'rollout.temperature': 0.5,
-          'warm_start.num_steps': 100,
-          'warm_start.batch_size': 16,
-          'train.num_microbatches': 2,
-          'optim.tau': _TAU,
-          'optim.monitor_tau': 1.5 * _TAU,
-          'eval.every': 4,
-          'eval.num_prompts': 64,
-          'mechanism.every': 4,
-          'checkpoint.every': 4,
-      },
-      target=0.5,
-      start_exact=(0., 0.9),
-      variants={
-          'gspo': variant(gspo, exploratory=False),
-          'hmpo': variant(hmpo, exploratory=False),
-          'gspo_no_clip': variant(gspo | no_clip, exploratory=False),
-          'hmpo_no_clip': variant(hmpo | no_clip, exploratory=False),
-      },
-      contrasts=[
-          design.Contrast('hmpo', 'gspo', 'area', 'stress'),
-          design.Contrast('hmpo_no_clip', 'gspo_no_clip', 'collapse', 'stress'),
-          design.Contrast('gspo', 'gspo_no_clip', 'collapse', 'stress'),
-          design.Contrast('hmpo', 'hmpo_no_clip', 'collapse', 'stress'),
-      ])
+    question='Do attention logits explode under long rollouts, and does the '
+    'QK-clip, or the mean, prevent it?',
+    seeds=range(8),
+    tasks={
+      'calm': {'optim.learning_rate': 1e-3},
+      'stress': {'optim.learning_rate': 3e-2},
+    },
+    base={
+      'num_steps': 20,
+      'task.num_digits': 511,
+      'rollout.num_prompts': 4,
+      'rollout.temperature': 0.5,
+      'warm_start.num_steps': 100,
+      'warm_start.batch_size': 16,
+      'train.num_microbatches': 2,
+      'optim.tau': _TAU,
+      'optim.monitor_tau': 1.5 * _TAU,
+      'eval.every': 4,
+      'eval.num_prompts': 64,
+      'mechanism.every': 4,
+      'checkpoint.every': 4,
+    },
+    target=0.5,
+    start_exact=(0.0, 0.9),
+    variants={
+      'gspo': variant(gspo, exploratory=False),
+      'hmpo': variant(hmpo, exploratory=False),
+      'gspo_no_clip': variant(gspo | no_clip, exploratory=False),
+      'hmpo_no_clip': variant(hmpo | no_clip, exploratory=False),
+    },
+    contrasts=[
+      design.Contrast('hmpo', 'gspo', 'area', 'stress'),
+      design.Contrast('hmpo_no_clip', 'gspo_no_clip', 'collapse', 'stress'),
+      design.Contrast('gspo', 'gspo_no_clip', 'collapse', 'stress'),
+      design.Contrast('hmpo', 'hmpo_no_clip', 'collapse', 'stress'),
+    ],
+  )

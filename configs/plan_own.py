@@ -19,13 +19,13 @@ Device    a laptop's CPU is enough; GPU and TPU run the same command
 
 from hmpo_jax.plan import design
 
-_ORDERS = {'gspo': 0., 'hmpo': -1., 'p_one': 1.}
+_ORDERS = {'gspo': 0.0, 'hmpo': -1.0, 'p_one': 1.0}
 _TARGETS = (0.05, 0.15, 0.3)
 _EXACT = {
-    'reward.kind': 'exact',
-    'num_steps': 200,
-    'warm_start.num_steps': 80,
-    'optim.adam_learning_rate': 1e-4
+  'reward.kind': 'exact',
+  'num_steps': 200,
+  'warm_start.num_steps': 80,
+  'optim.adam_learning_rate': 1e-4,
 }
 _RATES = {'exact': (1e-4, 2e-4, 4e-4), 'share': (3e-4, 6e-4, 1.2e-3)}
 
@@ -37,43 +37,46 @@ def get_config(paid='exact'):
   is_exact = paid == 'exact'
   variant = design.Variant
   variants = {
-      name:
-          variant({'loss.p': p},
-                  'own',
-                  exploratory=not is_exact or name == 'p_one')
-      for name, p in _ORDERS.items()
+    name: variant(
+      {'loss.p': p}, 'own', exploratory=not is_exact or name == 'p_one'
+    )
+    for name, p in _ORDERS.items()
   }
   for name in ('gspo', 'hmpo'):
     for target in _TARGETS:
       variants[f'{name}_tracked_{target:g}'] = variant(
-          {
-              'loss.p': _ORDERS[name],
-              'tracking.rate': 0.1,
-              'tracking.target_low': target,
-              'tracking.target_high': target
-          },
-          name,
-          note='its clip range follows this share of the rows of each sign')
+        {
+          'loss.p': _ORDERS[name],
+          'tracking.rate': 0.1,
+          'tracking.target_low': target,
+          'tracking.target_high': target,
+        },
+        name,
+        note='its clip range follows this share of the rows of each sign',
+      )
   return design.Plan(
-      question='Is HMPO better than GSPO, each at its own best settings?',
-      exploratory=not is_exact,
-      seeds=range(100, 116),
-      tasks={paid: _EXACT if is_exact else {}},
-      base={
-          'num_steps': 100,
-          'optim.tau': float('inf'),
-          'eval.every': 10,
-          'mechanism.every': 50,
-          'checkpoint.every': 50,
-      },
-      tuning=design.Tuning(
-          learning_rates=_RATES[paid],
-          eps=(0.02, 0.05, 0.12),
-          seeds=(1100, 1101, 1102),
-          max_extensions=1,
-          final_seeds=range(1110, 1118)),
-      target=0.4 if is_exact else 0.7,
-      variants=variants,
-      contrasts=[design.Contrast('hmpo', 'gspo', 'area', 'exact')]
-      if is_exact else [],
-      family=5 if is_exact else 0)
+    question='Is HMPO better than GSPO, each at its own best settings?',
+    exploratory=not is_exact,
+    seeds=range(100, 116),
+    tasks={paid: _EXACT if is_exact else {}},
+    base={
+      'num_steps': 100,
+      'optim.tau': float('inf'),
+      'eval.every': 10,
+      'mechanism.every': 50,
+      'checkpoint.every': 50,
+    },
+    tuning=design.Tuning(
+      learning_rates=_RATES[paid],
+      eps=(0.02, 0.05, 0.12),
+      seeds=(1100, 1101, 1102),
+      max_extensions=1,
+      final_seeds=range(1110, 1118),
+    ),
+    target=0.4 if is_exact else 0.7,
+    variants=variants,
+    contrasts=[design.Contrast('hmpo', 'gspo', 'area', 'exact')]
+    if is_exact
+    else [],
+    family=5 if is_exact else 0,
+  )

@@ -18,8 +18,8 @@ def get_config(length='short'):
   config = config_lib.default_config()
   config.num_steps = 200
   config.optim.learning_rate = 7e-3
-  config.optim.tau = 30.
-  config.optim.monitor_tau = 30.
+  config.optim.tau = 30.0
+  config.optim.monitor_tau = 30.0
   config.eval.every = 50
   if length == 'long':
     config.num_steps = 20

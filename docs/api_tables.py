@@ -13,7 +13,8 @@ import sys
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted((_ROOT / 'docs' / 'api').glob('*.md'))
 _MODULE = re.compile(
-    r'(?:\*\*`[\w.]+`\*\* [^\n]*\n\n(?:\|[^\n]*\n)+\n)?^::: (\S+)$', re.M)
+  r'(?:\*\*`[\w.]+`\*\* [^\n]*\n\n(?:\|[^\n]*\n)+\n)?^::: (\S+)$', re.M
+)
 
 
 def with_tables(text: str) -> str:
@@ -22,15 +23,18 @@ def with_tables(text: str) -> str:
   It has the first line of the module's docstring, and those of its public
   functions and classes.
   """
-  return _MODULE.sub(lambda match: f'{_table(match[1])}\n\n::: {match[1]}',
-                     text)
+  return _MODULE.sub(
+    lambda match: f'{_table(match[1])}\n\n::: {match[1]}', text
+  )
 
 
 def _table(name):
   module = importlib.import_module(name)
   lines = [
-      f'**`{name}`** {_first_line(module)}', '', '| name | what it is |',
-      '|---|---|'
+    f'**`{name}`** {_first_line(module)}',
+    '',
+    '| name | what it is |',
+    '|---|---|',
   ]
   for member, value in vars(module).items():
     is_code = inspect.isfunction(value) or inspect.isclass(value)
@@ -40,7 +44,7 @@ def _table(name):
 
 
 def _first_line(value):
-  line = inspect.getdoc(value).split('\n\n')[0].replace('\n', ' ')
+  line = (inspect.getdoc(value) or '').split('\n\n')[0].replace('\n', ' ')
   return line.replace('|', r'\|')
 
 
@@ -48,4 +52,5 @@ if __name__ == '__main__':
   sys.path.insert(0, str(_ROOT))
   for page in PAGES:
     page.write_text(
-        with_tables(page.read_text(encoding='utf-8')), encoding='utf-8')
+      with_tables(page.read_text(encoding='utf-8')), encoding='utf-8'
+    )

@@ -20,9 +20,9 @@ class Docstrings(griffe.Extension):
     obj.docstring.value = _as_code(obj.docstring.value)
     if obj.is_class and 'Attributes:' not in obj.docstring.value:
       fields = [
-          f'  {name}: {_comment(member)}'
-          for name, member in obj.members.items()
-          if member.is_attribute and 'property' not in member.labels
+        f'  {name}: {_comment(member)}'
+        for name, member in obj.members.items()
+        if member.is_attribute and 'property' not in member.labels
       ]
       if fields:
         obj.docstring.value += '\n\nAttributes:\n' + '\n'.join(fields)
@@ -47,8 +47,8 @@ def _comment(field):
   """The comment behind a field, or else those in the lines above it."""
   lines = field.filepath.read_text(encoding='utf-8').split('\n')
   _, _, behind = lines[field.endlineno - 1].partition('  # ')
-  above = []
-  for line in reversed(lines[:field.lineno - 1]):
+  above: list[str] = []
+  for line in reversed(lines[: field.lineno - 1]):
     if not line.strip().startswith('# '):
       break
     above.insert(0, line.strip()[2:])

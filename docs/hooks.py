@@ -18,8 +18,8 @@ _log = logging.getLogger('mkdocs.hooks')  # its warnings fail a strict build
 _ROOT = pathlib.Path(__file__).parent.parent
 _LINK = re.compile(r'\]\(\.\./(results/[^)#\s]+)\)')
 _MATH = re.compile(
-    r'<(span|div) class="arithmatex">\\([(\[])\s*(.*?)\s*\\[)\]]</\1>',
-    re.DOTALL)
+  r'<(span|div) class="arithmatex">\\([(\[])\s*(.*?)\s*\\[)\]]</\1>', re.DOTALL
+)
 # Nothing parts the name of a function from a bare argument.
 _LOG = re.compile(r'<mi>(log|exp|max|min)</mi>(?=<(?!mo|/))')
 
@@ -27,13 +27,13 @@ _LOG = re.compile(r'<mi>(log|exp|max|min)</mi>(?=<(?!mo|/))')
 def on_files(files, config):
   """Adds what the pages link outside docs/."""
   texts = [
-      file.content_string for file in files if file.src_uri.endswith('.md')
+    file.content_string for file in files if file.src_uri.endswith('.md')
   ]
   for name in sorted({name for text in texts for name in _LINK.findall(text)}):
     if (_ROOT / name).is_file():  # else the link is reported as broken
       files.append(
-          files_lib.File.generated(
-              config, name, abs_src_path=str(_ROOT / name)))
+        files_lib.File.generated(config, name, abs_src_path=str(_ROOT / name))
+      )
   return files
 
 

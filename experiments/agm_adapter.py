@@ -16,10 +16,10 @@ from hmpo_jax.run import control
 
 # The client's own base, where its own bounds cut nothing.
 _BASE = {
-    'learning_rate': 1e-3,
-    'epsilon': 0.1,
-    'batch_size': 256,
-    'agm_iterations': 5
+  'learning_rate': 1e-3,
+  'epsilon': 0.1,
+  'batch_size': 256,
+  'agm_iterations': 5,
 }
 
 
@@ -38,9 +38,9 @@ class Adapter:
     answer = self._suite.update(agm.build_telemetry_from_hmpo_record(fed))
     suggested = answer['hyperparams']
     return {
-        name: getattr(self._first, name) * suggested[name] / _BASE[name]
-        for name in ('learning_rate', 'epsilon')
+      name: getattr(self._first, name) * suggested[name] / _BASE[name]
+      for name in ('learning_rate', 'epsilon')
     } | {
-        'agm_iterations': suggested['agm_iterations'],
-        'early_stop': answer['early_stop']
+      'agm_iterations': suggested['agm_iterations'],
+      'early_stop': answer['early_stop'],
     }

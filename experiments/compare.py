@@ -29,23 +29,30 @@ from hmpo_jax.run import command_line
 from hmpo_jax.run import interruption
 from hmpo_jax.run import progress
 
-_CONFIG = flags.DEFINE_string('config', None,
-                              'Plan: a file of configs/ that returns one.')
+_CONFIG = flags.DEFINE_string(
+  'config', None, 'Plan: a file of configs/ that returns one.'
+)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Plan folder; runs/<name of the plan> if unset.')
+  'workdir', None, 'Plan folder; runs/<name of the plan> if unset.'
+)
 _ONLY = flags.DEFINE_list('only', [], 'Variants to run; all if unset.')
 _SEEDS = flags.DEFINE_integer(
-    'seeds', 0, 'The first so many of the seeds; all if 0.', lower_bound=0)
+  'seeds', 0, 'The first so many of the seeds; all if 0.', lower_bound=0
+)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Says what it would do.')
-_FORCE = flags.DEFINE_bool('force', False,
-                           'Runs a plan that can\'t answer its question.')
+_FORCE = flags.DEFINE_bool(
+  'force', False, "Runs a plan that can't answer its question."
+)
 _JOBS = flags.DEFINE_integer(
-    'jobs',
-    0, 'Worker processes at once; 0: one per core, at most 8, where '
-    'all devices are CPUs, else 1.',
-    lower_bound=0)
+  'jobs',
+  0,
+  'Worker processes at once; 0: one per core, at most 8, where '
+  'all devices are CPUs, else 1.',
+  lower_bound=0,
+)
 _MAX_RUNS = flags.DEFINE_integer(
-    'max_runs', 64, 'Runs in one program at most.', lower_bound=1)
+  'max_runs', 64, 'Runs in one program at most.', lower_bound=1
+)
 
 _FAILED = 3  # exit code
 
@@ -72,17 +79,18 @@ def _compare(plan, name, workdir):
   """Why runs have failed, by their names."""
   with folder.claimed(workdir) as lock:
     compared = comparison.Comparison(
-        plan,
-        name,
-        workdir,
-        lock,
-        only=_ONLY.value,
-        num_seeds=_SEEDS.value,
-        num_workers=_JOBS.value,
-        max_runs=_MAX_RUNS.value)
+      plan,
+      name,
+      workdir,
+      lock,
+      only=_ONLY.value,
+      num_seeds=_SEEDS.value,
+      num_workers=_JOBS.value,
+      max_runs=_MAX_RUNS.value,
+    )
     check = compared.check(_DRY_RUN.value)
     for text in check.faults:
-      print(f'can\'t start: {text}', file=sys.stderr)
+      print(f"can't start: {text}", file=sys.stderr)
     progress.summary_table(check.rows)
     _object(check.objections, plan.exploratory)
     return {} if _DRY_RUN.value else compared.run()
@@ -94,8 +102,9 @@ def _object(objections, is_exploratory):
     print(f'objection: {text}', file=sys.stderr)
   if objections and not (_FORCE.value or is_exploratory):
     raise config_lib.ConfigError(
-        'this plan can\'t answer its question, see above; --force runs it all '
-        'the same')
+      "this plan can't answer its question, see above; --force runs it all "
+      'the same'
+    )
 
 
 def parse_flags(argv: list[str]):
@@ -104,12 +113,13 @@ def parse_flags(argv: list[str]):
   with command_line.reported():
     overrides = dict(map(command_line.override, rest))
     if not _CONFIG.value:
-      raise config_lib.ConfigError('no plan: give one as '
-                                   '--config=configs/plan.py')
+      raise config_lib.ConfigError(
+        'no plan: give one as --config=configs/plan.py'
+      )
     plan = design.with_base(
-        _load(_CONFIG.value), {
-            key: config_files.typed(key, text) for key, text in overrides.items()
-        })
+      _load(_CONFIG.value),
+      {key: config_files.typed(key, text) for key, text in overrides.items()},
+    )
     rules.check(plan)
   name = config_files.run_name(_CONFIG.value)
   return plan, name, pathlib.Path(_WORKDIR.value or f'runs/{name}')
@@ -119,9 +129,10 @@ def _load(file):
   plan = config_files.read(file)
   if not isinstance(plan, design.Plan):
     raise config_lib.ConfigError(
-        f'--config={file}: get_config() must return a '
-        'hmpo_jax.plan.design.Plan; experiments/main.py runs a single '
-        'configuration')
+      f'--config={file}: get_config() must return a '
+      'hmpo_jax.plan.design.Plan; experiments/main.py runs a single '
+      'configuration'
+    )
   return plan
 
 

@@ -19,30 +19,36 @@ from hmpo_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Plan folder.', required=True)
 _OUT = flags.DEFINE_string(
-    'out', '', 'Folder of drawdowns.csv; by default that of the plan.')
+  'out', '', 'Folder of drawdowns.csv; by default that of the plan.'
+)
 _RESAMPLES = flags.DEFINE_integer(
-    'resamples', 100, 'Of the bootstrap over seeds.', lower_bound=20)
+  'resamples', 100, 'Of the bootstrap over seeds.', lower_bound=20
+)
 
 
 def main(_) -> None:
   """Prints and writes the table."""
   missing = [
-      name for name in ('pandas', 'scipy') if not importlib.util.find_spec(name)
+    name for name in ('pandas', 'scipy') if not importlib.util.find_spec(name)
   ]
   if missing:
-    command_line.refuse(f'{", ".join(missing)} not installed: '
-                        "pip install -e '.[plot]' first")
+    command_line.refuse(
+      f"{', '.join(missing)} not installed: pip install -e '.[plot]' first"
+    )
   # Extras, so maybe not there.
   from hmpo_jax.analysis import drawdowns  # noqa: PLC0415
   from hmpo_jax.analysis import prediction  # noqa: PLC0415
   from hmpo_jax.analysis import records  # noqa: PLC0415
+
   with command_line.reported():
     rows = drawdowns.rows(records.read(_WORKDIR.value))
     found = prediction.table(rows, num_resamples=_RESAMPLES.value)
   runs = rows.groupby(['rung', 'seed'])['drawdown'].first()
-  print(f'{runs.notna().sum()} drawdowns in {len(runs)} runs of '
-        f'{rows["seed"].nunique()} seeds; {int(rows["follows"].sum())} of '
-        f'{len(rows)} steps have one within {drawdowns.AHEAD}')
+  print(
+    f'{runs.notna().sum()} drawdowns in {len(runs)} runs of '
+    f'{rows["seed"].nunique()} seeds; {int(rows["follows"].sum())} of '
+    f'{len(rows)} steps have one within {drawdowns.AHEAD}'
+  )
   print(found.to_string(index=False, float_format='%.3f', na_rep='-'))
   out = pathlib.Path(_OUT.value or _WORKDIR.value)
   out.mkdir(parents=True, exist_ok=True)

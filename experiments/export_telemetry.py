@@ -26,14 +26,24 @@ from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
 
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of a plan, finished.', required=True)
+  'workdir', None, 'Folder of a plan, finished.', required=True
+)
 _OUT = flags.DEFINE_string('out', 'results/agm_telemetry', 'Folder to write.')
 
 _COLLAPSED = 0.5  # share of the first held-out reward that is left
 _DETECTORS = ('FullConvergence', 'ClipNormalisedConvergence')
-_COLUMNS = ('run', 'held-out reward', 'largest gap A - H', 'order p',
-            'clipped low, high', 'largest logit / tau', 'steps with QK-clip',
-            'updates skipped', 'end by A, H', 'end by clip-normalised')
+_COLUMNS = (
+  'run',
+  'held-out reward',
+  'largest gap A - H',
+  'order p',
+  'clipped low, high',
+  'largest logit / tau',
+  'steps with QK-clip',
+  'updates skipped',
+  'end by A, H',
+  'end by clip-normalised',
+)
 
 
 def main(_) -> None:
@@ -42,10 +52,14 @@ def main(_) -> None:
     workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
     plan = _plan(workdir / 'plan.json')
     rows = [_export(workdir, out, run['folder']) for run in plan['runs']]
-    description = json.loads((out / plan['runs'][0]['folder'] /
-                              run_folder.CONFIG).read_text(encoding='utf-8'))
+    description = json.loads(
+      (out / plan['runs'][0]['folder'] / run_folder.CONFIG).read_text(
+        encoding='utf-8'
+      )
+    )
     (out / 'README.md').write_text(
-        _card(plan, rows, description), encoding='utf-8')
+      _card(plan, rows, description), encoding='utf-8'
+    )
   print(f'{len(rows)} runs in {out}')
 
 
@@ -58,8 +72,8 @@ def _plan(file):
       raise ValueError('it has no run')
   except (ValueError, KeyError, TypeError) as error:
     raise config_lib.ConfigError(
-        f'--workdir={file.parent}: {file.name} is not that of a plan '
-        f'({error!r})') from error
+      f'--workdir={file.parent}: {file.name} is not that of a plan ({error!r})'
+    ) from error
   return plan
 
 
@@ -68,7 +82,8 @@ def _export(workdir, out, name):
   source, target = workdir / name, out / name
   if not (source / 'summary.json').exists():
     raise config_lib.ConfigError(
-        f'--workdir={workdir}: {name} is not finished; run the plan first')
+      f'--workdir={workdir}: {name} is not finished; run the plan first'
+    )
   target.mkdir(parents=True, exist_ok=True)
   shutil.copyfile(source / run_records.METRICS, target / run_records.METRICS)
   description = json.loads((source / run_folder.CONFIG).read_text('utf-8'))
@@ -82,15 +97,21 @@ def _export(workdir, out, name):
   fallen = ' (collapsed)' if last < _COLLAPSED * first else ''
   mean = lambda key: sum(column(key)) / len(records)
   skipped = sum(
-      sum(column(key))
-      for key in records[0]
-      if key.startswith('skipped/') and key != 'skipped/in_a_row')
-  return (f'`{name}`', f'{first:.2f} to {last:.2f}{fallen}',
-          f'{max(column("agm/gap")):.3f}', _orders(config, records),
-          f'{mean("clip/low_frac"):.0%}, {mean("clip/high_frac"):.0%}',
-          f'{max(column("qk/max_logit")) / config.optim.tau:.2f}',
-          str(sum(column('muon_clip_active'))), str(skipped),
-          *(_end(config, records, name) for name in _DETECTORS))
+    sum(column(key))
+    for key in records[0]
+    if key.startswith('skipped/') and key != 'skipped/in_a_row'
+  )
+  return (
+    f'`{name}`',
+    f'{first:.2f} to {last:.2f}{fallen}',
+    f'{max(column("agm/gap")):.3f}',
+    _orders(config, records),
+    f'{mean("clip/low_frac"):.0%}, {mean("clip/high_frac"):.0%}',
+    f'{max(column("qk/max_logit")) / config.optim.tau:.2f}',
+    str(sum(column('muon_clip_active'))),
+    str(skipped),
+    *(_end(config, records, name) for name in _DETECTORS),
+  )
 
 
 def _orders(config, records):
@@ -114,24 +135,27 @@ def _end(config, records, detector):
 def _card(plan, rows, description):
   config = config_lib.flat(description['config'])
   versions = ', '.join(
-      f'{name} {version}' for name, version in description['versions'].items())
+    f'{name} {version}' for name, version in description['versions'].items()
+  )
   return _CARD.format(
-      num_runs=len(rows),
-      num_steps=config['num_steps'],
-      episodes=config['rollout.num_prompts'] * config['rollout.group_size'],
-      updates=config['train.num_epochs'] * config['train.num_minibatches'],
-      task=config['task.name'],
-      num_seeds=len(
-          {pathlib.PurePath(run['folder']).name for run in plan['runs']}),
-      eval_every=config['eval.every'],
-      history=config['control.history'],
-      layers=config['model.num_layers'],
-      width=config['model.embed_dim'],
-      name=plan['name'],
-      commit=description['commit'],
-      versions=versions,
-      device=description['device'],
-      table=text.table(list(_COLUMNS), rows))
+    num_runs=len(rows),
+    num_steps=config['num_steps'],
+    episodes=config['rollout.num_prompts'] * config['rollout.group_size'],
+    updates=config['train.num_epochs'] * config['train.num_minibatches'],
+    task=config['task.name'],
+    num_seeds=len(
+      {pathlib.PurePath(run['folder']).name for run in plan['runs']}
+    ),
+    eval_every=config['eval.every'],
+    history=config['control.history'],
+    layers=config['model.num_layers'],
+    width=config['model.embed_dim'],
+    name=plan['name'],
+    commit=description['commit'],
+    versions=versions,
+    device=description['device'],
+    table=text.table(list(_COLUMNS), rows),
+  )
 
 
 _CARD = """# AGM telemetry: records of real runs

@@ -23,28 +23,38 @@ from hmpo_jax.run import command_line
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import trainer
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/learning',
-                               'Folder of the run folders and the table.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs/learning', 'Folder of the run folders and the table.'
+)
 _SEEDS = flags.DEFINE_integer(
-    'seeds', 5, 'Seeds of each arm, from 0.', lower_bound=2)
+  'seeds', 5, 'Seeds of each arm, from 0.', lower_bound=2
+)
 
 _CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 _NAMES = ('hmpo', 'gspo')
 _ARMS = {
-    'as configured': {},
-    'learning rate 0': {
-        'optim.learning_rate': '0',
-        'optim.adam_learning_rate': '0'
-    },
-    'advantages permuted': {
-        'advantage.permute': 'true'
-    },
+  'as configured': {},
+  'learning rate 0': {
+    'optim.learning_rate': '0',
+    'optim.adam_learning_rate': '0',
+  },
+  'advantages permuted': {'advantage.permute': 'true'},
 }
-_COLUMNS = ('heldout_reward_first', 'heldout_reward_first_stderr',
-            'heldout_reward_last', 'heldout_reward_last_stderr', 'gap_closed',
-            'heldout_exact_first', 'heldout_exact_last', 'clip_low_frac',
-            'clip_high_frac', 'sigma', 'cosine', 'cosine_unclipped',
-            'max_logit')
+_COLUMNS = (
+  'heldout_reward_first',
+  'heldout_reward_first_stderr',
+  'heldout_reward_last',
+  'heldout_reward_last_stderr',
+  'gap_closed',
+  'heldout_exact_first',
+  'heldout_exact_last',
+  'clip_low_frac',
+  'clip_high_frac',
+  'sigma',
+  'cosine',
+  'cosine_unclipped',
+  'max_logit',
+)
 
 
 def main(rest) -> None:
@@ -53,13 +63,14 @@ def main(rest) -> None:
   with command_line.reported():
     overrides = dict(map(command_line.override, rest))
     rows = [
-        _run(workdir, name, arm, seed, overrides)
-        for name in _NAMES
-        for arm in _ARMS
-        for seed in range(_SEEDS.value)
+      _run(workdir, name, arm, seed, overrides)
+      for name in _NAMES
+      for arm in _ARMS
+      for seed in range(_SEEDS.value)
     ]
   with open(
-      workdir / 'learning.csv', 'w', newline='', encoding='utf-8') as file:
+    workdir / 'learning.csv', 'w', newline='', encoding='utf-8'
+  ) as file:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
@@ -73,17 +84,17 @@ def main(rest) -> None:
 def _run(workdir, name, arm, seed, overrides):
   """One run, or the summary of its folder, as a row of the table."""
   config = config_files.load(
-      str(_CONFIGS / f'{name}.py'), overrides | _ARMS[arm] | {
-          'seed': str(seed),
-          'warm_start.folder': str(workdir.absolute() / 'warm_start'),
-      })
+    str(_CONFIGS / f'{name}.py'),
+    overrides
+    | _ARMS[arm]
+    | {
+      'seed': str(seed),
+      'warm_start.folder': str(workdir.absolute() / 'warm_start'),
+    },
+  )
   summary = trainer.train(config, _folder(workdir, name, arm, seed))
-  return {
-      'config': name,
-      'arm': arm,
-      'seed': seed
-  } | {
-      column: _rounded(summary.get(column)) for column in _COLUMNS
+  return {'config': name, 'arm': arm, 'seed': seed} | {
+    column: _rounded(summary.get(column)) for column in _COLUMNS
   }
 
 
@@ -99,14 +110,15 @@ def _folder(workdir, name, arm, seed):
 def _table(rows):
   """Markdown: mean over seeds, and the range of what must hold for each."""
   lines = [
-      '| config | arm | held-out reward | gap to 1 closed (each seed) | '
-      'gain / its standard error | exact match | sigma | cosine, '
-      'p = 0 and -1 |', '|---|---|---|---|---|---|---|---|'
+    '| config | arm | held-out reward | gap to 1 closed (each seed) | '
+    'gain / its standard error | exact match | sigma | cosine, '
+    'p = 0 and -1 |',
+    '|---|---|---|---|---|---|---|---|',
   ]
   for name in _NAMES:
     for arm in _ARMS:
       chosen = [
-          row for row in rows if (row['config'], row['arm']) == (name, arm)
+        row for row in rows if (row['config'], row['arm']) == (name, arm)
       ]
       lines.append(_table_row(name, arm, chosen))
   return '\n'.join(lines)
@@ -117,17 +129,19 @@ def _table_row(name, arm, rows):
   mean = lambda key: _mean(column(key))
   first, last = column('heldout_reward_first'), column('heldout_reward_last')
   error = np.hypot(
-      column('heldout_reward_first_stderr'),
-      column('heldout_reward_last_stderr'))
+    column('heldout_reward_first_stderr'), column('heldout_reward_last_stderr')
+  )
   ratio = (last - first) / error
   gaps = ', '.join(f'{gap:.2f}' for gap in column('gap_closed'))
-  return (f'| {name} | {arm} | {first.mean():.3f} to {last.mean():.3f} | '
-          f'{column("gap_closed").mean():.2f} ({gaps}) | '
-          f'{ratio.min():.1f} to {ratio.max():.1f} | '
-          f'{column("heldout_exact_first").mean():.3f} to '
-          f'{column("heldout_exact_last").mean():.3f} | '
-          f'{column("sigma").mean():.2f} | {mean("cosine")} '
-          f'({mean("cosine_unclipped")} unclipped) |')
+  return (
+    f'| {name} | {arm} | {first.mean():.3f} to {last.mean():.3f} | '
+    f'{column("gap_closed").mean():.2f} ({gaps}) | '
+    f'{ratio.min():.1f} to {ratio.max():.1f} | '
+    f'{column("heldout_exact_first").mean():.3f} to '
+    f'{column("heldout_exact_last").mean():.3f} | '
+    f'{column("sigma").mean():.2f} | {mean("cosine")} '
+    f'({mean("cosine_unclipped")} unclipped) |'
+  )
 
 
 def _mean(values):
@@ -143,18 +157,17 @@ def _draw(workdir):
   """Held-out reward against episodes: every seed, and the mean of the arm."""
   # An extra, so maybe not there.
   from matplotlib import figure  # noqa: PLC0415
+
   styles = {
-      ('hmpo', 'as configured'): ('tab:blue', 'HMPO, p = -1'),
-      ('gspo', 'as configured'): ('tab:orange', 'GSPO, p = 0'),
-      ('hmpo', 'advantages permuted'):
-          ('tab:gray', 'HMPO, permuted advantages'),
+    ('hmpo', 'as configured'): ('tab:blue', 'HMPO, p = -1'),
+    ('gspo', 'as configured'): ('tab:orange', 'GSPO, p = 0'),
+    ('hmpo', 'advantages permuted'): ('tab:gray', 'HMPO, permuted advantages'),
   }
   picture = figure.Figure(figsize=(6, 3.2), layout='constrained')
   axes = picture.add_subplot()
   for (name, arm), (color, label) in styles.items():
     curves = [
-        _curve(_folder(workdir, name, arm, seed))
-        for seed in range(_SEEDS.value)
+      _curve(_folder(workdir, name, arm, seed)) for seed in range(_SEEDS.value)
     ]
     for episodes, rewards in curves:
       axes.plot(episodes, rewards, color=color, linewidth=0.5, alpha=0.6)

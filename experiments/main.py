@@ -15,10 +15,14 @@ from hmpo_jax.run import command_line
 from hmpo_jax.run import trainer
 
 _CONFIG = flags.DEFINE_string(
-    'config', None, 'Configuration: a file of configs/, or the config.json of '
-    'a run; --config.KEY=VALUE overrides a key.')
+  'config',
+  None,
+  'Configuration: a file of configs/, or the config.json of '
+  'a run; --config.KEY=VALUE overrides a key.',
+)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Run folder; runs/<name of the configuration> if unset.')
+  'workdir', None, 'Run folder; runs/<name of the configuration> if unset.'
+)
 
 
 def main(run) -> None:
@@ -33,10 +37,14 @@ def parse_flags(argv: list[str]):
   with command_line.reported():
     overrides = dict(map(command_line.override, rest))
     if not _CONFIG.value:
-      raise config_lib.ConfigError('no configuration: give one as '
-                                   '--config=configs/hmpo.py')
+      raise config_lib.ConfigError(
+        'no configuration: give one as --config=configs/hmpo.py'
+      )
     config = config_files.load(_CONFIG.value, overrides)
-  return config, _WORKDIR.value or f'runs/{config_files.run_name(_CONFIG.value)}'
+  return (
+    config,
+    _WORKDIR.value or f'runs/{config_files.run_name(_CONFIG.value)}',
+  )
 
 
 if __name__ == '__main__':

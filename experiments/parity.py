@@ -28,16 +28,17 @@ from hmpo_jax.run import command_line
 
 _TOLERANCE = 1e-5
 _NUM_BATCHES, _ROWS, _TOKENS = 4, 8, 24
-_SCALE = 32.  # tokens, of the aggregations that divide by a constant
+_SCALE = 32.0  # tokens, of the aggregations that divide by a constant
 _MODULES = {
-    'verl': 'verl.trainer.ppo.core_algos',
-    'trl': 'trl.trainer.grpo_trainer',
-    'google-tunix': 'tunix.rl.algo_core',
+  'verl': 'verl.trainer.ppo.core_algos',
+  'trl': 'trl.trainer.grpo_trainer',
+  'google-tunix': 'tunix.rl.algo_core',
 }
 
 
 class Batch(NamedTuple):
   """float32 but for the mask."""
+
   logprobs: np.ndarray  # [B, T]
   old_logprobs: np.ndarray  # [B, T]
   advantages: np.ndarray  # [B]
@@ -50,14 +51,16 @@ Outcome = tuple[float, np.ndarray]
 
 def _batch(seed: int) -> Batch:
   rng = np.random.default_rng(seed)
-  old_logprobs = rng.uniform(-3, -.1, size=(_ROWS, _TOKENS))
+  old_logprobs = rng.uniform(-3, -0.1, size=(_ROWS, _TOKENS))
   x = np.clip(rng.normal(size=(_ROWS, _TOKENS)), -4.9, 4.9)
   lengths = rng.integers(1, _TOKENS + 1, size=(_ROWS, 1))
   narrow = lambda array: np.asarray(array, np.float32)
   return Batch(
-      narrow(old_logprobs + x), narrow(old_logprobs),
-      narrow(rng.normal(size=_ROWS)),
-      np.arange(_TOKENS) < lengths)
+    narrow(old_logprobs + x),
+    narrow(old_logprobs),
+    narrow(rng.normal(size=_ROWS)),
+    np.arange(_TOKENS) < lengths,
+  )
 
 
 def _ours(loss: Callable[..., Any], **settings) -> Callable[[Batch], Outcome]:
@@ -75,7 +78,8 @@ def _by_torch(loss, batch: Batch) -> Outcome:
   """`loss` of the batch as tensors, and its gradient."""
   torch = importlib.import_module('torch')
   logprobs, old_logprobs, advantages, mask = (
-      torch.from_numpy(np.float32(array)) for array in batch)
+    torch.from_numpy(np.float32(array)) for array in batch
+  )
   logprobs.requires_grad_()
   value = loss(logprobs, old_logprobs, advantages, mask)
   value.backward()
@@ -85,91 +89,105 @@ def _by_torch(loss, batch: Batch) -> Outcome:
 def _verl(name: str, aggregation: str, **settings):
   module = importlib.import_module(_MODULES['verl'])
   config = importlib.import_module('verl.workers.config').ActorConfig(
-      strategy='fsdp',
-      rollout_n=1,
-      ppo_micro_batch_size_per_gpu=1,
-      **{'clip_ratio_c': 1e9} | settings)
+    strategy='fsdp',
+    rollout_n=1,
+    ppo_micro_batch_size_per_gpu=1,
+    **{'clip_ratio_c': 1e9} | settings,
+  )
   # The trainer fills it in for minibatches that are split.
   config.global_batch_info['loss_scale_factor'] = _SCALE
   policy_loss = module.get_policy_loss_fn(name)
 
   def loss(logprobs, old_logprobs, advantages, mask):
     wide = advantages[:, None].expand_as(mask)
-    return policy_loss(old_logprobs, logprobs, wide, mask, aggregation,
-                       config)[0]
+    return policy_loss(old_logprobs, logprobs, wide, mask, aggregation, config)[
+      0
+    ]
 
   return functools.partial(_by_torch, loss)
 
 
-def _trl(loss_type: str, *, level: str = 'token', delta=None, low=.2, high=.28):
+def _trl(
+  loss_type: str, *, level: str = 'token', delta=None, low=0.2, high=0.28
+):
   """GRPOTrainer._compute_loss of a trainer that has what it reads."""
   trainer = importlib.import_module(_MODULES['trl']).GRPOTrainer
 
   def loss(logprobs, old_logprobs, advantages, mask):
     same = lambda x, **_: x
     stub = types.SimpleNamespace(
-        loss_type=loss_type,
-        importance_sampling_level=level,
-        epsilon_low=low,
-        epsilon_high=high,
-        args=types.SimpleNamespace(
-            delta=delta,
-            sapo_temperature_pos=1.,
-            sapo_temperature_neg=1.05,
-            steps_per_generation=1),
-        beta=0.,
-        top_entropy_quantile=1.,
-        off_policy_mask_threshold=None,
-        use_vllm=False,
-        aux_loss_enabled=False,
-        _entropy_bonus_enabled=False,
-        current_gradient_accumulation_steps=1,
-        max_completion_length=_SCALE,
-        model=types.SimpleNamespace(training=True),
-        accelerator=types.SimpleNamespace(
-            num_processes=1, gather=same, reduce=same),
-        _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
-        _get_per_token_logps_and_entropies=lambda *_, **__:
-        (logprobs, 0 * old_logprobs, None))
+      loss_type=loss_type,
+      importance_sampling_level=level,
+      epsilon_low=low,
+      epsilon_high=high,
+      args=types.SimpleNamespace(
+        delta=delta,
+        sapo_temperature_pos=1.0,
+        sapo_temperature_neg=1.05,
+        steps_per_generation=1,
+      ),
+      beta=0.0,
+      top_entropy_quantile=1.0,
+      off_policy_mask_threshold=None,
+      use_vllm=False,
+      aux_loss_enabled=False,
+      _entropy_bonus_enabled=False,
+      current_gradient_accumulation_steps=1,
+      max_completion_length=_SCALE,
+      model=types.SimpleNamespace(training=True),
+      accelerator=types.SimpleNamespace(
+        num_processes=1, gather=same, reduce=same
+      ),
+      _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
+      _get_per_token_logps_and_entropies=lambda *_, **__: (
+        logprobs,
+        0 * old_logprobs,
+        None,
+      ),
+    )
     inputs = {
-        'prompt_ids': mask[:, :1],
-        'prompt_mask': mask[:, :1],
-        'completion_ids': mask,
-        'completion_mask': mask,
-        'advantages': advantages,
-        'old_per_token_logps': old_logprobs,
-        'num_items_in_batch': mask.sum(),
+      'prompt_ids': mask[:, :1],
+      'prompt_mask': mask[:, :1],
+      'completion_ids': mask,
+      'completion_mask': mask,
+      'advantages': advantages,
+      'old_per_token_logps': old_logprobs,
+      'num_items_in_batch': mask.sum(),
     }
-    return trainer._compute_loss(
-        stub, None, inputs)
+    return trainer._compute_loss(stub, None, inputs)
 
   return functools.partial(_by_torch, loss)
 
 
-def _tunix(algorithm: str, aggregation: str, *, low=.2, high=.28, dual=None):
+def _tunix(algorithm: str, aggregation: str, *, low=0.2, high=0.28, dual=None):
   """grpo_loss_fn with a model whose log-probabilities are those given."""
   module = importlib.import_module(_MODULES['google-tunix'])
   config = types.SimpleNamespace(
-      beta=0.,
-      epsilon=low,
-      epsilon_high=high,
-      epsilon_c=dual,
-      loss_algo=algorithm,
-      loss_agg_mode=aggregation,
-      temperature=1.)
+    beta=0.0,
+    epsilon=low,
+    epsilon_high=high,
+    epsilon_c=dual,
+    loss_algo=algorithm,
+    loss_agg_mode=aggregation,
+    temperature=1.0,
+  )
 
   def loss(logprobs, old_logprobs, advantages, mask):
     example = types.SimpleNamespace(
-        prompt_ids=None,
-        completion_ids=None,
-        completion_mask=mask,
-        advantages=advantages,
-        old_per_token_logps=old_logprobs,
-        ref_per_token_logps=None)
+      prompt_ids=None,
+      completion_ids=None,
+      completion_mask=mask,
+      advantages=advantages,
+      old_per_token_logps=old_logprobs,
+      ref_per_token_logps=None,
+    )
     outputs = logprobs, logprobs[..., None]
-    with mock.patch.object(module.nnx, 'split', lambda _: (None, None)), \
-        mock.patch.object(module.common, 'compute_per_token_logps',
-                          lambda *_, **__: outputs):
+    with (
+      mock.patch.object(module.nnx, 'split', lambda _: (None, None)),
+      mock.patch.object(
+        module.common, 'compute_per_token_logps', lambda *_, **__: outputs
+      ),
+    ):
       return module.grpo_loss_fn(None, example, config, 0, 1)[0]
 
   def evaluate(batch: Batch) -> Outcome:
@@ -179,13 +197,13 @@ def _tunix(algorithm: str, aggregation: str, *, low=.2, high=.28, dual=None):
   return evaluate
 
 
-_CLIP = {'clip_eps_low': .2, 'clip_eps_high': .28}
+_CLIP = {'clip_eps_low': 0.2, 'clip_eps_high': 0.28}
 _TIGHT = {'clip_eps_low': 3e-4, 'clip_eps_high': 4e-4}
-_WIDE = {'clip_eps_low': .4, 'clip_eps_high': .4}
-_VERL = {'clip_ratio_low': .2, 'clip_ratio_high': .28}
+_WIDE = {'clip_eps_low': 0.4, 'clip_eps_high': 0.4}
+_VERL = {'clip_ratio_low': 0.2, 'clip_ratio_high': 0.28}
 _VERL_TIGHT = {'clip_ratio_low': 3e-4, 'clip_ratio_high': 4e-4}
 _GRPO = functools.partial(_ours, losses.grpo_loss, **_CLIP)
-_GSPO = functools.partial(_ours, losses.power_mean_loss, p=0., **_TIGHT)
+_GSPO = functools.partial(_ours, losses.power_mean_loss, p=0.0, **_TIGHT)
 _GSPO_TOKEN = functools.partial(_ours, losses.gspo_token_loss, **_TIGHT)
 _SUM = {'aggregation': 'sequence-mean-token-sum'}
 _trl_sequence = functools.partial(_trl, level='sequence', low=3e-4, high=4e-4)
@@ -243,7 +261,8 @@ def _differences(ours, theirs) -> tuple[float, float]:
   for batch in map(_batch, range(_NUM_BATCHES)):
     (loss, gradient), (their_loss, their_gradient) = ours(batch), theirs(batch)
     by_batch.append(
-        (abs(loss - their_loss), np.max(np.abs(gradient - their_gradient))))
+      (abs(loss - their_loss), np.max(np.abs(gradient - their_gradient)))
+    )
   return tuple(np.max(by_batch, axis=0))
 
 
@@ -269,13 +288,15 @@ def main(_) -> None:
   if missing:
     print(f'left out: {", ".join(missing)} ({reasons})')
   print(f'{"peer":22}{"objective":26}{"loss":>10}{"gradient":>10}')
-  worst = 0.
+  worst = 0.0
   for name, objective, ours, theirs in _PAIRS:
     if name in versions:
       loss, gradient = _differences(ours(), theirs())
       worst = max(worst, loss, gradient)
-      print(f'{name + " " + versions[name]:22}{objective:26}{loss:10.1e}'
-            f'{gradient:10.1e}')
+      print(
+        f'{name + " " + versions[name]:22}{objective:26}{loss:10.1e}'
+        f'{gradient:10.1e}'
+      )
   sys.exit(int(worst > _TOLERANCE))
 
 

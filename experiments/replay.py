@@ -30,10 +30,13 @@ def main(_) -> None:
 
 
 def _line(suspect):
-  place = ('the rollout'
-           if suspect.place == 'rollout' else f'update {suspect.place}')
-  return (f'{suspect.name} of {place}: {suspect.num_bad} values, the first at '
-          f'{suspect.first}')
+  place = (
+    'the rollout' if suspect.place == 'rollout' else f'update {suspect.place}'
+  )
+  return (
+    f'{suspect.name} of {place}: {suspect.num_bad} values, the first at '
+    f'{suspect.first}'
+  )
 
 
 if __name__ == '__main__':

@@ -24,10 +24,14 @@ from hmpo_jax.run import records as run_records
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _CONTROLLER = flags.DEFINE_string(
-    'controller', None, 'module:function, module:Class or file.py:name; that '
-    'of the run if not given.')
+  'controller',
+  None,
+  'module:function, module:Class or file.py:name; that '
+  'of the run if not given.',
+)
 _OUT = flags.DEFINE_string(
-    'out', None, 'File for its answers, one line each as in control.jsonl.')
+  'out', None, 'File for its answers, one line each as in control.jsonl.'
+)
 _SHOWN = 20  # lines of decisions
 
 
@@ -43,9 +47,10 @@ def main(argv: list[str]) -> None:
       command_line.refuse('--controller: must be given, as the run had none')
     records = run_records.read(workdir)
     answers = list(control.Controller(config).replay(records))
-    lines = [{
-        'step': step
-    } | answer.line(config.control.may_stop) for step, answer in answers]
+    lines = [
+      {'step': step} | answer.line(config.control.may_stop)
+      for step, answer in answers
+    ]
     if _OUT.value:
       text = ''.join(json.dumps(line) + '\n' for line in lines)
       pathlib.Path(_OUT.value).write_text(text, encoding='utf-8')
@@ -53,32 +58,40 @@ def main(argv: list[str]) -> None:
   _print_stop(lines, records)
   recorded = run_records.read_control(workdir)
   if recorded:
-    same = [line['changes'] for line in recorded
-           ] == [line['changes'] for line in lines]
+    same = [line['changes'] for line in recorded] == [
+      line['changes'] for line in lines
+    ]
     print(f'the run logged {"the same" if same else "other"} decisions')
 
 
 def _print_changes(lines):
   asked = [
-      (line['step'], change) for line in lines for change in line['changes']
+    (line['step'], change) for line in lines for change in line['changes']
   ]
   moved = [(step, c) for step, c in asked if c['after'] != c['before']]
   for step, change in moved[:_SHOWN]:
-    note = f' (asked {change["asked"]}: {change["note"]})' if change[
-        'note'] else ''
-    print(f'step {step}: {change["name"]} {change["before"]} -> '
-          f'{change["after"]}{note}')
+    note = (
+      f' (asked {change["asked"]}: {change["note"]})' if change['note'] else ''
+    )
+    print(
+      f'step {step}: {change["name"]} {change["before"]} -> '
+      f'{change["after"]}{note}'
+    )
   if len(moved) > _SHOWN:
     print(f'... {len(moved) - _SHOWN} more; --out=FILE writes all')
-  refused = [(c['name'], c['note'])
-             for _, c in asked
-             if c['after'] == c['before'] and c['note']]
+  refused = [
+    (c['name'], c['note'])
+    for _, c in asked
+    if c['after'] == c['before'] and c['note']
+  ]
   for (name, note), count in collections.Counter(refused).items():
     print(f'{name} left as it is, {count} times: {note}')
   errors = [line for line in lines if line['error']]
-  print(f'{len(lines)} answers, {len(asked)} decisions: {len(moved)} change '
-        f'something, {len(refused)} are refused or cut to what holds; '
-        f'{len(errors)} errors')
+  print(
+    f'{len(lines)} answers, {len(asked)} decisions: {len(moved)} change '
+    f'something, {len(refused)} are refused or cut to what holds; '
+    f'{len(errors)} errors'
+  )
   if errors:
     print(f'step {errors[0]["step"]}: {errors[0]["error"]}')
 
@@ -90,9 +103,11 @@ def _print_stop(lines, records):
     return
   there, last = records[stop['step'] - 1], records[-1]
   pair = lambda name: f'{there[name]:.3f} there, {last[name]:.3f} at the end'
-  print(f'it would have ended the run at step {there["step"]} of '
-        f'{last["step"]} ({stop["stop"]}): training reward '
-        f'{pair("train_reward_mean")}, held-out {pair("eval_reward")}')
+  print(
+    f'it would have ended the run at step {there["step"]} of '
+    f'{last["step"]} ({stop["stop"]}): training reward '
+    f'{pair("train_reward_mean")}, held-out {pair("eval_reward")}'
+  )
 
 
 if __name__ == '__main__':

@@ -21,27 +21,35 @@ from hmpo_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/plan', 'Folder of the plan.')
 _OUT = flags.DEFINE_string(
-    'out', '', 'Folder of the report; by default report/ in that of the plan.')
+  'out', '', 'Folder of the report; by default report/ in that of the plan.'
+)
 _ANSWERS = flags.DEFINE_list(
-    'answers', [], 'Pages whose marked parts are written anew from --results; '
-    'then no plan is reported.')
-_RESULTS = flags.DEFINE_string('results', 'results',
-                               'Folder of the reports that answers are from.')
+  'answers',
+  [],
+  'Pages whose marked parts are written anew from --results; '
+  'then no plan is reported.',
+)
+_RESULTS = flags.DEFINE_string(
+  'results', 'results', 'Folder of the reports that answers are from.'
+)
 _FIGURES = flags.DEFINE_bool('figures', True, 'Whether to draw the figures.')
 
 
 def main(_) -> None:
   """Writes the report and says where it is."""
   missing = [
-      name for name in ('matplotlib', 'pandas', 'scipy')
-      if not importlib.util.find_spec(name)
+    name
+    for name in ('matplotlib', 'pandas', 'scipy')
+    if not importlib.util.find_spec(name)
   ]
   if missing:
-    command_line.refuse(f'{", ".join(missing)} not installed: '
-                        "pip install -e '.[plot]' first")
+    command_line.refuse(
+      f"{', '.join(missing)} not installed: pip install -e '.[plot]' first"
+    )
   # Extras, so maybe not there.
   from hmpo_jax.analysis import answers  # noqa: PLC0415
   from hmpo_jax.analysis import report  # noqa: PLC0415
+
   with command_line.reported():
     if not _ANSWERS.value:
       print(report.write(_WORKDIR.value, _OUT.value, draw=_FIGURES.value))
@@ -49,8 +57,8 @@ def main(_) -> None:
     blocks = answers.read(_RESULTS.value)
     for page in map(pathlib.Path, _ANSWERS.value):
       page.write_text(
-          answers.fill(page.read_text(encoding='utf-8'), blocks),
-          encoding='utf-8')
+        answers.fill(page.read_text(encoding='utf-8'), blocks), encoding='utf-8'
+      )
       print(page)
 
 

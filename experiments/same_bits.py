@@ -39,12 +39,15 @@ from absl import flags
 
 _AGAINST = flags.DEFINE_string('against', '', 'Commit to compare with.')
 _EXCEPT = flags.DEFINE_list(
-    'except', [], 'Keys, or patterns of them, that may differ, appear or '
-    'vanish.')
+  'except', [], 'Keys, or patterns of them, that may differ, appear or vanish.'
+)
 _CASES = flags.DEFINE_list('cases', [], 'Configurations; all if unset.')
 _RUN_IN = flags.DEFINE_string(
-    'run_in', '', 'Only runs the configurations, in this folder, with the '
-    'hmpo_jax that Python finds: what a comparison does in each tree.')
+  'run_in',
+  '',
+  'Only runs the configurations, in this folder, with the '
+  'hmpo_jax that Python finds: what a comparison does in each tree.',
+)
 
 _ROOT = pathlib.Path(__file__).absolute().parent.parent
 _KEPT = _ROOT / 'runs' / 'same_bits'
@@ -56,21 +59,19 @@ _FOUND, _LOG = 'hmpo_jax.json', 'log.txt'
 _PLAN, _RESUMED = 'plan', 'host_reward_resumed'  # run in a way of their own
 
 _FILES = {
-    'base.json':
-        '{"config": {}}',
-    'prompts.jsonl':
-        ''.join(f'{{"prompt": [{2 + i % 10}, {2 + i // 10 % 10}, '
-                f'{2 + i // 100}], "answer": [{2 + i % 10}, 3, 4, 1]}}\n'
-                for i in range(400)),
-    'controller.py':
-        """
+  'base.json': '{"config": {}}',
+  'prompts.jsonl': ''.join(
+    f'{{"prompt": [{2 + i % 10}, {2 + i // 10 % 10}, '
+    f'{2 + i // 100}], "answer": [{2 + i % 10}, 3, 4, 1]}}\n'
+    for i in range(400)
+  ),
+  'controller.py': """
 def decide(record):
   return {'hyperparams': {'learning_rate': .004 / record['step'],
                           'epsilon': .1, 'agm_iterations': 3}, 'p': -.5}
 """,
-    # Fails in the second step; the run then goes on from its checkpoint.
-    'rewards.py':
-        """
+  # Fails in the second step; the run then goes on from its checkpoint.
+  'rewards.py': """
 import pathlib
 CALLS = pathlib.Path(__file__).with_name('calls')
 def judge(prompts, responses):
@@ -80,8 +81,7 @@ def judge(prompts, responses):
     raise RuntimeError('once')
   return [sum(t in p for t in r) / 4 for p, r in zip(prompts, responses)]
 """,
-    'plan.py':
-        """
+  'plan.py': """
 from hmpo_jax.plan import design
 def get_config():
   return design.Plan(
@@ -143,14 +143,15 @@ def _kept(commit, scratch):
 def _identity():
   """Digest of all that decides the bits of a commit."""
   known = {
-      'versions': [metadata.version(name) for name in _PACKAGES],
-      'python': sys.version,
-      'threads': len(os.sched_getaffinity(0)),
-      'settings': {
-          name: value for name, value in os.environ.items() if
-          name == 'XLA_FLAGS' or name.startswith('JAX_') and 'CACHE' not in name
-      },
-      'cases': [_jobs(), _FILES, _CASES.value],
+    'versions': [metadata.version(name) for name in _PACKAGES],
+    'python': sys.version,
+    'threads': len(os.sched_getaffinity(0)),
+    'settings': {
+      name: value
+      for name, value in os.environ.items()
+      if name == 'XLA_FLAGS' or name.startswith('JAX_') and 'CACHE' not in name
+    },
+    'cases': [_jobs(), _FILES, _CASES.value],
   }
   text = json.dumps(known, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -161,16 +162,19 @@ def _jobs() -> list[dict[str, list[str]]]:
   table = configparser.ConfigParser()
   table.read(pathlib.Path(__file__).with_suffix('.ini'), encoding='utf-8')
   base = table.defaults()['base'].split()
-  return [{
+  return [
+    {
       name: base + text.split()
       for name, text in table[section].items()
       if name != 'base'
-  }
-          for section in table.sections()]
+    }
+    for section in table.sections()
+  ]
 
 
-def run_tree(tree: pathlib.Path, folder: pathlib.Path,
-             cases: Sequence[str]) -> None:
+def run_tree(
+  tree: pathlib.Path, folder: pathlib.Path, cases: Sequence[str]
+) -> None:
   """Runs cases with the code of a tree, some at a time.
 
   Args:
@@ -185,7 +189,7 @@ def run_tree(tree: pathlib.Path, folder: pathlib.Path,
   for name, text in _FILES.items():
     (folder / name).write_text(text, encoding='utf-8')
   jobs = [
-      [case for case in job if not cases or case in cases] for job in _jobs()
+    [case for case in job if not cases or case in cases] for job in _jobs()
   ]
   with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
     results = [pool.submit(_run_job, tree, folder, job) for job in jobs if job]
@@ -196,18 +200,22 @@ def run_tree(tree: pathlib.Path, folder: pathlib.Path,
 
 def _run_job(tree, folder, cases):
   path = os.pathsep.join(
-      filter(None, [str(tree), os.environ.get('PYTHONPATH')]))
-  result = subprocess.run([
-      sys.executable, __file__, f'--run_in={folder}',
-      f'--cases={",".join(cases)}'
-  ],
-                          cwd=tree,
-                          env={'JAX_PLATFORMS': 'cpu'} | os.environ
-                          | {'PYTHONPATH': path},
-                          stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE,
-                          text=True,
-                          check=False)
+    filter(None, [str(tree), os.environ.get('PYTHONPATH')])
+  )
+  result = subprocess.run(
+    [
+      sys.executable,
+      __file__,
+      f'--run_in={folder}',
+      f'--cases={",".join(cases)}',
+    ],
+    cwd=tree,
+    env={'JAX_PLATFORMS': 'cpu'} | os.environ | {'PYTHONPATH': path},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
   if result.returncode:
     raise Failed(f'{tree}: {(result.stderr or "?").strip().splitlines()[-1]}')
 
@@ -225,6 +233,7 @@ def run_cases(folder: pathlib.Path, cases: Sequence[str]) -> None:
     cases: names in the table.
   """
   import hmpo_jax  # noqa: PLC0415
+
   found = pathlib.Path(hmpo_jax.__file__)
   if not found.is_relative_to(os.getcwd()):
     sys.exit(f'Python imports {found} there')
@@ -233,8 +242,11 @@ def run_cases(folder: pathlib.Path, cases: Sequence[str]) -> None:
   programs = found.parent.parent / 'experiments'
   for name in cases:
     pathlib.Path(name).mkdir()
-    with (open(f'{name}/{_LOG}', 'w', encoding='utf-8') as log,
-          contextlib.redirect_stdout(log), contextlib.redirect_stderr(log)):
+    with (
+      open(f'{name}/{_LOG}', 'w', encoding='utf-8') as log,
+      contextlib.redirect_stdout(log),
+      contextlib.redirect_stderr(log),
+    ):
       codes = list(_run_case(programs, name, log))
     if codes[-1] or (len(codes) > 1) != (name == _RESUMED):
       text = pathlib.Path(name, _LOG).read_text(encoding='utf-8')
@@ -246,15 +258,16 @@ def run_cases(folder: pathlib.Path, cases: Sequence[str]) -> None:
 
 def _run_case(programs, name, log) -> Iterator[int]:
   """Exit codes of the command that makes a case, until it ends well."""
-  overrides, = (job[name] for job in _jobs() if name in job)
+  (overrides,) = (job[name] for job in _jobs() if name in job)
   arguments = [f'--config.{text}' for text in overrides]
   if name == _PLAN:
     command = [programs / 'compare.py', '--config=plan.py', '--jobs=1']
     yield subprocess.run(
-        [sys.executable, *command, f'--workdir={name}', *arguments],
-        stdout=log,
-        stderr=log,
-        check=False).returncode
+      [sys.executable, *command, f'--workdir={name}', *arguments],
+      stdout=log,
+      stderr=log,
+      check=False,
+    ).returncode
     return
   run = _main_of(programs / 'main.py')
   argv = ['main.py', '--config=base.json', f'--workdir={name}', *arguments]
@@ -293,33 +306,39 @@ def _digest_arrays(run):
   import jax  # noqa: PLC0415
   import numpy as np  # noqa: PLC0415
   import orbax.checkpoint as ocp  # noqa: PLC0415
+
   steps = [p for p in (run / 'checkpoints').iterdir() if p.name.isdigit()]
   newest = max(steps, key=lambda path: int(path.name))
   with ocp.StandardCheckpointer() as saver:
     arrays = saver.restore((newest / 'state').absolute())
   digests = {
-      f'step {newest.name}{jax.tree_util.keystr(path)}':
-          hashlib.sha256(f'{x.dtype}{x.shape}'.encode() +
-                         np.asarray(x).tobytes()).hexdigest()
-      for path, x in jax.tree_util.tree_leaves_with_path(arrays)
+    f'step {newest.name}{jax.tree_util.keystr(path)}': hashlib.sha256(
+      f'{x.dtype}{x.shape}'.encode() + np.asarray(x).tobytes()
+    ).hexdigest()
+    for path, x in jax.tree_util.tree_leaves_with_path(arrays)
   }
   (run / _ARRAYS).write_text(json.dumps(digests), encoding='utf-8')
 
 
-def report(there: pathlib.Path, here: pathlib.Path,
-           excepted: Sequence[str]) -> bool:
+def report(
+  there: pathlib.Path, here: pathlib.Path, excepted: Sequence[str]
+) -> bool:
   """Says what differs between what two trees made; returns whether any does."""
-  names = sorted({
+  names = sorted(
+    {
       str(file.parent.relative_to(folder))
       for folder in (there, here)
       for file in folder.rglob(_METRICS)
-  })
+    }
+  )
   everywhere: dict[str, int] = {}
   for name in names:
     found = [
-        difference for file in (_METRICS, _TABLE, _ARRAYS)
-        for difference in differences(there / name / file, here / name /
-                                      file, excepted)
+      difference
+      for file in (_METRICS, _TABLE, _ARRAYS)
+      for difference in differences(
+        there / name / file, here / name / file, excepted
+      )
     ]
     if found:
       print(f'{name}: {found[0][1]}')
@@ -332,8 +351,9 @@ def report(there: pathlib.Path, here: pathlib.Path,
   return bool(everywhere)
 
 
-def differences(there: pathlib.Path, here: pathlib.Path,
-                excepted: Sequence[str]) -> Iterator[tuple[str, str]]:
+def differences(
+  there: pathlib.Path, here: pathlib.Path, excepted: Sequence[str]
+) -> Iterator[tuple[str, str]]:
   """Keys that differ between two files, each with where it first does.
 
   Args:
@@ -344,15 +364,22 @@ def differences(there: pathlib.Path, here: pathlib.Path,
   theirs, ours = (_records(file, excepted) for file in (there, here))
   seen = set()
   if len(theirs) != len(ours):
-    yield here.name, (f'{here.name} has {len(theirs)} records there and '
-                      f'{len(ours)} here')
+    yield (
+      here.name,
+      (f'{here.name} has {len(theirs)} records there and {len(ours)} here'),
+    )
   for number, (old, new) in enumerate(zip(theirs, ours), 1):
     for key in old | new:
       values = [side.get(key, 'absent') for side in (old, new)]
       if values[0] != values[1] and key not in seen:
         seen.add(key)
-        yield key, (f'{here.name}, record {number}, {key}: '
-                    f'{values[0]!s:.99} there, {values[1]!s:.99} here')
+        yield (
+          key,
+          (
+            f'{here.name}, record {number}, {key}: '
+            f'{values[0]!s:.99} there, {values[1]!s:.99} here'
+          ),
+        )
     if old == new and list(old) != list(new) and 'order' not in seen:
       seen.add('order')
       yield 'order', f'{here.name}, record {number}: keys in another order'
@@ -365,18 +392,21 @@ def _records(file, excepted):
       rows = list(csv.DictReader(lines))
     else:
       rows = [
-          json.loads(line, parse_float=str, parse_int=str) for line in lines
+        json.loads(line, parse_float=str, parse_int=str) for line in lines
       ]
-  is_compared = lambda key: not any(
-      fnmatch.fnmatchcase(key, pattern) for pattern in excepted)
+  is_compared = lambda key: (
+    not any(fnmatch.fnmatchcase(key, pattern) for pattern in excepted)
+  )
   return [{k: v for k, v in row.items() if is_compared(k)} for row in rows]
 
 
 def _git(*arguments):
-  result = subprocess.run(['git', '-C', str(_ROOT), *arguments],
-                          capture_output=True,
-                          text=True,
-                          check=False)
+  result = subprocess.run(
+    ['git', '-C', str(_ROOT), *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   if result.returncode:
     raise Failed(f'git {" ".join(arguments)}: {result.stderr.strip()}')
   return result.stdout.strip()

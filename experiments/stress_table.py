@@ -34,19 +34,26 @@ from hmpo_jax.run import rerun
 from hmpo_jax.run import trainer
 from hmpo_jax.training import policy
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/stress_table',
-                               'Folder of the run folders and the tables.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs/stress_table', 'Folder of the run folders and the tables.'
+)
 _SEEDS = flags.DEFINE_integer(
-    'seeds', 5, 'Seeds of the short task, from 0.', lower_bound=1)
+  'seeds', 5, 'Seeds of the short task, from 0.', lower_bound=1
+)
 _CONFIG = flags.DEFINE_string(
-    'config',
-    str(pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'),
-    'Configuration that takes short and long as its argument.')
+  'config',
+  str(pathlib.Path(__file__).parent.parent / 'configs' / 'stress.py'),
+  'Configuration that takes short and long as its argument.',
+)
 _LONG = flags.DEFINE_bool('long', True, 'Whether to run the long task too.')
 
 _MODES = {'clip': 'weights', 'no clip': 'off'}
-_COLUMNS = ('max_logit', 'exploded', 'heldout_reward_first',
-            'heldout_reward_last')  # of the summary
+_COLUMNS = (
+  'max_logit',
+  'exploded',
+  'heldout_reward_first',
+  'heldout_reward_last',
+)  # of the summary
 _STEPS_AFTER = 20  # that are done again to measure the overshoot
 
 
@@ -56,8 +63,11 @@ def main(_) -> None:
   with command_line.reported():
     rows, parts, curves = _runs(workdir)
   _write(workdir / 'stress.csv', list(rows[0]), [row.values() for row in rows])
-  _write(workdir / 'overshoot.csv',
-         ['seed', 'fresh', 'left', 'growth', 'spread'], parts)
+  _write(
+    workdir / 'overshoot.csv',
+    ['seed', 'fresh', 'left', 'growth', 'spread'],
+    parts,
+  )
   parts = np.reshape(parts, (-1, 5))
   print(_table(rows))
   if len(parts):
@@ -81,13 +91,12 @@ def _runs(workdir):
     logits = _logits(folder)
     curves[length, mode, seed] = logits / tau
     told = {key: summary[key] for key in _COLUMNS}
-    rows.append({
-        'task': length,
-        'arm': mode,
-        'seed': seed
-    }
-                | against_tau(logits, tau) | told
-                | {'skipped': sum(summary['skipped'].values())})
+    rows.append(
+      {'task': length, 'arm': mode, 'seed': seed}
+      | against_tau(logits, tau)
+      | told
+      | {'skipped': sum(summary['skipped'].values())}
+    )
     if (length, mode) == ('short', 'clip'):
       parts += [(seed, *pair) for pair in _overshoots(folder, tau)]
   return rows, parts, curves
@@ -96,11 +105,13 @@ def _runs(workdir):
 def _run(workdir, folder, length, mode, seed):
   """tau and summary of one run, made now or before."""
   config = config_files.load(
-      f'{_CONFIG.value}:{length}', {
-          'optim.qk_clip': _MODES[mode],
-          'seed': str(seed),
-          'warm_start.folder': str(workdir.absolute() / 'warm_start'),
-      })
+    f'{_CONFIG.value}:{length}',
+    {
+      'optim.qk_clip': _MODES[mode],
+      'seed': str(seed),
+      'warm_start.folder': str(workdir.absolute() / 'warm_start'),
+    },
+  )
   return config.optim.tau, trainer.train(config, folder)
 
 
@@ -117,23 +128,35 @@ def _overshoots(folder, tau):
 
     @jax.jit
     def logits(params, batch):
-      return policy.forward(static, params, batch.tokens, batch.valid,
-                            batch.mask, hparams.temperature).max_logits
+      return policy.forward(
+        static,
+        params,
+        batch.tokens,
+        batch.valid,
+        batch.mask,
+        hparams.temperature,
+      ).max_logits
 
-    def factors(one, two, is_fresh):
+    def of_pair(one, two, is_fresh):
       found = factors(
-          np.asarray(logits(one.learned.params, one.batch)),
-          np.asarray(logits(two.learned.params, one.batch)),
-          np.asarray(logits(two.learned.params, two.batch)), tau)
+        np.asarray(logits(one.learned.params, one.batch)),
+        np.asarray(logits(two.learned.params, one.batch)),
+        np.asarray(logits(two.learned.params, two.batch)),
+        tau,
+      )
       return np.insert(found, 0, is_fresh, axis=1)
 
-    starts = [(start, number == 0)
-              for step in recorded.updates(_STEPS_AFTER)
-              for number, start in enumerate(step)]
-    return np.concatenate([
-        factors(one, two, is_fresh)
+    starts = [
+      (start, number == 0)
+      for step in recorded.updates(_STEPS_AFTER)
+      for number, start in enumerate(step)
+    ]
+    return np.concatenate(
+      [
+        of_pair(one, two, is_fresh)
         for (one, _), (two, is_fresh) in itertools.pairwise(starts)
-    ])
+      ]
+    )
 
 
 def _write(file, header, rows):
@@ -141,21 +164,22 @@ def _write(file, header, rows):
     writer = csv.writer(stream)
     writer.writerow(header)
     for row in rows:
-      writer.writerow([
-          f'{value:.6g}' if isinstance(value, float) else value for value in row
-      ])
+      writer.writerow(
+        [f'{value:.6g}' if isinstance(value, float) else value for value in row]
+      )
 
 
 def _table(rows):
   """Markdown: range over the seeds of each arm."""
   lines = [
-      '| task | arm | runs | steps above tau | later updates below 1.15 tau | '
-      'largest of them / tau | largest logit | held-out reward |',
-      '|---|---|---|---|---|---|---|---|'
+    '| task | arm | runs | steps above tau | later updates below 1.15 tau | '
+    'largest of them / tau | largest logit | held-out reward |',
+    '|---|---|---|---|---|---|---|---|',
   ]
   for (task, arm), group in itertools.groupby(
-      sorted(rows, key=lambda row: (row['task'] == 'long', row['arm'])),
-      key=lambda row: (row['task'], row['arm'])):
+    sorted(rows, key=lambda row: (row['task'] == 'long', row['arm'])),
+    key=lambda row: (row['task'], row['arm']),
+  ):
     lines.append(_table_row(task, arm, list(group)))
   return '\n'.join(lines)
 
@@ -167,10 +191,16 @@ def _table_row(task, arm, rows):
     return low if low == high else f'{low} to {high}'
 
   mean = lambda name: np.mean([row[name] for row in rows])
-  cells = (task, arm, len(rows), span('steps_over_tau', '.1%'),
-           span('below_115', '.1%'), span('largest_after', '.2f'),
-           span('max_logit', '.0f'), f'{mean("heldout_reward_first"):.2f} to '
-           f'{mean("heldout_reward_last"):.2f}')
+  cells = (
+    task,
+    arm,
+    len(rows),
+    span('steps_over_tau', '.1%'),
+    span('below_115', '.1%'),
+    span('largest_after', '.2f'),
+    span('max_logit', '.0f'),
+    f'{mean("heldout_reward_first"):.2f} to {mean("heldout_reward_last"):.2f}',
+  )
   return f'| {" | ".join(map(str, cells))} |'
 
 
@@ -178,22 +208,25 @@ def _overshoot_table(fresh, *factors):
   """Markdown: medians of the factors, by what they come to."""
   product = np.prod(factors, axis=0)
   lines = [
-      '| S / tau | heads | on a new rollout | left by the clip | growth | '
-      'spread |', '|---|---|---|---|---|---|'
+    '| S / tau | heads | on a new rollout | left by the clip | growth | '
+    'spread |',
+    '|---|---|---|---|---|---|',
   ]
   for low, high in itertools.pairwise((1, 1.02, 1.05, 1.1, np.inf)):
     chosen = (product > low) & (product <= high)
     label = f'{low} to {high}' if np.isfinite(high) else f'above {low}'
     if np.any(chosen):
       cells = ' | '.join(f'{np.median(x[chosen]):.3f}' for x in factors)
-      lines.append(f'| {label} | {np.sum(chosen)} | {fresh[chosen].mean():.0%} '
-                   f'| {cells} |')
+      lines.append(
+        f'| {label} | {np.sum(chosen)} | {fresh[chosen].mean():.0%} | {cells} |'
+      )
   return '\n'.join(lines)
 
 
 def _draw(file, curves, fresh, left_by_clip, growth, spread):
   # An extra, so maybe not there.
   from matplotlib import figure  # noqa: PLC0415
+
   picture = figure.Figure(figsize=(8, 3.4), layout='constrained')
   left, right = picture.subplots(1, 2, width_ratios=(3, 2))
   _draw_curves(left, curves)
@@ -210,10 +243,11 @@ def _draw_curves(axes, curves):
   for (task, arm, seed), ratios in curves.items():
     if task == 'short':
       axes.plot(
-          ratios.ravel(),
-          color=colors[arm],
-          linewidth=0.7,
-          label=arm if seed == 0 else None)
+        ratios.ravel(),
+        color=colors[arm],
+        linewidth=0.7,
+        label=arm if seed == 0 else None,
+      )
   axes.axhline(1, color='black', linewidth=0.8, linestyle='--')
   axes.set_yscale('log')
   axes.set_yticks([0.2, 0.5, 1, 2, 3], [0.2, 0.5, 1, 2, 3])
@@ -226,28 +260,32 @@ def _draw_curves(axes, curves):
 
 def _draw_factors(axes, fresh, same, spread):
   """Both steps to S, with the lines on which S is 1 and 1.15 tau."""
-  for is_fresh, color, label in ((0, '#56B4E9', 'same rollout'),
-                                 (1, '#000000', 'new rollout')):
+  for is_fresh, color, label in (
+    (0, '#56B4E9', 'same rollout'),
+    (1, '#000000', 'new rollout'),
+  ):
     chosen = fresh == is_fresh
     axes.scatter(
-        same[chosen],
-        spread[chosen],
-        s=10,
-        color=color,
-        linewidths=0,
-        alpha=0.6,
-        label=label)
+      same[chosen],
+      spread[chosen],
+      s=10,
+      color=color,
+      linewidths=0,
+      alpha=0.6,
+      label=label,
+    )
   low, high = axes.get_xlim()
   limits = axes.get_ylim()
   line = np.linspace(low, high, 100)
-  for product, style in ((1., '--'), (1.15, ':')):
+  for product, style in ((1.0, '--'), (1.15, ':')):
     axes.plot(
-        line,
-        product / line,
-        color='black',
-        linewidth=0.8,
-        linestyle=style,
-        label=f'S = {product:g} tau')
+      line,
+      product / line,
+      color='black',
+      linewidth=0.8,
+      linestyle=style,
+      label=f'S = {product:g} tau',
+    )
   axes.set_xlim(low, high)
   axes.set_ylim(limits)
   axes.set_title('Heads that exceed tau')
@@ -271,17 +309,18 @@ def against_tau(logits: np.ndarray, tau: float) -> dict[str, float]:
   """
   over = logits > tau
   first = int(np.argmax(over)) if over.any() else over.size
-  after = logits.ravel()[first + 1:] / tau
+  after = logits.ravel()[first + 1 :] / tau
   return {
-      'steps_over_tau': float(np.mean(over.any(axis=1))),
-      'first_over': first,
-      'below_115': float(np.mean(after < 1.15)) if after.size else 1.,
-      'largest_after': float(np.max(after, initial=0)),
+    'steps_over_tau': float(np.mean(over.any(axis=1))),
+    'first_over': first,
+    'below_115': float(np.mean(after < 1.15)) if after.size else 1.0,
+    'largest_after': float(np.max(after, initial=0)),
   }
 
 
-def factors(before: np.ndarray, same: np.ndarray, following: np.ndarray,
-            tau: float) -> np.ndarray:
+def factors(
+  before: np.ndarray, same: np.ndarray, following: np.ndarray, tau: float
+) -> np.ndarray:
   """What led to the logits of heads that exceed tau.
 
   Args:

@@ -22,8 +22,9 @@ from hmpo_jax.run import command_line
 from hmpo_jax.run import rerun
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
-_OUT = flags.DEFINE_string('out', 'results/token_weights',
-                           'Folder of the figure and its table.')
+_OUT = flags.DEFINE_string(
+  'out', 'results/token_weights', 'Folder of the figure and its table.'
+)
 
 
 def main(_) -> None:
@@ -31,10 +32,12 @@ def main(_) -> None:
   with command_line.reported():
     log_ratio, mask = _last_minibatch(_WORKDIR.value)
   found = token_weights.mask_shift(log_ratio, mask)
-  print(f'mask shift over spread: {found["measured"]:.2f}, by the law '
-        f'{found["law"]:.2f} (sigma {found["sigma"]:.3f} nats; shift '
-        f'{found["shift_over_law"]:.2f} times that of independent tokens, '
-        f'spread {found["spread_over_law"]:.2f} times)')
+  print(
+    f'mask shift over spread: {found["measured"]:.2f}, by the law '
+    f'{found["law"]:.2f} (sigma {found["sigma"]:.3f} nats; shift '
+    f'{found["shift_over_law"]:.2f} times that of independent tokens, '
+    f'spread {found["spread_over_law"]:.2f} times)'
+  )
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   _write(out / 'token_weights.csv', log_ratio, mask)
@@ -58,8 +61,9 @@ def _write(file, log_ratio, mask):
   weights = {p: token_weights.relative(log_ratio, mask, p) for p in orders}
   with open(file, 'w', newline='', encoding='utf-8') as stream:
     writer = csv.writer(stream)
-    writer.writerow(['row', 'log_ratio_nats'] +
-                    [f'relative_weight_p={p}' for p in weights])
+    writer.writerow(
+      ['row', 'log_ratio_nats'] + [f'relative_weight_p={p}' for p in weights]
+    )
     for row, token in np.argwhere(mask):
       values = [log_ratio[row, token]]
       values += [w[row, token] for w in weights.values()]

@@ -32,8 +32,10 @@ def main(_) -> None:
       notes.append(f'an honest run may differ here, for {doubts}')
     print(f'differs in {steps}: {"; ".join([*notes, check.difference])}')
     sys.exit(1)
-  print(f'bit-equal: {steps}, {check.num_arrays} arrays, training and held-out '
-        'metrics')
+  print(
+    f'bit-equal: {steps}, {check.num_arrays} arrays, training and held-out '
+    'metrics'
+  )
 
 
 if __name__ == '__main__':

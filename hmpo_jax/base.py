@@ -44,6 +44,7 @@ def random_key(seed) -> jax.Array:
 
 class HParams(NamedTuple):
   """What may differ between runs of one compiled program: traced arrays."""
+
   loss: dict[str, jax.Array]  # keyword arguments of losses that are scalars
   exponent: exponents.Settings  # how the order of the mean evolves
   tracking: clips.Tracking  # how the clip range follows its targets
@@ -73,12 +74,14 @@ class HParams(NamedTuple):
 
 class Controls(NamedTuple):
   """What evolves beside the parameters, by rules of its own."""
+
   exponent: exponents.State
   widths: clips.Widths  # of the clip range
 
 
 class Rollout(NamedTuple):
   """Sampled responses, on the buffers of fixed size that `jit` wants."""
+
   tokens: jax.Array  # [B, L] int32 prompt, then response, padded both sides
   valid: jax.Array  # [B, L] bool, true on what is not padding
   mask: jax.Array  # [B, T] bool, true on the response including its stop
@@ -89,6 +92,7 @@ class Rollout(NamedTuple):
 
 class Batch(NamedTuple):
   """What one update learns from; leading axis B or a minibatch of it."""
+
   tokens: jax.Array  # [B, L] int32
   valid: jax.Array  # [B, L] bool
   mask: jax.Array  # [B, T] bool, true on the trained tokens

@@ -29,7 +29,8 @@ def main(names: list[str]) -> None:
     CellExecutionError: a cell failed; the file stays as it was.
   """
   for file in [FOLDER / name for name in names] or sorted(
-      FOLDER.glob('*.ipynb')):
+    FOLDER.glob('*.ipynb')
+  ):
     notebook = nbformat.read(file, as_version=4)
     run(notebook, FOLDER)
     notebook.metadata['hmpo_jax'] = {'ran': digest(notebook)}
@@ -50,14 +51,13 @@ def run(notebook, folder: pathlib.Path) -> None:
     CellExecutionError: a cell failed.
   """
   client = nbclient.NotebookClient(
-      notebook,
-      timeout=_TIMEOUT,
-      kernel_name='python3',
-      record_timing=False,
-      coalesce_streams=True,
-      resources={'metadata': {
-          'path': str(folder)
-      }})
+    notebook,
+    timeout=_TIMEOUT,
+    kernel_name='python3',
+    record_timing=False,
+    coalesce_streams=True,
+    resources={'metadata': {'path': str(folder)}},
+  )
   client.execute()
 
 

@@ -66,6 +66,7 @@ def is_met(line: str) -> bool:
   """Whether a requirement without extras of its own is installed."""
   # IPython's kernel needs packaging.
   from packaging import requirements as packaging_lib  # noqa: PLC0415
+
   requirement = packaging_lib.Requirement(line)
   try:
     version = importlib.metadata.version(requirement.name)
@@ -88,12 +89,19 @@ def install(missing: list[str], met: list[str]) -> None:
     SetupError: pip failed.
   """
   with tempfile.NamedTemporaryFile(
-      'w', suffix='.txt', encoding='utf-8') as kept:
+    'w', suffix='.txt', encoding='utf-8'
+  ) as kept:
     kept.write('\n'.join(map(_pin, [*met, *_beside(met)])))
     kept.flush()
     command = [
-        sys.executable, '-m', 'pip', 'install', '--quiet', '--constraint',
-        kept.name, *missing
+      sys.executable,
+      '-m',
+      'pip',
+      'install',
+      '--quiet',
+      '--constraint',
+      kept.name,
+      *missing,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
@@ -109,21 +117,22 @@ def show(figure, text: str) -> None:
     text: what it shows, for those who can't see it.
   """
   from IPython import display  # noqa: PLC0415
+
   png = io.BytesIO()
   figure.savefig(png, format='png', dpi=110)
   display.display(
-      {
-          'image/png': base64.b64encode(png.getvalue()).decode(),
-          'text/plain': text
-      },
-      metadata={'image/png': {
-          'alt': text
-      }},
-      raw=True)
+    {
+      'image/png': base64.b64encode(png.getvalue()).decode(),
+      'text/plain': text,
+    },
+    metadata={'image/png': {'alt': text}},
+    raw=True,
+  )
 
 
 def _pin(line):
   from packaging import requirements as packaging_lib  # noqa: PLC0415
+
   name = packaging_lib.Requirement(line).name
   return f'{name}=={importlib.metadata.version(name)}'
 
@@ -137,8 +146,11 @@ def _say_where():
   import jax  # noqa: PLC0415
 
   from hmpo_jax.run import compile_cache  # noqa: PLC0415
+
   compile_cache.switch_on()
   python = '.'.join(map(str, sys.version_info[:3]))
   count = len(jax.devices())
-  print(f'Python {python}, jax {jax.__version__}, {count} x '
-        f'{jax.devices()[0].device_kind} ({jax.default_backend()})')
+  print(
+    f'Python {python}, jax {jax.__version__}, {count} x '
+    f'{jax.devices()[0].device_kind} ({jax.default_backend()})'
+  )

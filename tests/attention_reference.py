@@ -17,17 +17,19 @@ _TOKENS = 6
 
 class Heads(NamedTuple):
   """What decides the logits of each query head of one block."""
+
   query: np.ndarray  # [N_l, H, D + 1, Dh] kernel and, as its last row, bias
   key: np.ndarray  # [N_l, H, D + 1, Dh] of the key head that it reads
   rotated: int = HEAD_WIDTH  # trailing entries of Dh under rotary embedding
   alone: int = 0  # trailing entries of Dh whose key is not rescaled
   query_gain: np.ndarray | None = None  # [N_l, H, 2, Dh] gain and bias of norms
   key_gain: np.ndarray | None = None
-  offset: float = 0.  # the norm's gain is offset + w
+  offset: float = 0.0  # the norm's gain is offset + w
 
 
 class Layout(NamedTuple):
   """Parameters, how `qk_clip` is told of them, and what they mean."""
+
   params: Any  # pytree, float32
   blocks: Any  # pytree of qk_weights.Attention
   read: Callable[[Any], list[Heads]]  # a Heads for each block, of such a pytree
@@ -42,11 +44,16 @@ def logits(layout, params, eps=1e-6):
   for heads in layout.read(jax.tree.map(np.float64, params)):
     block = np.zeros((*heads.query.shape[:2], _TOKENS, _TOKENS))
     for at in np.ndindex(block.shape[:2]):
-      query, key = (_turned(
-          _normed(x @ kernel[at], gain, at, heads.offset, eps), heads.rotated)
-                    for kernel, gain in ((heads.query, heads.query_gain),
-                                         (heads.key, heads.key_gain)))
-      block[at] = query @ key.T / query.shape[1]**0.5
+      query, key = (
+        _turned(
+          _normed(x @ kernel[at], gain, at, heads.offset, eps), heads.rotated
+        )
+        for kernel, gain in (
+          (heads.query, heads.query_gain),
+          (heads.key, heads.key_gain),
+        )
+      )
+      block[at] = query @ key.T / query.shape[1] ** 0.5
     blocks.append(block)
   return blocks
 
@@ -64,9 +71,9 @@ def _turned(side, rotated):
   result = side.copy()
   for t, j in np.ndindex(len(side), rotated // 2):
     first = side.shape[1] - rotated + 2 * j
-    pair = complex(*side[t, first:first + 2])
-    turned = pair * np.exp(1j * t * 50**(-2 * j / rotated))
-    result[t, first:first + 2] = turned.real, turned.imag
+    pair = complex(*side[t, first : first + 2])
+    turned = pair * np.exp(1j * t * 50 ** (-2 * j / rotated))
+    result[t, first : first + 2] = turned.real, turned.imag
   return result
 
 
@@ -115,10 +122,9 @@ def factors(layout, gamma, alpha):
     for n, head in np.ndindex(*of_block.shape):
       query, key = queries[n, head], keys[n, head, ..., :paired]
       group = [
-          i for i in range(HEADS)
-          if np.array_equal(keys[n, i, ..., :paired], key)
+        i for i in range(HEADS) if np.array_equal(keys[n, i, ..., :paired], key)
       ]
-      of_key = max(of_block[n, group])**(1 - alpha)
+      of_key = max(of_block[n, group]) ** (1 - alpha)
       factor[key] = of_key
       factor[query[..., :paired]] = of_block[n, head] / of_key
       factor[query[..., paired:]] = of_block[n, head]
@@ -131,5 +137,6 @@ def _numbered(params):
   leaves, treedef = jax.tree.flatten(params)
   ends = np.cumsum([0] + [np.size(leaf) for leaf in leaves])
   return treedef.unflatten(
-      np.arange(1 + start, 1 + stop).reshape(np.shape(leaf)).astype(float)
-      for leaf, start, stop in zip(leaves, ends, ends[1:]))
+    np.arange(1 + start, 1 + stop).reshape(np.shape(leaf)).astype(float)
+    for leaf, start, stop in zip(leaves, ends, ends[1:])
+  )

@@ -23,7 +23,8 @@ _EMITTERS = 'xla_cpu_use_fusion_emitters'
 # Modules that hold for a program however it was compiled, which with less
 # effort takes a fraction of the time. Not those that compare two programs to
 # the bit, or look at memory or bfloat16: that is what a compiler could break.
-_HOLD_FOR_ANY_CODE = frozenset((
+_HOLD_FOR_ANY_CODE = frozenset(
+  (
     'analysis.oracle_test',
     'experiments.bench.optimizer_test',
     'config.config_property_test',
@@ -52,7 +53,8 @@ _HOLD_FOR_ANY_CODE = frozenset((
     'training.runs_at_once_test',
     'training.sharding_test',
     'training.update_test',
-))
+  )
+)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -62,6 +64,7 @@ def _compiler_effort(request):
     yield
     return
   import jax  # noqa: PLC0415
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv(_QUICK, '1')
     before = jax.config.read(_QUICK.lower())
@@ -76,12 +79,14 @@ def _without_emitters(patch):
   """For processes by XLA_FLAGS; this one's have been read already."""
   # Nothing public sets a compiler option for all that is compiled.
   from jax._src import compiler  # noqa: PLC0415
+
   get = compiler.get_compile_options
 
   def get_compile_options(*args, **kwargs):
     options = get(*args, **kwargs)
     options.env_option_overrides = [
-        *options.env_option_overrides, (_EMITTERS, False)
+      *options.env_option_overrides,
+      (_EMITTERS, False),
     ]
     return options
 
@@ -98,4 +103,5 @@ def _forget_programs():
   """
   yield
   import jax  # noqa: PLC0415
+
   jax.clear_caches()

@@ -57,14 +57,20 @@ number = 3
 
 class ControllerFileTest(user_file.UserFileTest):
   """Runs with a controller of the file."""
+
   TEXT = TEXT
 
   def config(self, function='', **overrides):
     """A small run with a controller of the file."""
     name = f'{self.file}:{function}' if function else ''
-    return small.config(**({
-        'num_steps': 4,
-        'eval__every': 4,
-        'checkpoint__every': 2,
-        'control__function': name
-    } | overrides))
+    return small.config(
+      **(
+        {
+          'num_steps': 4,
+          'eval__every': 4,
+          'checkpoint__every': 2,
+          'control__function': name,
+        }
+        | overrides
+      )
+    )

@@ -8,17 +8,22 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 
 _FENCE = re.compile(
-    r'^ *(?:[-*] +|\d+\. +)?(?P<ticks>`{3,})(?P<language>\w*)[^\n`]*\n'
-    r'(?P<body>.*?)^ *(?P=ticks) *$', re.M | re.S)
+  r'^ *(?:[-*] +|\d+\. +)?(?P<ticks>`{3,})(?P<language>\w*)[^\n`]*\n'
+  r'(?P<body>.*?)^ *(?P=ticks) *$',
+  re.M | re.S,
+)
 _CODE = re.compile(r'(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)', re.S)
 _SHELL = ('sh', 'bash', 'shell', 'console')
 # What a command starts with, after settings of the environment.
 _PROGRAM = re.compile(
-    r'(?:[A-Z_]+=\S+ +)*(?:(?:python|pip)[\d.]*|pytest|tensorboard|jupyter|git|'
-    r'bash|source|mkdocs|ruff|mypy|pre-commit|cffconvert|\.?\.?/?[\w.]*/?\.ci/run)'
-    r'(?= |$)')
-_LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(<?([^\s()<>]+)>?'
-                   r'(?: +["\'][^"\']*["\'])?\)')
+  r'(?:[A-Z_]+=\S+ +)*(?:(?:python|pip)[\d.]*|pytest|tensorboard|jupyter|git|'
+  r'bash|source|mkdocs|ruff|mypy|pre-commit|cffconvert|\.?\.?/?[\w.]*/?\.ci/run)'
+  r'(?= |$)'
+)
+_LINK = re.compile(
+  r'(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(<?([^\s()<>]+)>?'
+  r'(?: +["\'][^"\']*["\'])?\)'
+)
 _REFERENCE = re.compile(r'^\[([^\]]+)\]: +<?(\S+?)>?(?: .*)?$', re.M)
 _AUTOLINK = re.compile(r'<(https?://[^\s<>]*)>')
 _HTML_IMAGE = re.compile(r'<img\b[^>]*>')
@@ -26,6 +31,7 @@ _HTML_IMAGE = re.compile(r'<img\b[^>]*>')
 
 class Link(NamedTuple):
   """One link or image of a page."""
+
   target: str
   text: str
   is_image: bool
@@ -81,15 +87,16 @@ def links(text: str) -> list[Link]:
   for match in _LINK.finditer(plain):
     found.append(Link(match[3], match[2], bool(match[1])))
     found += [
-        Link(inner[3], inner[2], bool(inner[1]))
-        for inner in _LINK.finditer(match[2])
+      Link(inner[3], inner[2], bool(inner[1]))
+      for inner in _LINK.finditer(match[2])
     ]
   found += [Link(m[2], m[1], False) for m in _REFERENCE.finditer(plain)]
   found += [Link(m[1], m[1], False) for m in _AUTOLINK.finditer(plain)]
   for tag in _HTML_IMAGE.findall(plain):
     attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
     found.append(
-        Link(attributes.get('src', ''), attributes.get('alt', ''), True))
+      Link(attributes.get('src', ''), attributes.get('alt', ''), True)
+    )
   return found
 
 

@@ -14,8 +14,9 @@ LAYOUT = layouts.LAYOUTS['grouped_with_bias']
 SHAPE = LAYOUT.blocks.shape
 PARAMS = jax.tree.map(jnp.asarray, LAYOUT.params)
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
-BASE = jax.tree.map(jnp.asarray,
-                    layouts.normal(jax.tree.map(np.shape, PARAMS), seed=1))
+BASE = jax.tree.map(
+  jnp.asarray, layouts.normal(jax.tree.map(np.shape, PARAMS), seed=1)
+)
 
 
 def full(value, **layers):
@@ -26,7 +27,7 @@ def full(value, **layers):
   return jnp.asarray(stats)
 
 
-def transform(tau=100., **options):
+def transform(tau=100.0, **options):
   """The clip of this layout."""
   return muon_clip.qk_clip(tau, attention=LAYOUT.blocks, **options)
 
@@ -38,15 +39,18 @@ def update(updates, state, params, max_logits, tau, alpha, monitor_tau, mode):
   return tx.update(updates, state, params, max_logits=max_logits)
 
 
-def clip(max_logits,
-         updates=BASE,
-         state=None,
-         params=PARAMS,
-         tau=100.,
-         alpha=0.5,
-         monitor_tau=100.,
-         mode='weights'):
+def clip(
+  max_logits,
+  updates=BASE,
+  state=None,
+  params=PARAMS,
+  tau=100.0,
+  alpha=0.5,
+  monitor_tau=100.0,
+  mode='weights',
+):
   """Updates and state, by one program a mode."""
   state = transform().init(params) if state is None else state
-  return update(updates, state, params, max_logits, tau, alpha, monitor_tau,
-                mode)
+  return update(
+    updates, state, params, max_logits, tau, alpha, monitor_tau, mode
+  )

@@ -16,8 +16,16 @@ import sys
 import threading
 import time
 
-_EVENTS = ('open', 'os.rename', 'os.mkdir', 'os.remove', 'os.rmdir',
-           'shutil.rmtree', 'os.listdir', 'os.scandir')
+_EVENTS = (
+  'open',
+  'os.rename',
+  'os.mkdir',
+  'os.remove',
+  'os.rmdir',
+  'shutil.rmtree',
+  'os.listdir',
+  'os.scandir',
+)
 
 
 class _Killer:
@@ -48,7 +56,8 @@ def main():
   killer = _Killer(int(event), float(delay_ms) / 1000, folder)
   if not int(event):
     atexit.register(
-        lambda: print(f'events {killer.count}', file=sys.stderr, flush=True))
+      lambda: print(f'events {killer.count}', file=sys.stderr, flush=True)
+    )
   script = pathlib.Path(__file__).parent.parent / 'experiments' / 'main.py'
   sys.argv = [str(script), *arguments]
   sys.addaudithook(killer)

@@ -8,12 +8,31 @@ from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 # Nothing imports to its right.
-_ORDER = ('kernels', 'ops', 'base', 'optim', 'config', 'model', 'tasks',
-          'training', 'run', 'analysis', 'plan')
+_ORDER = (
+  'kernels',
+  'ops',
+  'base',
+  'optim',
+  'config',
+  'model',
+  'tasks',
+  'training',
+  'run',
+  'analysis',
+  'plan',
+)
 _ARRAYS = ('kernels', 'ops')
 _ARRAYS_MAY_IMPORT = {'jax', 'chex', 'hmpo_jax'} | set(sys.stdlib_module_names)
-_ON_DISK = ('run', 'analysis', 'plan', 'config/files', 'config/lines',
-            'config/replayed', 'tasks/host_', 'tasks/prompt_file')
+_ON_DISK = (
+  'run',
+  'analysis',
+  'plan',
+  'config/files',
+  'config/lines',
+  'config/replayed',
+  'tasks/host_',
+  'tasks/prompt_file',
+)
 
 
 def _imports(file):
@@ -26,14 +45,13 @@ def _imports(file):
 
 
 class LayeringTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     package = _ROOT / 'hmpo_jax'
     self._files = {
-        str(file.relative_to(package).with_suffix('')): set(_imports(file))
-        for file in package.rglob('*.py')
-        if file != package / '__init__.py'
+      str(file.relative_to(package).with_suffix('')): set(_imports(file))
+      for file in package.rglob('*.py')
+      if file != package / '__init__.py'
     }
     self.assertGreater(len(self._files), 80)
 
@@ -43,13 +61,15 @@ class LayeringTest(absltest.TestCase):
       for name in imported:
         if name.startswith('hmpo_jax.'):
           self.assertLessEqual(
-              _ORDER.index(name.split('.')[1]), place, f'{file}: {name}')
+            _ORDER.index(name.split('.')[1]), place, f'{file}: {name}'
+          )
 
   def test_kernels_and_ops_import_jax_and_chex_only(self):
     for file, imported in self._files.items():
       if file.startswith(_ARRAYS):
-        self.assertLessEqual({name.split('.')[0] for name in imported},
-                             _ARRAYS_MAY_IMPORT, file)
+        self.assertLessEqual(
+          {name.split('.')[0] for name in imported}, _ARRAYS_MAY_IMPORT, file
+        )
 
   def test_configs_import_the_package_only(self):
     for file in (_ROOT / 'configs').glob('*.py'):

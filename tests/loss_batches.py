@@ -11,15 +11,16 @@ import numpy as np
 
 from hmpo_jax.kernels import losses
 
-ORDERS = (-50., -1., -1e-3, 0., 1e-3, 1., 50.)
+ORDERS = (-50.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 50.0)
 CLIP = {'clip_eps_low': 0.2, 'clip_eps_high': 0.3}
-NO_CLIP = {'clip_eps_low': 1 - 2.**-20, 'clip_eps_high': np.inf}
+NO_CLIP = {'clip_eps_low': 1 - 2.0**-20, 'clip_eps_high': np.inf}
 GARBAGE = (np.nan, np.inf, -np.inf, 1e30)
 LENGTHS = np.array([6, 4, 1, 3, 0])  # of the rows of `scattered`
 
 
 class Batch(NamedTuple):
   """What every loss takes."""
+
   logprobs: jax.Array  # [5, 6]
   old_logprobs: jax.Array  # [5, 6]
   advantages: jax.Array  # [5]
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
 
 class Result(NamedTuple):
   """What a loss returns, and its gradient in each of its arguments."""
+
   loss: jax.Array
   metrics: dict[str, jax.Array]
   by_logprobs: jax.Array
@@ -46,12 +48,23 @@ def scattered(sigma=0.3, dtype=np.float32) -> Batch:
   rng = np.random.default_rng(1)
   old_logprobs = rng.uniform(-3, -1, size=(5, 6))
   logprobs = old_logprobs + sigma * rng.normal(size=(5, 6))
-  mask = np.array([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0],
-                   [1, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]], bool)
+  mask = np.array(
+    [
+      [1, 1, 1, 1, 1, 1],
+      [0, 1, 1, 1, 1, 0],
+      [0, 0, 0, 1, 0, 0],
+      [1, 0, 1, 0, 1, 0],
+      [0, 0, 0, 0, 0, 0],
+    ],
+    bool,
+  )
   advantages = np.array([1.5, -0.7, 0.4, -1.2, 0.9])
   return Batch(
-      jnp.asarray(logprobs, dtype), jnp.asarray(old_logprobs, dtype),
-      jnp.asarray(advantages, dtype), jnp.asarray(mask))
+    jnp.asarray(logprobs, dtype),
+    jnp.asarray(old_logprobs, dtype),
+    jnp.asarray(advantages, dtype),
+    jnp.asarray(mask),
+  )
 
 
 def of_log_ratios(rows, advantages) -> Batch:
@@ -64,22 +77,27 @@ def of_log_ratios(rows, advantages) -> Batch:
   log_ratios[:num_rows, :length] = rows
   mask[:num_rows, :length] = True
   return Batch(
-      jnp.asarray(log_ratios), jnp.zeros((5, 6)),
-      jnp.zeros(5).at[:num_rows].set(jnp.asarray(advantages)),
-      jnp.asarray(mask))
+    jnp.asarray(log_ratios),
+    jnp.zeros((5, 6)),
+    jnp.zeros(5).at[:num_rows].set(jnp.asarray(advantages)),
+    jnp.asarray(mask),
+  )
 
 
 def filled(batch, logprobs, old_logprobs, advantages) -> Batch:
   """The batch with one value off the mask, and one in rows without tokens."""
   return batch._replace(
-      logprobs=jnp.where(batch.mask, batch.logprobs, logprobs),
-      old_logprobs=jnp.where(batch.mask, batch.old_logprobs, old_logprobs),
-      advantages=jnp.where(
-          jnp.any(batch.mask, axis=1), batch.advantages, advantages))
+    logprobs=jnp.where(batch.mask, batch.logprobs, logprobs),
+    old_logprobs=jnp.where(batch.mask, batch.old_logprobs, old_logprobs),
+    advantages=jnp.where(
+      jnp.any(batch.mask, axis=1), batch.advantages, advantages
+    ),
+  )
 
 
 class Case(NamedTuple):
   """A loss with its options, and the settings that a program takes as data."""
+
   loss: Callable[..., Any]
   settings: dict[str, float]
 
@@ -92,9 +110,10 @@ class Case(NamedTuple):
 # Of a loss and arrays. Programs as small as these take longer to compile than
 # to run, so that LLVM need not make them fast.
 jit_loss = functools.partial(
-    jax.jit,
-    static_argnums=0,
-    compiler_options={'xla_backend_optimization_level': 0})
+  jax.jit,
+  static_argnums=0,
+  compiler_options={'xla_backend_optimization_level': 0},
+)
 # One entry for each program of `Case.run`.
 traces: list[Callable[..., Any]] = []
 
@@ -103,16 +122,18 @@ traces: list[Callable[..., Any]] = []
 def _run(loss, batch, settings):
   traces.append(loss)
   *arrays, mask = batch
-  of = lambda new, old, advantages, settings: loss(new, old, advantages, mask,
-                                                   **settings)
-  value, gradients = jax.value_and_grad(
-      of, (0, 1, 2, 3), has_aux=True)(*arrays, settings)
+  of = lambda new, old, advantages, settings: loss(
+    new, old, advantages, mask, **settings
+  )
+  value, gradients = jax.value_and_grad(of, (0, 1, 2, 3), has_aux=True)(
+    *arrays, settings
+  )
   return Result(*value, *gradients)
 
 
-_ALL = {'length_scale': 4., 'log_ratio_max': 20.}
+_ALL = {'length_scale': 4.0, 'log_ratio_max': 20.0}
 _CLIPPED = _ALL | CLIP | {'dual_clip': np.inf}
-_MEAN = _CLIPPED | {'p': -1.}
+_MEAN = _CLIPPED | {'p': -1.0}
 
 
 def _case(loss, settings, **options):
@@ -123,10 +144,9 @@ SEQUENCE = _case(losses.power_mean_loss, _MEAN)
 GEOMETRIC = _case(losses.power_mean_loss, _MEAN, clip_center='geometric')
 UNBIASED = _case(losses.power_mean_loss, _MEAN, clip_center='unbiased')
 # Orders of clip and gradient of their own; infinity is p.
-SPLIT = _case(losses.power_mean_loss, _MEAN | {
-    'p_clip': np.inf,
-    'p_grad': np.inf
-})
+SPLIT = _case(
+  losses.power_mean_loss, _MEAN | {'p_clip': np.inf, 'p_grad': np.inf}
+)
 TOKEN = _case(losses.power_mean_loss, _MEAN, clip='token')
 TOKEN_LOG = _case(losses.power_mean_loss, _MEAN, clip='token_log')
 AHM = _case(losses.arithmetic_harmonic_loss, _CLIPPED)
@@ -134,9 +154,12 @@ GSPO_TOKEN = _case(losses.gspo_token_loss, _CLIPPED)
 GRPO = _case(losses.grpo_loss, _CLIPPED)
 DAPO = _case(losses.grpo_loss, _CLIPPED, aggregation='token-mean')
 DR_GRPO = _case(
-    losses.grpo_loss, _CLIPPED, aggregation='sequence-mean-token-sum')
+  losses.grpo_loss, _CLIPPED, aggregation='sequence-mean-token-sum'
+)
 CISPO = _case(losses.cispo_loss, _ALL | CLIP)
-SAPO = _case(losses.sapo_loss, _ALL | {'tau_positive': 1., 'tau_negative': 1.1})
+SAPO = _case(
+  losses.sapo_loss, _ALL | {'tau_positive': 1.0, 'tau_negative': 1.1}
+)
 REINFORCE = _case(losses.reinforce_loss, _ALL)
 
 # All of them by name: who adds a loss adds it here.

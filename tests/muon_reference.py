@@ -4,23 +4,23 @@ import numpy as np
 
 # Each step's coefficients of s, s^3 and s^5, written out once more.
 _STEPS = {
-    'keller': [(3.4445, -4.775, 2.0315)] * 5,
-    'polar_express': [
-        (8.28721201814563, -23.595886519098837, 17.300387312530933),
-        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    ],
+  'keller': [(3.4445, -4.775, 2.0315)] * 5,
+  'polar_express': [
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+  ],
 }
 HPARAMS = {
-    'learning_rate': 0.01,
-    'adam_learning_rate': 0.003,
-    'weight_decay': 0.1,
-    'adam_weight_decay': 0.2,
-    'momentum': 0.9,
+  'learning_rate': 0.01,
+  'adam_learning_rate': 0.003,
+  'weight_decay': 0.1,
+  'adam_weight_decay': 0.2,
+  'momentum': 0.9,
 }
-_DIVISOR = {'keller': 1., 'polar_express': 1.01}
+_DIVISOR = {'keller': 1.0, 'polar_express': 1.01}
 
 
 def polynomials(s, name):
@@ -51,8 +51,9 @@ def muon(grads, weight, momentum, nesterov, name='keller'):
       direction = grad + momentum * (buffer - grad)
     else:
       buffer = direction = momentum * buffer + grad
-    updates.append(-0.2 * max(weight.shape)**0.5 *
-                   orthogonalized(direction, name))
+    updates.append(
+      -0.2 * max(weight.shape) ** 0.5 * orthogonalized(direction, name)
+    )
   return np.stack(updates)
 
 

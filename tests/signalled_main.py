@@ -26,10 +26,10 @@ _COMPILES = '/jax/compilation_cache/compile_requests_use_cache'
 def _signal_in_phase(phase, number):
   """Arranges that the process signals itself once, with `number`."""
   home, name, call = {
-      'compile': (programs, '_learn', 1),
-      'rollout': (programs, '_collect', 2),
-      'update': (programs, '_learn', 2),
-      'save': (checkpoint.Checkpointer, '_seal', 1),
+    'compile': (programs, '_learn', 1),
+    'rollout': (programs, '_collect', 2),
+    'update': (programs, '_learn', 2),
+    'save': (checkpoint.Checkpointer, '_seal', 1),
   }[phase]
   inside = getattr(home, name)
   calls = 0

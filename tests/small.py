@@ -16,26 +16,26 @@ def config(**overrides):
   """Defaults at their smallest; overrides as section__key=value."""
   result = config_lib.default_config()
   sizes = {
-      'task__num_digits': 5,
-      'model__num_layers': 2,
-      'model__embed_dim': 16,
-      'model__num_heads': 4,
-      'model__num_kv_heads': 2,
-      'model__head_dim': 4,
-      'model__mlp_dim': 16,
-      'model__tie_embeddings': False,
-      'rollout__num_prompts': 4,
-      'rollout__group_size': 8,
-      'train__num_epochs': 2,
-      'train__num_minibatches': 2,
-      'warm_start__num_steps': 0,
-      # Muon takes seconds to compile; a few steps must move the ratios.
-      'optim__name': 'adamw',
-      'optim__qk_clip': 'off',
-      'optim__learning_rate': 0.01,
-      'eval__num_prompts': 16,
-      # Comparing gradients is a third of what a step compiles.
-      'mechanism__every': 0,
+    'task__num_digits': 5,
+    'model__num_layers': 2,
+    'model__embed_dim': 16,
+    'model__num_heads': 4,
+    'model__num_kv_heads': 2,
+    'model__head_dim': 4,
+    'model__mlp_dim': 16,
+    'model__tie_embeddings': False,
+    'rollout__num_prompts': 4,
+    'rollout__group_size': 8,
+    'train__num_epochs': 2,
+    'train__num_minibatches': 2,
+    'warm_start__num_steps': 0,
+    # Muon takes seconds to compile; a few steps must move the ratios.
+    'optim__name': 'adamw',
+    'optim__qk_clip': 'off',
+    'optim__learning_rate': 0.01,
+    'eval__num_prompts': 16,
+    # Comparing gradients is a third of what a step compiles.
+    'mechanism__every': 0,
   }
   for name, value in (sizes | overrides).items():
     *sections, key = name.split('__')
@@ -82,18 +82,30 @@ def batch(static, state, hparams, seed=0):
   keys = jax.random.split(jax.random.key(seed), 3)
   prompts = jax.vmap(task.draw)(jax.random.split(keys[0], 4))
   sampled = sampling.sample(
-      policy.make_model(static),
-      state.params,
-      prompts,
-      jax.random.split(keys[1], (4, 8)),
-      response_len=task.response_len,
-      stop=task.stop,
-      pad=task.pad,
-      temperature=hparams.temperature)
-  old_logprobs, *_ = policy.forward(static, state.params, sampled.tokens,
-                                    sampled.valid, sampled.mask,
-                                    hparams.temperature)
-  return base.Batch(sampled.tokens, sampled.valid, sampled.mask, old_logprobs,
-                    jnp.zeros_like(old_logprobs),
-                    jax.random.normal(keys[2], sampled.mask.shape[:1]),
-                    jnp.repeat(jnp.arange(4), 8), jnp.bool_(False))
+    policy.make_model(static),
+    state.params,
+    prompts,
+    jax.random.split(keys[1], (4, 8)),
+    response_len=task.response_len,
+    stop=task.stop,
+    pad=task.pad,
+    temperature=hparams.temperature,
+  )
+  old_logprobs, *_ = policy.forward(
+    static,
+    state.params,
+    sampled.tokens,
+    sampled.valid,
+    sampled.mask,
+    hparams.temperature,
+  )
+  return base.Batch(
+    sampled.tokens,
+    sampled.valid,
+    sampled.mask,
+    old_logprobs,
+    jnp.zeros_like(old_logprobs),
+    jax.random.normal(keys[2], sampled.mask.shape[:1]),
+    jnp.repeat(jnp.arange(4), 8),
+    jnp.bool_(False),
+  )

@@ -18,8 +18,8 @@ def main() -> None:
   """Prints the number of devices and what was found as JSON."""
   jax.config.update('jax_num_cpu_devices', 3)
   starts = [
-      small.start(small.config(loss__p=p), seed)
-      for seed, p in enumerate([-1., 0., 1., 2.])
+    small.start(small.config(loss__p=p), seed)
+    for seed, p in enumerate([-1.0, 0.0, 1.0, 2.0])
   ]
   static = starts[0][0]
   traces = []
@@ -34,9 +34,9 @@ def main() -> None:
   # Of three devices two divide four runs.
   devices = jax.devices()[:2]
   states, hparams = (
-      run_axis.place(run_axis.stack([start[i]
-                             for start in starts]), devices)
-      for i in (2, 1))
+    run_axis.place(run_axis.stack([start[i] for start in starts]), devices)
+    for i in (2, 1)
+  )
   many = jax.jit(run_axis.over_runs(step, devices=devices), donate_argnums=0)
   alone = jax.jit(step)
   gain = jnp.float32(1.5)
@@ -50,15 +50,19 @@ def main() -> None:
       state, rollout = alone(state, own_hparams, gain)
     found = run_axis.take((states.params, rollouts), i)
     equal += jax.tree.leaves(
-        jax.tree.map(np.array_equal, found, (state.params, rollout)))
+      jax.tree.map(np.array_equal, found, (state.params, rollout))
+    )
   spread = states.params['embed'].sharding
   print(
-      json.dumps({
-          'devices': len(spread.device_set),
-          'stays': spread.is_equivalent_to(before, 3),
-          'equal': all(equal),
-          'programs': programs,
-      }))
+    json.dumps(
+      {
+        'devices': len(spread.device_set),
+        'stays': spread.is_equivalent_to(before, 3),
+        'equal': all(equal),
+        'programs': programs,
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

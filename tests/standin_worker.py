@@ -57,18 +57,34 @@ def _finish(path, steps):
   count = int((path / 'made').read_text()) if (path / 'made').exists() else 0
   (path / 'made').write_text(str(count + 1), encoding='utf-8')
   zero = dict.fromkeys(
-      ('steps', 'updates', 'episodes', 'tokens', 'heldout_reward_first',
-       'heldout_reward_last', 'heldout_reward_last_stderr', 'gap_closed',
-       'heldout_exact_first', 'heldout_exact_last', 'ratio_mean',
-       'clip_low_frac', 'clip_high_frac', 'sigma', 'cosine', 'cosine_unclipped',
-       'max_logit', 'updates_over_monitor_tau_frac', 'exploded',
-       'updates_qk_clipped_frac'), 0)
+    (
+      'steps',
+      'updates',
+      'episodes',
+      'tokens',
+      'heldout_reward_first',
+      'heldout_reward_last',
+      'heldout_reward_last_stderr',
+      'gap_closed',
+      'heldout_exact_first',
+      'heldout_exact_last',
+      'ratio_mean',
+      'clip_low_frac',
+      'clip_high_frac',
+      'sigma',
+      'cosine',
+      'cosine_unclipped',
+      'max_logit',
+      'updates_over_monitor_tau_frac',
+      'exploded',
+      'updates_qk_clipped_frac',
+    ),
+    0,
+  )
   (path / 'metrics.jsonl').write_text('{}\n' * steps, encoding='utf-8')
   (path / 'summary.json').write_text(
-      json.dumps(zero | {
-          'steps': steps,
-          'skipped': {}
-      }), encoding='utf-8')
+    json.dumps(zero | {'steps': steps, 'skipped': {}}), encoding='utf-8'
+  )
 
 
 if __name__ == '__main__':

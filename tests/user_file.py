@@ -8,6 +8,7 @@ from absl.testing import parameterized
 
 class UserFileTest(parameterized.TestCase):
   """Writes TEXT to `file`, in a `folder` that goes with the test."""
+
   TEXT = ''
 
   def setUp(self):

@@ -57,8 +57,14 @@ def _rows(shape, mode, options):
       program = timing.compiled(_program(form, mode), *arguments)
       call = functools.partial(program.call, *arguments)
       cases.append(
-          timing.Case(variant, mode, timing.wall_clock(call), program,
-                      visible_flops(shape, mode)))
+        timing.Case(
+          variant,
+          mode,
+          timing.wall_clock(call),
+          program,
+          visible_flops(shape, mode),
+        )
+      )
   label = f'{"x".join(map(str, shape))}, {mode}'
   repeats = min(16, max(1, _LONG // (batch * heads * length**2)))
   return options.timed(label, cases, repeats=repeats)
@@ -68,11 +74,17 @@ def _arguments(batch, length, heads, key_heads, width):
   """Query, key, value, valid tokens, and the gradient of what is mixed."""
   rng = np.random.default_rng(0)
   of_heads = lambda count: jnp.asarray(
-      np.float32(rng.normal(size=(batch, length, count, width))))
+    np.float32(rng.normal(size=(batch, length, count, width)))
+  )
   valid = np.ones((batch, length), bool)
-  valid[::4, :length // 16] = False
-  return (of_heads(heads), of_heads(key_heads), of_heads(key_heads),
-          jnp.asarray(valid), of_heads(heads))
+  valid[::4, : length // 16] = False
+  return (
+    of_heads(heads),
+    of_heads(key_heads),
+    of_heads(key_heads),
+    jnp.asarray(valid),
+    of_heads(heads),
+  )
 
 
 def _program(form, mode):
@@ -83,14 +95,16 @@ def _program(form, mode):
 
   def both(query, key, value, valid, of_mixed):
     mixed, pullback, max_logits = jax.vjp(
-        lambda *heads: form(*heads, valid), query, key, value, has_aux=True)
+      lambda *heads: form(*heads, valid), query, key, value, has_aux=True
+    )
     return mixed, max_logits, pullback(of_mixed)
 
   return forward if mode == _MODES[0] else both
 
 
 SUITE = timing.Suite(
-    measure,
-    variants,
-    shapes=('32x80x4x4x32', '32x256x4x4x32', '32x528x4x4x32', '32x1024x4x4x32'),
-    rounds=9)
+  measure,
+  variants,
+  shapes=('32x80x4x4x32', '32x256x4x4x32', '32x528x4x4x32', '32x1024x4x4x32'),
+  rounds=9,
+)

@@ -28,9 +28,9 @@ _LONG = 2**20
 def measure(options: timing.Options) -> list[timing.Row]:
   """Times the losses on batches of shapes (B, T); the baseline always."""
   chosen = {
-      name: loss
-      for name, loss in loss_variants().items()
-      if name == _BASELINE or options.wants(name)
+    name: loss
+    for name, loss in loss_variants().items()
+    if name == _BASELINE or options.wants(name)
   }
   rows = []
   for shape in options.shapes:
@@ -43,30 +43,33 @@ def measure(options: timing.Options) -> list[timing.Row]:
 def loss_variants() -> dict:
   """Name -> loss(logprobs, *rest, p) and its p; None if it has none."""
   clip: dict[str, Any] = {'clip_eps_low': _EPS, 'clip_eps_high': _EPS}
-  mean = lambda **options: functools.partial(losses.power_mean_loss, **clip, **
-                                             options)
-  plain = lambda loss, **options: (lambda *batch, p: loss(*batch, **options),
-                                   None)
+  mean = lambda **options: functools.partial(
+    losses.power_mean_loss, **clip, **options
+  )
+  plain = lambda loss, **options: (
+    lambda *batch, p: loss(*batch, **options),
+    None,
+  )
   sequence = mean()
   return {
-      _BASELINE: (_plain, None),
-      'p = 1': (sequence, 1.),
-      'p = 0': (sequence, 0.),
-      'p = -1': (sequence, -1.),
-      'p = -0.5': (sequence, -0.5),
-      'p = -1, gradient in p': (sequence, -1.),
-      'p = 0, p_grad = -1': (mean(p_grad=jnp.float32(-1)), 0.),
-      'p = -1, p_clip = 0': (mean(p_clip=jnp.float32(0)), -1.),
-      'p = -1, center geometric': (mean(clip_center='geometric'), -1.),
-      'p = -1, center unbiased': (mean(clip_center='unbiased'), -1.),
-      'p = -1, clip token': (mean(clip='token'), -1.),
-      'p = -1, clip token_log': (mean(clip='token_log'), -1.),
-      'arithmetic_harmonic': plain(losses.arithmetic_harmonic_loss, **clip),
-      'gspo_token': plain(losses.gspo_token_loss, **clip),
-      'grpo': plain(losses.grpo_loss, **clip),
-      'cispo': plain(losses.cispo_loss, **clip),
-      'sapo': plain(losses.sapo_loss),
-      'reinforce': plain(losses.reinforce_loss),
+    _BASELINE: (_plain, None),
+    'p = 1': (sequence, 1.0),
+    'p = 0': (sequence, 0.0),
+    'p = -1': (sequence, -1.0),
+    'p = -0.5': (sequence, -0.5),
+    'p = -1, gradient in p': (sequence, -1.0),
+    'p = 0, p_grad = -1': (mean(p_grad=jnp.float32(-1)), 0.0),
+    'p = -1, p_clip = 0': (mean(p_clip=jnp.float32(0)), -1.0),
+    'p = -1, center geometric': (mean(clip_center='geometric'), -1.0),
+    'p = -1, center unbiased': (mean(clip_center='unbiased'), -1.0),
+    'p = -1, clip token': (mean(clip='token'), -1.0),
+    'p = -1, clip token_log': (mean(clip='token_log'), -1.0),
+    'arithmetic_harmonic': plain(losses.arithmetic_harmonic_loss, **clip),
+    'gspo_token': plain(losses.gspo_token_loss, **clip),
+    'grpo': plain(losses.grpo_loss, **clip),
+    'cispo': plain(losses.cispo_loss, **clip),
+    'sapo': plain(losses.sapo_loss),
+    'reinforce': plain(losses.reinforce_loss),
   }
 
 
@@ -88,9 +91,13 @@ def _arguments(num_rows, num_tokens):
   old_logprobs = -rng.exponential(size=shape)
   logprobs = old_logprobs + _SIGMA * rng.normal(size=shape)
   return [
-      jnp.asarray(x) for x in (np.float32(logprobs), np.float32(old_logprobs),
-                               np.float32(rng.normal(size=num_rows)),
-                               np.arange(num_tokens) < length[:, None])
+    jnp.asarray(x)
+    for x in (
+      np.float32(logprobs),
+      np.float32(old_logprobs),
+      np.float32(rng.normal(size=num_rows)),
+      np.arange(num_tokens) < length[:, None],
+    )
   ]
 
 
@@ -103,7 +110,8 @@ def _loss_cases(variants, arguments):
       key = loss, mode, 'gradient in p' in variant
       if key not in programs:
         programs[key] = timing.compiled(
-            _value_and_gradient(*key), p, *arguments)
+          _value_and_gradient(*key), p, *arguments
+        )
       cases.append(_case(variant, mode, programs[key], p, *arguments))
   return cases
 
@@ -140,14 +148,17 @@ def _step_rows(variants, options):
     return metrics
 
   # Variants that differ in p alone share one.
-  program = functools.cache(lambda loss: timing.compiled(
-      _all_updates(loss, num_updates), jnp.float32(0), *arguments))
+  program = functools.cache(
+    lambda loss: timing.compiled(
+      _all_updates(loss, num_updates), jnp.float32(0), *arguments
+    )
+  )
   cases = [timing.Case('train step', _MODES[1], timing.wall_clock(step))]
   for variant, (loss, order) in variants.items():
     if order is not None:
       cases.append(
-          _case(variant, _MODES[1], program(loss), jnp.float32(order),
-                *arguments))
+        _case(variant, _MODES[1], program(loss), jnp.float32(order), *arguments)
+      )
   label = f'step of {num_updates} updates of {shape[0]}x{shape[1]}'
   return options.timed(label, cases)
 
@@ -171,4 +182,5 @@ def _all_updates(loss, num_updates):
 
 
 SUITE = timing.Suite(
-    measure, loss_variants, shapes=('64x1024', '256x4096'), rounds=25)
+  measure, loss_variants, shapes=('64x1024', '256x4096'), rounds=25
+)

@@ -25,7 +25,8 @@ def is_cpu() -> bool:
 
 
 def fitting(
-    wanted: Iterable[workloads.Workload]) -> Iterator[workloads.Workload]:
+  wanted: Iterable[workloads.Workload],
+) -> Iterator[workloads.Workload]:
   """Those that this device can run; a line names one that it can't."""
   for workload in wanted:
     if is_cpu() and workload == workloads.LARGE:
@@ -34,8 +35,9 @@ def fitting(
       yield workload
 
 
-def measure(copy_size: int | None = None,
-            matmul_size: int | None = None) -> timing.Limits:
+def measure(
+  copy_size: int | None = None, matmul_size: int | None = None
+) -> timing.Limits:
   """Copy bandwidth, and rate of a square product.
 
   The product is in float32 on the CPU and in bfloat16 elsewhere.
@@ -52,7 +54,8 @@ def measure(copy_size: int | None = None,
   matrix = jnp.ones((rows, rows), dtype)
   rate = 2 * rows**3 / _seconds(lambda x: x @ x, matrix)
   return timing.Limits(
-      round(bandwidth / 1e9, 3), round(rate / 1e9, 3), f'{rows}x{rows} {dtype}')
+    round(bandwidth / 1e9, 3), round(rate / 1e9, 3), f'{rows}x{rows} {dtype}'
+  )
 
 
 def rollout_bytes(workload: workloads.Workload) -> int:
@@ -79,9 +82,14 @@ def learning_flops(workload: workloads.Workload) -> int:
   logits. What is computed again to save memory is not counted.
   """
   length = workload.prompt_len + workload.response_len
-  return 3 * workload.batch * (
-      _products(workload, length, workload.response_len) +
-      _attention(workload, length, 0))
+  return (
+    3
+    * workload.batch
+    * (
+      _products(workload, length, workload.response_len)
+      + _attention(workload, length, 0)
+    )
+  )
 
 
 def rollout_flops(workload: workloads.Workload) -> int:
@@ -92,7 +100,8 @@ def rollout_flops(workload: workloads.Workload) -> int:
   prompt, response = workload.prompt_len, workload.response_len
   prefill = _products(workload, prompt, 1) + _attention(workload, prompt, 0)
   decoding = _products(workload, response - 1, response - 1) + _attention(
-      workload, prompt + response - 1, prompt)
+    workload, prompt + response - 1, prompt
+  )
   return workload.num_prompts * prefill + workload.batch * decoding
 
 

@@ -39,22 +39,23 @@ def measure(options: timing.Options) -> list[timing.Row]:
 def variants() -> dict:
   """Name -> f(hidden, head, tokens), log-probabilities and entropies."""
   ours = lambda **options: functools.partial(
-      vocabulary.token_logprobs_and_entropy, temperature=1., **options)
+    vocabulary.token_logprobs_and_entropy, temperature=1.0, **options
+  )
   return {
-      _BASELINE: _naive,
-      _CHECKPOINT: jax.checkpoint(_naive),
-      'chunks': ours(),
-      'chunks, tied': ours(vocab_axis=0),
-      **{
-          f'chunks of {size}': ours(chunk_size=size) for size in _CHUNK_SIZES
-      }
+    _BASELINE: _naive,
+    _CHECKPOINT: jax.checkpoint(_naive),
+    'chunks': ours(),
+    'chunks, tied': ours(vocab_axis=0),
+    **{f'chunks of {size}': ours(chunk_size=size) for size in _CHUNK_SIZES},
   }
 
 
 def _naive(hidden, head, tokens):
   logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-  return (logprobs.token_logprobs(logits, tokens,
-                                  1.), logprobs.entropy(logits, 1.))
+  return (
+    logprobs.token_logprobs(logits, tokens, 1.0),
+    logprobs.entropy(logits, 1.0),
+  )
 
 
 def _cases(shape, dtype, options):
@@ -68,11 +69,17 @@ def _cases(shape, dtype, options):
         continue
       matrix = head.T if 'tied' in variant else head
       program = timing.compiled(
-          _gradients(function, mode), hidden, matrix, tokens, weights)
+        _gradients(function, mode), hidden, matrix, tokens, weights
+      )
       call = functools.partial(program.call, hidden, matrix, tokens, weights)
       products = 3 if variant == _BASELINE else 4
-      yield timing.Case(variant, mode, timing.wall_clock(call), program,
-                        2 * products * np.prod(shape))
+      yield timing.Case(
+        variant,
+        mode,
+        timing.wall_clock(call),
+        program,
+        2 * products * np.prod(shape),
+      )
 
 
 def _gradients(function, mode):
@@ -93,8 +100,12 @@ def _arguments(dtype, num_rows, width, vocab_size):
   head = 0.02 * rng.normal(size=(width, vocab_size))
   tokens = rng.integers(0, vocab_size, size=num_rows)
   weights = rng.normal(size=num_rows)
-  return (jnp.asarray(hidden, dtype), jnp.asarray(head, dtype),
-          jnp.asarray(tokens, jnp.int32), jnp.asarray(weights, jnp.float32))
+  return (
+    jnp.asarray(hidden, dtype),
+    jnp.asarray(head, dtype),
+    jnp.asarray(tokens, jnp.int32),
+    jnp.asarray(weights, jnp.float32),
+  )
 
 
 SUITE = timing.Suite(measure, variants, shapes=('2048x512x32768',), rounds=7)

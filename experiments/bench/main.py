@@ -53,35 +53,44 @@ from hmpo_jax.run import command_line
 from hmpo_jax.training import run_axis
 
 SUITES = {
-    'kernels': kernels.SUITE,
-    'attention': attention.SUITE,
-    'logprobs': logprobs.SUITE,
-    'optimizer': optimizer.SUITE,
-    'rollout': rollouts.SUITE,
-    'step': steps.SUITE,
-    'runs': many_runs.SUITE,
+  'kernels': kernels.SUITE,
+  'attention': attention.SUITE,
+  'logprobs': logprobs.SUITE,
+  'optimizer': optimizer.SUITE,
+  'rollout': rollouts.SUITE,
+  'step': steps.SUITE,
+  'runs': many_runs.SUITE,
 }
 _ALL = 'all'
 
 _SUITE = flags.DEFINE_enum('suite', 'kernels', [*SUITES, _ALL], 'What to time.')
 _OUT = flags.DEFINE_string('out', 'results/bench', 'Folder of the results.')
 _ROUNDS = flags.DEFINE_integer(
-    'rounds', None, 'Rounds; by default those of the suite.', lower_bound=2)
+  'rounds', None, 'Rounds; by default those of the suite.', lower_bound=2
+)
 _SHAPES = flags.DEFINE_list(
-    'shapes', None, 'By default those of the suite: '
-    f'{"; ".join(",".join(suite.shapes) for suite in SUITES.values())}.')
-_VARIANTS = flags.DEFINE_string('variants', None,
-                                'Regular expression of those to time.')
+  'shapes',
+  None,
+  'By default those of the suite: '
+  f'{"; ".join(",".join(suite.shapes) for suite in SUITES.values())}.',
+)
+_VARIANTS = flags.DEFINE_string(
+  'variants', None, 'Regular expression of those to time.'
+)
 _PROFILE = flags.DEFINE_string(
-    'profile', None, 'Folder for a trace of each case, which TensorBoard and '
-    'Perfetto open; the slowest operations are printed.')
+  'profile',
+  None,
+  'Folder for a trace of each case, which TensorBoard and '
+  'Perfetto open; the slowest operations are printed.',
+)
 _PEERS = flags.DEFINE_bool('peers', False, 'Whether to time other projects.')
 _PYTHONS = {
-    name:
-        flags.DEFINE_string(
-            f'{name}_python', None,
-            f'Interpreter with {name}; by default the running one.')
-    for name in ('torch', *peers.PEERS)
+  name: flags.DEFINE_string(
+    f'{name}_python',
+    None,
+    f'Interpreter with {name}; by default the running one.',
+  )
+  for name in ('torch', *peers.PEERS)
 }
 
 
@@ -107,8 +116,9 @@ def main(_) -> None:
       run(key, options, pathlib.Path(_OUT.value), about)
 
 
-def run(name: str, options: timing.Options, out: pathlib.Path,
-        about: dict) -> list[timing.Row]:
+def run(
+  name: str, options: timing.Options, out: pathlib.Path, about: dict
+) -> list[timing.Row]:
   """Times a suite and writes its results.
 
   Args:
@@ -134,22 +144,25 @@ def _options(suite):
     name = next(key for key, value in SUITES.items() if value is suite)
     examine = functools.partial(report.trace, _PROFILE.value, name)
   return timing.Options(
-      shapes=_shapes(suite),
-      rounds=_ROUNDS.value or suite.rounds,
-      config=config_lib.default_config(),
-      variants=_VARIANTS.value or '.*',
-      examine=examine)
+    shapes=_shapes(suite),
+    rounds=_ROUNDS.value or suite.rounds,
+    config=config_lib.default_config(),
+    variants=_VARIANTS.value or '.*',
+    examine=examine,
+  )
 
 
 def _torch(suites):
   """An interpreter that has torch and what torch that is; None, {} without."""
   if not any(suite.has_torch for suite in suites.values()):
     return None, {}
-  python, about = _found('torch', torch_muon.describe, 'torch\'s Muon')
+  python, about = _found('torch', torch_muon.describe, "torch's Muon")
   if python and about['torch_threads'] != os.cpu_count():
-    timing.tell(f'torch uses {about["torch_threads"]} threads on '
-                f'{os.cpu_count()} cores, JAX all of them: their times don\'t '
-                'compare')
+    timing.tell(
+      f'torch uses {about["torch_threads"]} threads on '
+      f"{os.cpu_count()} cores, JAX all of them: their times don't "
+      'compare'
+    )
   return python, about
 
 
@@ -157,8 +170,9 @@ def _others():
   """Interpreters that have the other projects, and the versions there."""
   pythons, about = {}, {}
   for peer in peers.PEERS if _PEERS.value else ():
-    python, of_peer = _found(peer, functools.partial(peers.describe, peer),
-                             peer)
+    python, of_peer = _found(
+      peer, functools.partial(peers.describe, peer), peer
+    )
     if python:
       pythons[peer], about[peer] = python, of_peer
   return pythons, about
@@ -173,7 +187,8 @@ def _found(name, describe, title):
   except OSError as error:
     if flag:
       raise config_lib.ConfigError(
-          f'--{name}_python={flag}: {error}') from error
+        f'--{name}_python={flag}: {error}'
+      ) from error
     timing.tell(f'{title} is left out ({error}): see --{name}_python')
     return None, {}
 
@@ -211,15 +226,17 @@ def _check_variants(suites):
   except re.error as error:
     raise config_lib.ConfigError(f'--variants={pattern}: {error}') from error
   if not found:
-    raise config_lib.ConfigError(f'--variants={pattern}: must match one of '
-                                 f'{", ".join(names)}')
+    raise config_lib.ConfigError(
+      f'--variants={pattern}: must match one of {", ".join(names)}'
+    )
 
 
 def _shapes(suite):
   texts = suite.shapes if _SHAPES.value is None else _SHAPES.value
   if not texts:
     raise config_lib.ConfigError(
-        f'--shapes=: must be as {",".join(suite.shapes)}')
+      f'--shapes=: must be as {",".join(suite.shapes)}'
+    )
   try:
     return list(map(suite.read_shape, texts))
   except ValueError as error:
@@ -229,6 +246,6 @@ def _shapes(suite):
 if __name__ == '__main__':
   # Compile times are to be those of compiling.
   app.run(
-      main,
-      flags_parser=functools.partial(
-          command_line.parse_all, keep_programs=False))
+    main,
+    flags_parser=functools.partial(command_line.parse_all, keep_programs=False),
+  )

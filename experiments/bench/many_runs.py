@@ -39,8 +39,10 @@ _WARMUPS = 2
 def measure(options: timing.Options) -> list[timing.Row]:
   """Times many runs of workloads; one run always."""
   return [
-      row for workload in limits.fitting(options.shapes) for count in _COUNTS
-      for row in _rows(workload, count, options)
+    row
+    for workload in limits.fitting(options.shapes)
+    for count in _COUNTS
+    for row in _rows(workload, count, options)
   ]
 
 
@@ -55,15 +57,20 @@ def stacked(start: ours.Start, count: int) -> tuple:
   The orders of their means go from -1 to 1; one run has that of the start.
   """
   static, hparams, state = start
-  orders = jnp.linspace(-1, 1,
-                        count) if count > 1 else hparams.exponent.start[None]
+  orders = (
+    jnp.linspace(-1, 1, count) if count > 1 else hparams.exponent.start[None]
+  )
   many = jax.tree.map(lambda x: jnp.repeat(x[None], count, axis=0), hparams)
   many = many._replace(exponent=many.exponent._replace(start=orders))
   first = lambda key: transformer.init(policy.make_model(static), key)
   keys = jax.random.split(state.key, (2, count))
   states = jax.jit(
-      jax.vmap(lambda hparams, init_key, run_key: learner.init(
-          static, hparams, first(init_key), run_key)))(many, *keys)
+    jax.vmap(
+      lambda hparams, init_key, run_key: learner.init(
+        static, hparams, first(init_key), run_key
+      )
+    )
+  )(many, *keys)
   return states, many
 
 
@@ -73,10 +80,11 @@ def _rows(workload, count, options):
     program, step = ours.stepper(config)
     cases = [_case(_ONE, workload, 1, timing.wall_clock(step), program)]
     cases += [
-        _case(form, workload, count,
-              *_in_one_program(ours.start(config), form, count))
-        for form in _FORMS
-        if options.wants(form) and not (form == _SPREAD and count == 1)
+      _case(
+        form, workload, count, *_in_one_program(ours.start(config), form, count)
+      )
+      for form in _FORMS
+      if options.wants(form) and not (form == _SPREAD and count == 1)
     ]
     if count == _IN_PROCESSES and options.wants(_PROCESSES):
       cases += _in_processes(workload, stack)
@@ -91,7 +99,9 @@ def _in_one_program(start, form, count):
   of_run = functools.partial(learner.train_step, start.static)
   if form == _SPREAD:
     devices = jax.devices()
-    states, hparams = (run_axis.place(tree, devices) for tree in (states, hparams))
+    states, hparams = (
+      run_axis.place(tree, devices) for tree in (states, hparams)
+    )
     step = run_axis.over_runs(of_run, devices=devices)
   else:
     step = run_axis.over_runs(of_run, form)
@@ -110,13 +120,13 @@ def _in_processes(workload, stack) -> Iterator[timing.Case]:
   cores = own_peer.cores()
   if not limits.is_cpu() or _IN_PROCESSES % len(cores):
     timing.tell(
-        f'{_PROCESSES} are left out: {_IN_PROCESSES} runs don\'t divide '
-        f'into {len(cores)} cores of the CPU')
+      f"{_PROCESSES} are left out: {_IN_PROCESSES} runs don't divide "
+      f'into {len(cores)} cores of the CPU'
+    )
     return
   workers = [
-      stack.enter_context(
-          peers.worker(peers.OWN, sys.executable, workload, core))
-      for core in cores
+    stack.enter_context(peers.worker(peers.OWN, sys.executable, workload, core))
+    for core in cores
   ]
   pool = stack.enter_context(futures.ThreadPoolExecutor(len(workers)))
   share = _IN_PROCESSES // len(workers)
@@ -125,21 +135,24 @@ def _in_processes(workload, stack) -> Iterator[timing.Case]:
     several = lambda worker: [worker() for _ in range(share)]
     list(pool.map(several, workers))
 
-  yield _case(_PROCESSES, workload, _IN_PROCESSES, timing.wall_clock(call),
-              None)._replace(is_here=False)
+  yield _case(
+    _PROCESSES, workload, _IN_PROCESSES, timing.wall_clock(call), None
+  )._replace(is_here=False)
 
 
 def _case(variant, workload, count, seconds, program):
   tokens = count * workload.batch * workload.response_len
   flops = limits.rollout_flops(workload) + limits.learning_flops(workload)
   return timing.Case(
-      variant,
-      f'{count} run{"s" if count > 1 else ""}',
-      seconds,
-      program,
-      flops=count * flops,
-      tokens=tokens)
+    variant,
+    f'{count} run{"s" if count > 1 else ""}',
+    seconds,
+    program,
+    flops=count * flops,
+    tokens=tokens,
+  )
 
 
 SUITE = timing.Suite(
-    measure, variants, shapes=('W-runs',), rounds=5, named=workloads.named)
+  measure, variants, shapes=('W-runs',), rounds=5, named=workloads.named
+)

@@ -71,38 +71,45 @@ def _update_variants():
 def _transformations(specs):
   """Name -> optimizer and the layouts in which it is timed."""
   ours = functools.partial(
-      muon.muon,
-      _LEARNING_RATE,
-      dimension_numbers=specs,
-      adam_learning_rate=_LEARNING_RATE)
+    muon.muon,
+    _LEARNING_RATE,
+    dimension_numbers=specs,
+    adam_learning_rate=_LEARNING_RATE,
+  )
   theirs = optax.contrib.muon(
-      _LEARNING_RATE,
-      nesterov=False,
-      consistent_rms=0.2,
-      muon_weight_dimension_numbers=specs)
+    _LEARNING_RATE,
+    nesterov=False,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=specs,
+  )
   both = _SEPARATE, _STACKED
   return {
-      _BASELINE: (theirs, both),
-      'optax adamw': (optax.adamw(_LEARNING_RATE), (_SEPARATE,)),
-      'muon float32': (ours(), both),
-      'muon bfloat16': (ours(dtype='bfloat16'), both),
-      'muon float32 polar_express':
-          (ours(coefficients='polar_express'), (_SEPARATE,)),
+    _BASELINE: (theirs, both),
+    'optax adamw': (optax.adamw(_LEARNING_RATE), (_SEPARATE,)),
+    'muon float32': (ours(), both),
+    'muon bfloat16': (ours(dtype='bfloat16'), both),
+    'muon float32 polar_express': (
+      ours(coefficients='polar_express'),
+      (_SEPARATE,),
+    ),
   }
 
 
 def _update_rows(shape, options):
   cases = [
-      case for layout in (_SEPARATE, _STACKED)
-      for case in _update_cases(shape, layout, options)
+    case
+    for layout in (_SEPARATE, _STACKED)
+    for case in _update_cases(shape, layout, options)
   ]
   with contextlib.ExitStack() as stack:
     if options.torch_python and options.wants(_TORCH):
       seconds = stack.enter_context(
-          torch_muon.worker(options.torch_python, shape))
+        torch_muon.worker(options.torch_python, shape)
+      )
       flops = newton_schulz_flops(*shape)
       cases.append(
-          timing.Case(_TORCH, _SEPARATE, seconds, flops=flops, is_here=False))
+        timing.Case(_TORCH, _SEPARATE, seconds, flops=flops, is_here=False)
+      )
     cases.append(_matmul_case())
     return options.timed('x'.join(map(str, shape)), cases, fill_caches=False)
 
@@ -118,14 +125,16 @@ def _update_cases(shape, layout, options):
       flops = None
       if 'muon' in variant:
         flops = newton_schulz_flops(*shape)
-      yield _update_case(variant, layout, transformation, gradients, params,
-                         flops)
+      yield _update_case(
+        variant, layout, transformation, gradients, params, flops
+      )
 
 
 def _update_case(variant, layout, transformation, gradients, params, flops):
   state = transformation.init(params)
   program = timing.compiled(
-      transformation.update, gradients, state, params, donate=(1,))
+    transformation.update, gradients, state, params, donate=(1,)
+  )
 
   def update():
     nonlocal state
@@ -149,11 +158,12 @@ def _matmul_case():
   program = timing.compiled(jnp.matmul, matrix, matrix)
   call = functools.partial(program.call, matrix, matrix)
   return timing.Case(
-      _MATMUL,
-      'one product',
-      timing.wall_clock(call),
-      program,
-      flops=2 * _MATMUL_SIZE**3)
+    _MATMUL,
+    'one product',
+    timing.wall_clock(call),
+    program,
+    flops=2 * _MATMUL_SIZE**3,
+  )
 
 
 def _step_rows(options):
@@ -164,8 +174,9 @@ def _step_rows(options):
   if options.wants(_CLIP):
     cases += [_clip_case(config, params, mode) for mode in ('off', 'weights')]
   num_updates = config.train.num_epochs * config.train.num_minibatches
-  return options.timed(f'step of {num_updates} updates', cases,
-                       _STEP_ROUNDS * options.rounds)
+  return options.timed(
+    f'step of {num_updates} updates', cases, _STEP_ROUNDS * options.rounds
+  )
 
 
 def _step_case(config, params, mode):
@@ -175,7 +186,8 @@ def _step_case(config, params, mode):
   # The step uses up its state, and the other step starts from these too.
   state = programs.first_state(jax.tree.map(jnp.copy, params))
   program, step = ours_lib.stepper_from(
-      ours_lib.Start(programs.static, programs.hparams, state))
+    ours_lib.Start(programs.static, programs.hparams, state)
+  )
   return timing.Case(_STEP, f'qk_clip {mode}', timing.wall_clock(step), program)
 
 
@@ -186,12 +198,14 @@ def _clip_case(config, params, mode):
   weights = {name: block[name] for name in ('query', 'key')}
   params = {'layers': {'attention': weights}}
   clip = muon_clip.qk_clip(
-      config.optim.tau, attention=transformer.attention_weights, mode=mode)
+    config.optim.tau, attention=transformer.attention_weights, mode=mode
+  )
   state = clip.init(params)
   num_updates = config.train.num_epochs * config.train.num_minibatches
   shape = num_updates, *state.last_max.shape
   max_logits = config.optim.tau * np.random.default_rng(0).uniform(
-      0.5, 1.5, size=shape).astype(np.float32)
+    0.5, 1.5, size=shape
+  ).astype(np.float32)
 
   def all_updates(updates, state, params, max_logits):
 
@@ -209,8 +223,9 @@ def _clip_case(config, params, mode):
 
 
 SUITE = timing.Suite(
-    measure,
-    variants,
-    shapes=('12x512x512', '12x1024x4096'),
-    rounds=7,
-    has_torch=True)
+  measure,
+  variants,
+  shapes=('12x512x512', '12x1024x4096'),
+  rounds=7,
+  has_torch=True,
+)

@@ -37,7 +37,8 @@ def train(workload: Any, steps: Any) -> None:
   wanted = workloads.Workload(*(getattr(workload, name) for name in names))
   with ours.configured(wanted) as config:
     num_params = sum(
-        x.size for x in jax.tree.leaves(ours.start(config).state.params))
+      x.size for x in jax.tree.leaves(ours.start(config).state.params)
+    )
     _, step = ours.stepper(config)
     for _ in steps.serve(num_params):
       metrics = jax.device_get(step())

@@ -39,7 +39,7 @@ class Steps:
     self.eos = workload.vocab_size - 1
     self._workload = workload
     self._sink = sink
-    self._rollout_s = 0.
+    self._rollout_s = 0.0
     self._lengths: list[tuple[int, int]] = []
 
   def word(self, token: int) -> str:
@@ -61,12 +61,15 @@ class Steps:
     """For each text the share of tokens that are the rewarded one."""
     word = self.word(self._workload.reward_token)
     return [
-        text.split().count(word) / self._workload.response_len
-        for text in completions
+      text.split().count(word) / self._workload.response_len
+      for text in completions
     ]
 
-  def rollout(self, generate: Callable,
-              lengths: Callable[[Any], Iterable[tuple[int, int]]]) -> Callable:
+  def rollout(
+    self,
+    generate: Callable,
+    lengths: Callable[[Any], Iterable[tuple[int, int]]],
+  ) -> Callable:
     """`generate`, whose time is told apart from the rest of the step.
 
     Args:
@@ -102,26 +105,30 @@ class Steps:
     """
     self._say({'num_params': num_params})
     for _ in sys.stdin:
-      self._rollout_s, self._lengths = 0., []
+      self._rollout_s, self._lengths = 0.0, []
       start = time.perf_counter()
       yield
       seconds = time.perf_counter() - start
       self._check_lengths()
-      self._say({
+      self._say(
+        {
           'seconds': seconds,
           'rollout_s': self._rollout_s,
           'rest_s': seconds - self._rollout_s,
           # Not getrusage's: that of the process that started this one is in it.
           'peak_mb': 1024 * int(_of_process('VmHWM').split()[0]) / 1e6,
-      })
+        }
+      )
 
   def _check_lengths(self):
     of_each = self._workload.prompt_len, self._workload.response_len
     count = self._workload.num_prompts * self._workload.group_size
     if self._lengths != [of_each] * count:
       found = sorted(set(self._lengths))
-      raise ValueError(f'{count} sequences must have {of_each} tokens: '
-                       f'{len(self._lengths)} have {found}')
+      raise ValueError(
+        f'{count} sequences must have {of_each} tokens: '
+        f'{len(self._lengths)} have {found}'
+      )
 
   def _say(self, answer):
     print(json.dumps(answer), file=self._sink, flush=True)

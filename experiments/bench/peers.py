@@ -25,17 +25,19 @@ PEERS = ('trl', 'tunix')
 OWN = 'hmpo_jax'
 
 _SCRIPTS = {
-    'trl': trl_peer.__file__,
-    'tunix': tunix_peer.__file__,
-    OWN: own_peer.__file__,
+  'trl': trl_peer.__file__,
+  'tunix': tunix_peer.__file__,
+  OWN: own_peer.__file__,
 }
 _SETTINGS = {
-    # Threads of torch that wait would keep their cores busy.
-    'trl': ('OMP_WAIT_POLICY=PASSIVE', 'TOKENIZERS_PARALLELISM=false'),
-    'tunix': ('JAX_PLATFORMS=cpu', 'WANDB_MODE=disabled'),
-    # What this process can import.
-    OWN: ('JAX_PLATFORMS=cpu',
-          f'PYTHONPATH={":".join(path or "." for path in sys.path)}'),
+  # Threads of torch that wait would keep their cores busy.
+  'trl': ('OMP_WAIT_POLICY=PASSIVE', 'TOKENIZERS_PARALLELISM=false'),
+  'tunix': ('JAX_PLATFORMS=cpu', 'WANDB_MODE=disabled'),
+  # What this process can import.
+  OWN: (
+    'JAX_PLATFORMS=cpu',
+    f'PYTHONPATH={":".join(path or "." for path in sys.path)}',
+  ),
 }
 _STEP = {'seconds', 'rollout_s', 'rest_s', 'peak_mb'}
 
@@ -55,21 +57,21 @@ def describe(peer: str, python: str) -> dict:
       reason in one line.
   """
   result = subprocess.run(
-      _command(peer, python),
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      check=False)
+    _command(peer, python),
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   if result.returncode:
     raise ChildProcessError(_reason(result.stderr, result.returncode))
   return _answer(peer, result.stdout, {'threads'})
 
 
 @contextlib.contextmanager
-def worker(peer: str,
-           python: str,
-           workload: workloads.Workload,
-           core: int | None = None) -> Iterator[Callable[[], dict]]:
+def worker(
+  peer: str, python: str, workload: workloads.Workload, core: int | None = None
+) -> Iterator[Callable[[], dict]]:
   """A process in which a peer trains on a workload.
 
   Args:
@@ -90,24 +92,30 @@ def worker(peer: str,
   """
   with contextlib.ExitStack() as stack:
     scratch = stack.enter_context(
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+      tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    )
     errors = stack.enter_context(tempfile.TemporaryFile('w+', errors='replace'))
-    fields = json.dumps(workload._asdict() | workloads.RECIPE._asdict()
-                        | {'core': core})
+    fields = json.dumps(
+      workload._asdict() | workloads.RECIPE._asdict() | {'core': core}
+    )
     process = stack.enter_context(
-        subprocess.Popen(
-            _command(peer, python, fields, settings=(f'TMPDIR={scratch}',)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            bufsize=0))
+      subprocess.Popen(
+        _command(peer, python, fields, settings=(f'TMPDIR={scratch}',)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        bufsize=0,
+      )
+    )
     # It has nothing to save, and its step may take long.
     stack.callback(process.kill)
     asked = _Process(peer, process, errors)
     num_params = asked.answer({'num_params'})['num_params']
     if num_params != workload.num_params:
-      raise ChildProcessError(f'{workload.name} has {workload.num_params} '
-                              f'parameters, that of {peer} {num_params}')
+      raise ChildProcessError(
+        f'{workload.name} has {workload.num_params} '
+        f'parameters, that of {peer} {num_params}'
+      )
     yield asked.step
 
 

@@ -16,6 +16,7 @@ _OPERATIONS = 'XLA Ops'  # name of a thread
 
 class Operation(NamedTuple):
   """What XLA made of a part of a program, such as a fusion, by its name."""
+
   name: str  # program/operation, or operation where the program isn't known
   calls: int
   milliseconds: float  # of all calls, without the operations within
@@ -62,7 +63,7 @@ def slowest(folder: str | pathlib.Path, num: int = 20) -> list[Operation]:
   totals: dict[str, Operation] = {}
   for file in runs[-1].parent.glob(_TRACES):  # one for each host
     for name, milliseconds in _own_times(_read(file)):
-      _, calls, total = totals.get(name, (name, 0, 0.))
+      _, calls, total = totals.get(name, (name, 0, 0.0))
       totals[name] = Operation(name, calls + 1, total + milliseconds)
   slowest_first = lambda operation: (-operation.milliseconds, operation.name)
   return sorted(totals.values(), key=slowest_first)[:num]
@@ -73,9 +74,9 @@ def _read(file):
   with gzip.open(file, 'rt', encoding='utf-8') as text:
     events = json.load(text)['traceEvents']
   names = {
-      (event['name'], event['pid'], event.get('tid')): event['args']['name']
-      for event in events
-      if event.get('name') in ('process_name', 'thread_name')
+    (event['name'], event['pid'], event.get('tid')): event['args']['name']
+    for event in events
+    if event.get('name') in ('process_name', 'thread_name')
   }
   threads: dict[tuple, list] = {}
   for event in _operations(events, names):
@@ -87,14 +88,18 @@ def _operations(events, names):
   """Those of a device's thread of operations, its kernels, or the host's."""
   spans = [event for event in events if event.get('ph') == 'X']
   of_thread = lambda event: names.get(
-      ('thread_name', event['pid'], event['tid']))
+    ('thread_name', event['pid'], event['tid'])
+  )
   of_process = lambda event: names.get(('process_name', event['pid'], None), '')
   on_host = [event for event in spans if 'hlo_op' in event.get('args', {})]
   kernels = [
-      event for event in on_host if of_process(event).startswith('/device:')
+    event for event in on_host if of_process(event).startswith('/device:')
   ]
-  return [event for event in spans if of_thread(event) == _OPERATIONS
-         ] or kernels or on_host
+  return (
+    [event for event in spans if of_thread(event) == _OPERATIONS]
+    or kernels
+    or on_host
+  )
 
 
 def _own_times(threads):

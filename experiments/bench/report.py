@@ -18,20 +18,20 @@ from hmpo_jax.run import folder as run_folder
 _SLOWEST = 10  # operations of a trace that are printed
 # Columns of a printed table, and the fields of a row that stand there.
 _COLUMNS = {
-    'variant': ('variant',),
-    'mode': ('mode',),
-    'ms': ('ms', 'ms_spread'),
-    'ratio': ('ratio', 'ratio_spread'),
-    'to trl': ('to_trl', 'to_trl_spread'),
-    'to tunix': ('to_tunix', 'to_tunix_spread'),
-    'to the faster': ('to_faster', 'to_faster_spread'),
-    'tokens/s': ('tokens_per_s',),
-    'GFLOP/s': ('gflops_per_s',),
-    'of limit': ('of_limit',),
-    'compile s': ('compile_s',),
-    'temporary MB': ('temporary_mb',),
-    'output MB': ('output_mb',),
-    'peak MB': ('peak_mb',),
+  'variant': ('variant',),
+  'mode': ('mode',),
+  'ms': ('ms', 'ms_spread'),
+  'ratio': ('ratio', 'ratio_spread'),
+  'to trl': ('to_trl', 'to_trl_spread'),
+  'to tunix': ('to_tunix', 'to_tunix_spread'),
+  'to the faster': ('to_faster', 'to_faster_spread'),
+  'tokens/s': ('tokens_per_s',),
+  'GFLOP/s': ('gflops_per_s',),
+  'of limit': ('of_limit',),
+  'compile s': ('compile_s',),
+  'temporary MB': ('temporary_mb',),
+  'output MB': ('output_mb',),
+  'peak MB': ('peak_mb',),
 }
 
 
@@ -45,18 +45,16 @@ def describe(name: str, options: timing.Options, more: dict) -> dict:
   """
   run_of = run_folder.describe(options.config)
   return {
-      'suite': name,
-      'commit': run_of['commit'],
-      'device': run_of['device'],
-      'platform': jax.default_backend(),
-      'cores': os.cpu_count(),
-      'versions': run_of['versions'] | {
-          'python': platform.python_version()
-      },
-      **more,
-      'limits': options.limits and options.limits._asdict(),
-      'rounds': options.rounds,
-      'load_before': os.getloadavg(),
+    'suite': name,
+    'commit': run_of['commit'],
+    'device': run_of['device'],
+    'platform': jax.default_backend(),
+    'cores': os.cpu_count(),
+    'versions': run_of['versions'] | {'python': platform.python_version()},
+    **more,
+    'limits': options.limits and options.limits._asdict(),
+    'rounds': options.rounds,
+    'load_before': os.getloadavg(),
   }
 
 
@@ -113,8 +111,9 @@ def trace(folder: str, suite: str, shape: str, case: timing.Case) -> None:
   print(f'traced to {into}')
   table = rich_table.Table('operation', 'calls', 'ms')
   for operation in profile.slowest(into, _SLOWEST):
-    table.add_row(operation.name, str(operation.calls),
-                  f'{operation.milliseconds:.2f}')
+    table.add_row(
+      operation.name, str(operation.calls), f'{operation.milliseconds:.2f}'
+    )
   _console().print(table)
 
 
@@ -128,9 +127,8 @@ def _console():
 def _table(shape, rows):
   """A table of the columns that hold anything."""
   columns = {
-      title: [
-          _cell(*(getattr(row, field) for field in fields)) for row in rows
-      ] for title, fields in _COLUMNS.items()
+    title: [_cell(*(getattr(row, field) for field in fields)) for row in rows]
+    for title, fields in _COLUMNS.items()
   }
   columns = {title: cells for title, cells in columns.items() if any(cells)}
   table = rich_table.Table(*columns, title=shape)

@@ -23,8 +23,9 @@ _MOST_BUCKETS = 8  # each is compiled
 def measure(options: timing.Options) -> list[timing.Row]:
   """Times sampling for workloads; one bucket always."""
   return [
-      row for workload in limits.fitting(options.shapes)
-      for row in _rows(workload, options)
+    row
+    for workload in limits.fitting(options.shapes)
+    for row in _rows(workload, options)
   ]
 
 
@@ -35,12 +36,10 @@ def variants() -> tuple[str, ...]:
 
 def _rows(workload, options):
   length = workload.response_len
-  sizes = {
-      _WHOLE: length
-  } | {
-      _name(bucket): bucket
-      for bucket in _BUCKETS
-      if bucket < length <= _MOST_BUCKETS * bucket
+  sizes = {_WHOLE: length} | {
+    _name(bucket): bucket
+    for bucket in _BUCKETS
+    if bucket < length <= _MOST_BUCKETS * bucket
   }
   with ours.configured(workload) as config:
     start = ours.start(config)  # one for all: it may fill half of the memory
@@ -60,26 +59,29 @@ def _name(bucket):
 def _case(workload, name, start, measured):
   static, hparams, state = start
   program = timing.compiled(
-      functools.partial(learner.collect, static), state, hparams)
+    functools.partial(learner.collect, static), state, hparams
+  )
   limit_s = None
   if measured and not limits.is_cpu():
     read = limits.rollout_bytes(workload)
     limit_s = read / measured.copy_gb_per_s / 1e9
   call = functools.partial(program.call, state, hparams)
   return timing.Case(
-      name,
-      _MODE,
-      timing.wall_clock(call),
-      program,
-      flops=limits.rollout_flops(workload),
-      tokens=workload.batch * workload.response_len,
-      limit_s=limit_s)
+    name,
+    _MODE,
+    timing.wall_clock(call),
+    program,
+    flops=limits.rollout_flops(workload),
+    tokens=workload.batch * workload.response_len,
+    limit_s=limit_s,
+  )
 
 
 SUITE = timing.Suite(
-    measure,
-    variants,
-    shapes=tuple(workloads.WORKLOADS),
-    rounds=5,
-    has_limits=True,
-    named=workloads.named)
+  measure,
+  variants,
+  shapes=tuple(workloads.WORKLOADS),
+  rounds=5,
+  has_limits=True,
+  named=workloads.named,
+)

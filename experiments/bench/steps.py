@@ -38,11 +38,12 @@ def measure(options: timing.Options) -> list[timing.Row]:
   for workload in limits.fitting(options.shapes):
     with contextlib.ExitStack() as stack:
       cases = [
-          *_our_cases(workload, options),
-          *_process_cases(workload, options, stack)
+        *_our_cases(workload, options),
+        *_process_cases(workload, options, stack),
       ]
       rows += options.timed(
-          workload.name, cases, fill_caches=False, warmups=_WARMUPS)
+        workload.name, cases, fill_caches=False, warmups=_WARMUPS
+      )
   return rows
 
 
@@ -70,13 +71,16 @@ def _halves(config):
   """(program, call) of sampling, and of all updates on one rollout."""
   static, hparams, state = ours.start(config)
   collect = timing.compiled(
-      functools.partial(learner.collect, static), state, hparams)
+    functools.partial(learner.collect, static), state, hparams
+  )
   sampled = collect.call(state, hparams)
   scores = task_lib.score_rollout(policy.make_task(static), sampled)
   arguments = state, hparams, sampled, scores, jnp.asarray(False)
   learn = timing.compiled(functools.partial(learner.learn, static), *arguments)
-  return ((collect, functools.partial(collect.call, state, hparams)),
-          (learn, functools.partial(learn.call, *arguments)))
+  return (
+    (collect, functools.partial(collect.call, state, hparams)),
+    (learn, functools.partial(learn.call, *arguments)),
+  )
 
 
 def _case(workload, measured, variant, mode, compiled, flops):
@@ -85,17 +89,19 @@ def _case(workload, measured, variant, mode, compiled, flops):
   if measured:
     limit_s = flops / measured.matmul_gflops_per_s / 1e9
   return timing.Case(
-      variant,
-      mode,
-      timing.wall_clock(call),
-      program,
-      flops=flops,
-      tokens=_tokens(workload),
-      limit_s=limit_s)
+    variant,
+    mode,
+    timing.wall_clock(call),
+    program,
+    flops=flops,
+    tokens=_tokens(workload),
+    limit_s=limit_s,
+  )
 
 
-def _process_cases(workload, options,
-                   stack: contextlib.ExitStack) -> Iterator[timing.Case]:
+def _process_cases(
+  workload, options, stack: contextlib.ExitStack
+) -> Iterator[timing.Case]:
   """Steps in processes that last as long as the stack."""
   wanted = dict(options.peers or {})
   if options.wants(_PROCESS):
@@ -103,7 +109,8 @@ def _process_cases(workload, options,
   if not limits.is_cpu():
     if wanted:
       timing.tell(
-          f'left out, as they run on the CPU alone: {", ".join(wanted)}')
+        f'left out, as they run on the CPU alone: {", ".join(wanted)}'
+      )
     return
   for peer, python in wanted.items():
     worker = peers.worker(peer, python, workload)
@@ -128,14 +135,15 @@ def _process_case(peer, step, tokens):
   is_other = peer != peers.OWN
   parts = lambda: {_ROLLOUT: last['rollout_s'], _LEARNING: last['rest_s']}
   return timing.Case(
-      peer if is_other else _PROCESS,
-      _STEP,
-      seconds,
-      tokens=tokens,
-      is_here=False,
-      parts=parts if is_other else None,
-      peak_mb=lambda: last['peak_mb'],
-      peer=peer if is_other else None)
+    peer if is_other else _PROCESS,
+    _STEP,
+    seconds,
+    tokens=tokens,
+    is_here=False,
+    parts=parts if is_other else None,
+    peak_mb=lambda: last['peak_mb'],
+    peer=peer if is_other else None,
+  )
 
 
 def _tokens(workload):
@@ -143,10 +151,11 @@ def _tokens(workload):
 
 
 SUITE = timing.Suite(
-    measure,
-    variants,
-    shapes=('W-small', 'W-long', workloads.LARGE.name),
-    rounds=5,
-    has_peers=True,
-    has_limits=True,
-    named=workloads.named)
+  measure,
+  variants,
+  shapes=('W-small', 'W-long', workloads.LARGE.name),
+  rounds=5,
+  has_peers=True,
+  has_limits=True,
+  named=workloads.named,
+)

@@ -22,6 +22,7 @@ import numpy as np
 
 class Limits(NamedTuple):
   """What a device was measured to reach; see `limits.measure`."""
+
   copy_gb_per_s: float  # of 1e9 bytes, read and written
   matmul_gflops_per_s: float
   matmul: str  # size and dtype of that product
@@ -29,6 +30,7 @@ class Limits(NamedTuple):
 
 class Options(NamedTuple):
   """What the flags ask of a suite."""
+
   shapes: Sequence[Any]  # as Suite.read_shape gives them
   rounds: int
   config: Any  # of the train step
@@ -44,11 +46,13 @@ class Options(NamedTuple):
     """Whether a variant is to be timed."""
     return re.fullmatch(self.variants, variant) is not None
 
-  def timed(self,
-            shape: str,
-            cases: 'Sequence[Case]',
-            rounds: int | None = None,
-            **options: Any) -> 'list[Row]':
+  def timed(
+    self,
+    shape: str,
+    cases: 'Sequence[Case]',
+    rounds: int | None = None,
+    **options: Any,
+  ) -> 'list[Row]':
     """`timed`, with these rounds if no others are given."""
     rows = timed(shape, cases, rounds or self.rounds, **options)
     if self.examine is not None:
@@ -59,6 +63,7 @@ class Options(NamedTuple):
 
 class Row(NamedTuple):
   """One case of one group; a time is of one call."""
+
   shape: str  # what the group is about
   variant: str
   mode: str  # how the variant is run, such as what it returns
@@ -86,6 +91,7 @@ class Row(NamedTuple):
 
 class Suite(NamedTuple):
   """What the command needs to know of a suite."""
+
   measure: Callable[[Options], list[Row]]
   variants: Callable[[], Iterable[str]]  # what Options.variants may match
   shapes: tuple[str, ...]  # by default, each as 64x1024, or a name
@@ -106,13 +112,15 @@ class Suite(NamedTuple):
       return self.named(text)
     like, sizes = self.shapes[0], text.split('x')
     if len(sizes) != len(like.split('x')) or not all(
-        size.isdecimal() and int(size) > 0 for size in sizes):
+      size.isdecimal() and int(size) > 0 for size in sizes
+    ):
       raise ValueError(f'{text}: must be as {like}')
     return tuple(int(size) for size in sizes)
 
 
 class Program(NamedTuple):
   """A compiled function, and what compiling it took."""
+
   call: Callable
   compile_s: float
   memory: Any  # of jax's memory_analysis()
@@ -120,6 +128,7 @@ class Program(NamedTuple):
 
 class Case(NamedTuple):
   """What is timed."""
+
   variant: str
   mode: str
   seconds: Callable[[int], float]  # of one call, the mean of so many
@@ -134,8 +143,9 @@ class Case(NamedTuple):
   peer: str | None = None  # the other project whose step this is
 
 
-def compiled(function: Callable, *arguments: Any,
-             donate: tuple[int, ...] = ()) -> Program:
+def compiled(
+  function: Callable, *arguments: Any, donate: tuple[int, ...] = ()
+) -> Program:
   """Compiles a function for arguments like these.
 
   Args:
@@ -145,8 +155,9 @@ def compiled(function: Callable, *arguments: Any,
   """
   start = time.perf_counter()
   program = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
-  return Program(program,
-                 time.perf_counter() - start, program.memory_analysis())
+  return Program(
+    program, time.perf_counter() - start, program.memory_analysis()
+  )
 
 
 def wall_clock(call: Callable[[], Any]) -> Callable[[int], float]:
@@ -166,13 +177,15 @@ def tell(message: str) -> None:
   print(f'bench: {message}', file=sys.stderr)
 
 
-def timed(shape: str,
-          cases: Sequence[Case],
-          rounds: int,
-          *,
-          repeats: int = 1,
-          fill_caches: bool = True,
-          warmups: int = 1) -> list[Row]:
+def timed(
+  shape: str,
+  cases: Sequence[Case],
+  rounds: int,
+  *,
+  repeats: int = 1,
+  fill_caches: bool = True,
+  warmups: int = 1,
+) -> list[Row]:
   """Times cases that take turns.
 
   Args:
@@ -189,14 +202,14 @@ def timed(shape: str,
       case.seconds(1)
   seconds, parts = _in_turns(cases, rounds, repeats, fill_caches)
   of_peers = {
-      case.peer: seconds[:, i] for i, case in enumerate(cases) if case.peer
+    case.peer: seconds[:, i] for i, case in enumerate(cases) if case.peer
   }
   # A part is held to no step of another project.
   others = lambda case: of_peers if case.mode == cases[0].mode else {}
   return [
-      _row(shape, found, column, seconds[:, 0], others(found))
-      for i, case in enumerate(cases)
-      for found, column in [(case, seconds[:, i]), *_parts(case, parts[i])]
+    _row(shape, found, column, seconds[:, 0], others(found))
+    for i, case in enumerate(cases)
+    for found, column in [(case, seconds[:, i]), *_parts(case, parts[i])]
   ]
 
 
@@ -239,22 +252,23 @@ def _row(shape, case, seconds, first, of_peers):
   ratio, ratio_spread = _middle(seconds / first)
   rate = lambda amount: amount and round(amount / middle, 3)
   return Row(
-      shape=shape,
-      variant=case.variant,
-      mode=case.mode,
-      rounds=len(seconds),
-      ms=round(1e3 * middle, 4),
-      ms_spread=round(1e3 * spread, 4),
-      ratio=round(ratio, 5),
-      ratio_spread=round(ratio_spread, 5),
-      gflops_per_s=rate(case.flops and case.flops / 1e9),
-      compile_s=case.program and round(case.program.compile_s, 3),
-      temporary_mb=_megabytes(case.program, 'temp'),
-      output_mb=_megabytes(case.program, 'output'),
-      tokens_per_s=rate(case.tokens),
-      of_limit=case.limit_s and round(case.limit_s / middle, 4),
-      peak_mb=case.peak_mb and round(case.peak_mb(), 3),
-      **_to_peers(seconds, of_peers))
+    shape=shape,
+    variant=case.variant,
+    mode=case.mode,
+    rounds=len(seconds),
+    ms=round(1e3 * middle, 4),
+    ms_spread=round(1e3 * spread, 4),
+    ratio=round(ratio, 5),
+    ratio_spread=round(ratio_spread, 5),
+    gflops_per_s=rate(case.flops and case.flops / 1e9),
+    compile_s=case.program and round(case.program.compile_s, 3),
+    temporary_mb=_megabytes(case.program, 'temp'),
+    output_mb=_megabytes(case.program, 'output'),
+    tokens_per_s=rate(case.tokens),
+    of_limit=case.limit_s and round(case.limit_s / middle, 4),
+    peak_mb=case.peak_mb and round(case.peak_mb(), 3),
+    **_to_peers(seconds, of_peers),
+  )
 
 
 def _middle(values):

@@ -26,11 +26,12 @@ def describe(python: str) -> dict:
     OSError: there is no such interpreter, or it has no torch.
   """
   result = subprocess.run(
-      _command(python, (1, 1, 1)),
-      input='',
-      capture_output=True,
-      text=True,
-      check=False)
+    _command(python, (1, 1, 1)),
+    input='',
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   *_, reason = ('no answer', *result.stderr.splitlines())
   try:
     answer = json.loads(result.stdout)
@@ -42,8 +43,9 @@ def describe(python: str) -> dict:
 
 
 @contextlib.contextmanager
-def worker(python: str, shape: tuple[int,
-                                     ...]) -> Iterator[Callable[[int], float]]:
+def worker(
+  python: str, shape: tuple[int, ...]
+) -> Iterator[Callable[[int], float]]:
   """A process that steps on `shape` = (count, n, m) matrices.
 
   Args:
@@ -54,10 +56,11 @@ def worker(python: str, shape: tuple[int,
     The seconds of one step, the mean of as many as are asked for.
   """
   with subprocess.Popen(
-      _command(python, shape),
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True) as process:
+    _command(python, shape),
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
     assert process.stdin and process.stdout
     source, sink = process.stdout, process.stdin
     source.readline()  # what `describe` reads
@@ -82,7 +85,7 @@ def update(gradient, momentum):
   momentum.lerp_(gradient, 1 - _MOMENTUM)
   rows, columns = momentum.shape
   direction = _orthogonal(momentum)
-  direction *= max(1, rows / columns)**0.5
+  direction *= max(1, rows / columns) ** 0.5
   return direction
 
 
@@ -108,8 +111,8 @@ def _serve(count, rows, columns):
   gradients = [torch.randn(rows, columns) for _ in range(count)]
   momenta = [torch.zeros(rows, columns) for _ in range(count)]
   about = {
-      'torch': torch.__version__,
-      'torch_threads': torch.get_num_threads(),
+    'torch': torch.__version__,
+    'torch_threads': torch.get_num_threads(),
   }
   print(json.dumps(about), flush=True)
   for line in sys.stdin:

@@ -41,14 +41,16 @@ def train(workload: Any, steps: Any) -> None:
     cluster = _cluster(workload, steps, model, mesh)
     cluster.generate = steps.rollout(cluster.generate, _lengths(steps))
     learner = learner_lib.GRPOLearner(
-        rl_cluster=cluster,
-        algo_config=learner_lib.GRPOConfig(
-            loss_algo='gspo-token',
-            epsilon=workload.clip_epsilon,
-            beta=0.,
-            num_generations=workload.group_size,
-            num_iterations=1),
-        reward_fns=lambda completions, **_: steps.rewards(completions))
+      rl_cluster=cluster,
+      algo_config=learner_lib.GRPOConfig(
+        loss_algo='gspo-token',
+        epsilon=workload.clip_epsilon,
+        beta=0.0,
+        num_generations=workload.group_size,
+        num_iterations=1,
+      ),
+      reward_fns=lambda completions, **_: steps.rewards(completions),
+    )
     learner.train(_batches(workload, steps, cluster))
 
 
@@ -112,16 +114,17 @@ def _model(workload):
   nnx = importlib.import_module('flax.nnx')
   llama = importlib.import_module('tunix.models.llama3.model')
   config = llama.ModelConfig(
-      num_layers=workload.num_layers,
-      vocab_size=workload.vocab_size,
-      embed_dim=workload.embed_dim,
-      hidden_dim=workload.mlp_dim,
-      num_heads=workload.num_heads,
-      head_dim=workload.head_dim,
-      num_kv_heads=workload.num_kv_heads or workload.num_heads,
-      rope_theta=int(workload.rope_base),
-      norm_eps=workload.norm_epsilon,
-      weight_tying=True)
+    num_layers=workload.num_layers,
+    vocab_size=workload.vocab_size,
+    embed_dim=workload.embed_dim,
+    hidden_dim=workload.mlp_dim,
+    num_heads=workload.num_heads,
+    head_dim=workload.head_dim,
+    num_kv_heads=workload.num_kv_heads or workload.num_heads,
+    rope_theta=int(workload.rope_base),
+    norm_eps=workload.norm_epsilon,
+    weight_tying=True,
+  )
   return llama.Llama3(config, rngs=nnx.Rngs(params=0))
 
 
@@ -130,32 +133,37 @@ def _cluster(workload, steps, model, mesh):
   rollout = importlib.import_module('tunix.rl.rollout.base_rollout')
   roles = cluster.Role.ACTOR, cluster.Role.REFERENCE, cluster.Role.ROLLOUT
   config = cluster.ClusterConfig(
-      role_to_mesh=dict.fromkeys(roles, mesh),
-      rollout_engine='vanilla',
-      training_config=cluster.RLTrainingConfig(
-          actor_optimizer=_optimizer(workload),
-          eval_every_n_steps=_NO_STEP,
-          max_steps=_NO_STEP,
-          mini_batch_size=workload.num_prompts,
-          train_micro_batch_size=workload.num_prompts,
-          rollout_micro_batch_size=workload.num_prompts,
-          compute_logps_micro_batch_size=workload.num_prompts),
-      rollout_config=rollout.RolloutConfig(
-          max_tokens_to_generate=workload.response_len,
-          max_prompt_length=workload.prompt_len,
-          kv_cache_size=workload.prompt_len + workload.response_len,
-          temperature=workload.temperature,
-          top_p=1.,
-          eos_tokens=[workload.vocab_size]))  # no token is
+    role_to_mesh=dict.fromkeys(roles, mesh),
+    rollout_engine='vanilla',
+    training_config=cluster.RLTrainingConfig(
+      actor_optimizer=_optimizer(workload),
+      eval_every_n_steps=_NO_STEP,
+      max_steps=_NO_STEP,
+      mini_batch_size=workload.num_prompts,
+      train_micro_batch_size=workload.num_prompts,
+      rollout_micro_batch_size=workload.num_prompts,
+      compute_logps_micro_batch_size=workload.num_prompts,
+    ),
+    rollout_config=rollout.RolloutConfig(
+      max_tokens_to_generate=workload.response_len,
+      max_prompt_length=workload.prompt_len,
+      kv_cache_size=workload.prompt_len + workload.response_len,
+      temperature=workload.temperature,
+      top_p=1.0,
+      eos_tokens=[workload.vocab_size],
+    ),
+  )  # no token is
   return cluster.RLCluster(
-      actor=model,
-      reference=model,
-      tokenizer=_Tokenizer(steps),
-      cluster_config=config)
+    actor=model,
+    reference=model,
+    tokenizer=_Tokenizer(steps),
+    cluster_config=config,
+  )
 
 
 def _optimizer(workload):
   optax = importlib.import_module('optax')
   return optax.chain(
-      optax.clip_by_global_norm(workload.max_grad_norm),
-      optax.adamw(workload.learning_rate, weight_decay=workload.weight_decay))
+    optax.clip_by_global_norm(workload.max_grad_norm),
+    optax.adamw(workload.learning_rate, weight_decay=workload.weight_decay),
+  )

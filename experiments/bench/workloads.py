@@ -9,6 +9,7 @@ class Workload(NamedTuple):
   The policy is as Llama's: rotary positions, RMS norms, a gated MLP, no biases,
   and one matrix for embedding and output.
   """
+
   name: str
   num_layers: int
   embed_dim: int
@@ -58,12 +59,13 @@ class Recipe(NamedTuple):
   The ratio is that of the sequence, as in "Group Sequence Policy Optimization"
   by Zheng et al., https://arxiv.org/abs/2507.18071; the optimizer is AdamW.
   """
+
   clip_epsilon: float = 0.2  # below and above 1
   learning_rate: float = 3e-4
   weight_decay: float = 0.01
-  max_grad_norm: float = 1.
-  temperature: float = 1.
-  rope_base: float = 10_000.
+  max_grad_norm: float = 1.0
+  temperature: float = 1.0
+  rope_base: float = 10_000.0
   norm_epsilon: float = 1e-6
   reward_token: int = 7  # the reward is its share of the response
 
@@ -71,49 +73,53 @@ class Recipe(NamedTuple):
 RECIPE = Recipe()
 
 _SMALL = Workload(
-    name='W-small',
-    num_layers=4,
-    embed_dim=128,
-    num_heads=4,
-    head_dim=32,
-    mlp_dim=512,
-    vocab_size=64,
-    num_prompts=16,
-    group_size=8,
-    prompt_len=16,
-    response_len=64)
+  name='W-small',
+  num_layers=4,
+  embed_dim=128,
+  num_heads=4,
+  head_dim=32,
+  mlp_dim=512,
+  vocab_size=64,
+  num_prompts=16,
+  group_size=8,
+  prompt_len=16,
+  response_len=64,
+)
 
 # For accelerators alone.
 LARGE = Workload(
-    name='W-large',
-    num_layers=28,
-    embed_dim=1024,
-    num_heads=16,
-    head_dim=128,
-    mlp_dim=3072,
-    vocab_size=151_936,
-    num_prompts=8,
-    group_size=8,
-    prompt_len=16,
-    response_len=1024,
-    num_kv_heads=8,
-    dtype='bfloat16',
-    remat='layer',
-    num_microbatches=8)
+  name='W-large',
+  num_layers=28,
+  embed_dim=1024,
+  num_heads=16,
+  head_dim=128,
+  mlp_dim=3072,
+  vocab_size=151_936,
+  num_prompts=8,
+  group_size=8,
+  prompt_len=16,
+  response_len=1024,
+  num_kv_heads=8,
+  dtype='bfloat16',
+  remat='layer',
+  num_microbatches=8,
+)
 
 WORKLOADS = {
-    workload.name: workload for workload in (
-        _SMALL,
-        _SMALL._replace(name='W-long', num_prompts=4, response_len=512),
-        _SMALL._replace(
-            name='W-runs',
-            num_layers=2,
-            embed_dim=64,
-            head_dim=16,
-            mlp_dim=256,
-            num_prompts=4),
-        LARGE,
-    )
+  workload.name: workload
+  for workload in (
+    _SMALL,
+    _SMALL._replace(name='W-long', num_prompts=4, response_len=512),
+    _SMALL._replace(
+      name='W-runs',
+      num_layers=2,
+      embed_dim=64,
+      head_dim=16,
+      mlp_dim=256,
+      num_prompts=4,
+    ),
+    LARGE,
+  )
 }
 
 

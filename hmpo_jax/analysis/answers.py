@@ -28,14 +28,17 @@ from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
 _MARKED = re.compile(
-    r'(<!-- answers: (?P<name>[\w-]+) -->\n)((?!<!-- answers).)*?'
-    r'(?P<end><!-- end of answers -->)', re.DOTALL)
+  r'(<!-- answers: (?P<name>[\w-]+) -->\n)((?!<!-- answers).)*?'
+  r'(?P<end><!-- end of answers -->)',
+  re.DOTALL,
+)
 _MARK = re.compile(r'<!--\s*(answers\b|end of answers)')
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
 
 
 class Block(NamedTuple):
   """What is left of one plan."""
+
   plan: records.Plan  # without steps
   seeds: pandas.DataFrame  # as of outcomes.per_seed
   contrasts: pandas.DataFrame  # as of contrasts.make
@@ -58,21 +61,27 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
   for file in sorted(pathlib.Path(root).glob('*/plan.json')):
     plan = records.of_report(file.parent)
     seeds = pandas.read_csv(
-        file.parent / 'tables' / 'seeds.csv',
-        keep_default_na=False,
-        na_values=[''],
-        dtype=_TEXTS)
+      file.parent / 'tables' / 'seeds.csv',
+      keep_default_na=False,
+      na_values=[''],
+      dtype=_TEXTS,
+    )
     try:
       table = contrasts.make(plan, seeds)
     except KeyError as error:
       raise config_lib.ConfigError(
-          f'{file.parent}: tables/seeds.csv does not fit plan.json ({error}): '
-          'write the report again') from error
+        f'{file.parent}: tables/seeds.csv does not fit plan.json ({error}): '
+        'write the report again'
+      ) from error
     drawdowns = file.parent / 'tables' / 'drawdowns.csv'
     found[file.parent.name] = Block(
-        plan, seeds, table,
-        pandas.read_csv(drawdowns, keep_default_na=False, na_values=[''])
-        if drawdowns.exists() else None)
+      plan,
+      seeds,
+      table,
+      pandas.read_csv(drawdowns, keep_default_na=False, na_values=[''])
+      if drawdowns.exists()
+      else None,
+    )
   return found
 
 
@@ -87,15 +96,17 @@ def fill(page: str, blocks: Mapping[str, Block]) -> str:
     name = match['name']
     if name not in PARTS:
       raise config_lib.ConfigError(
-          f'answers: {name}: no such part; there are {", ".join(PARTS)}')
+        f'answers: {name}: no such part; there are {", ".join(PARTS)}'
+      )
     return f'{match[1]}\n{PARTS[name](blocks)}\n\n{match["end"]}'
 
   filled, count = _MARKED.subn(part, page)
   marks = len(_MARK.findall(page))
   if marks != 2 * count:
     raise config_lib.ConfigError(
-        f'answers: {marks} marks make {count} parts: each must begin with a '
-        'line <!-- answers: NAME --> and end with <!-- end of answers -->')
+      f'answers: {marks} marks make {count} parts: each must begin with a '
+      'line <!-- answers: NAME --> and end with <!-- end of answers -->'
+    )
   return filled
 
 
@@ -105,21 +116,25 @@ def confirmatory(blocks: Mapping[str, Block]) -> str:
   Raises:
     ConfigError: blocks that don't name one family, as large as they are many.
   """
-  rows = [(name, block.plan.about, row)
-          for name, block in blocks.items()
-          for row in block.contrasts.itertuples()
-          if row.Index < len(block.plan.about['contrasts']) and
-          row.verdict != contrasts.EXPLORATORY]
+  rows = [
+    (name, block.plan.about, row)
+    for name, block in blocks.items()
+    for row in block.contrasts.itertuples()
+    if row.Index < len(block.plan.about['contrasts'])
+    and row.verdict != contrasts.EXPLORATORY
+  ]
   if not rows:
     return 'No confirmatory plan is in yet.'
   families = {contrasts.family_size(about) for _, about, _ in rows}
   family = max(families)
   if len(families) > 1 or family < len(rows):
     raise config_lib.ConfigError(
-        f'answers: {len(rows)} confirmatory contrasts are of plans whose '
-        f'family is {sorted(families)}: must be one number, no smaller')
+      f'answers: {len(rows)} confirmatory contrasts are of plans whose '
+      f'family is {sorted(families)}: must be one number, no smaller'
+    )
   adjusted = statistics.holm(
-      [row.p if row.n == row.planned else np.nan for *_, row in rows], family)
+    [row.p if row.n == row.planned else np.nan for *_, row in rows], family
+  )
   cells = []
   for (name, about, row), p in zip(rows, adjusted):
     kind = kinds.KINDS[row.outcome]
@@ -129,14 +144,33 @@ def confirmatory(blocks: Mapping[str, Block]) -> str:
         verdict = contrasts.DIFFERENT
       elif verdict.startswith('equivalent'):
         verdict = contrasts.DIFFERENT_WITHIN
-    cells.append((name, row.name, kind.what, text.signed(row.mean, kind.form),
-                  text.bounds(row.low, row.high, kind.form,
-                              text.signed), f'{row.n} of {row.planned}',
-                  text.p_value(row.p), text.p_value(p), verdict))
-  return text.table([
-      'plan', 'contrast', 'outcome', 'difference', '95% interval', 'seeds', 'p',
-      f'p, Holm over {family}', 'verdict'
-  ], cells)
+    cells.append(
+      (
+        name,
+        row.name,
+        kind.what,
+        text.signed(row.mean, kind.form),
+        text.bounds(row.low, row.high, kind.form, text.signed),
+        f'{row.n} of {row.planned}',
+        text.p_value(row.p),
+        text.p_value(p),
+        verdict,
+      )
+    )
+  return text.table(
+    [
+      'plan',
+      'contrast',
+      'outcome',
+      'difference',
+      '95% interval',
+      'seeds',
+      'p',
+      f'p, Holm over {family}',
+      'verdict',
+    ],
+    cells,
+  )
 
 
 def margins(blocks: Mapping[str, Block]) -> str:
@@ -146,12 +180,16 @@ def margins(blocks: Mapping[str, Block]) -> str:
     if not block.plan.about['ladders']:
       continue
     parts += list(
-        ladder_words.section(block.plan.about,
-                             rungs.per_variant(block.plan, block.seeds),
-                             rungs.per_seed(block.plan, block.seeds)))[1:]
+      ladder_words.section(
+        block.plan.about,
+        rungs.per_variant(block.plan, block.seeds),
+        rungs.per_seed(block.plan, block.seeds),
+      )
+    )[1:]
     rows = [
-        row for row in block.contrasts.itertuples()
-        if row.outcome in ('area', 'rung') and not row.minus
+      row
+      for row in block.contrasts.itertuples()
+      if row.outcome in ('area', 'rung') and not row.minus
     ]
     parts.append(f'Differences, {name}:')
     parts.append(_differences(rows))
@@ -166,27 +204,39 @@ def split(blocks: Mapping[str, Block]) -> str:
   for task in block.plan.about['tasks']:
     for outcome in ('area', 'exact_area'):
       arms = {
-          name:
-              rungs.by_seed(
-                  block.plan.about,
-                  block.seeds[(block.seeds['variant'] == name)
-                              & (block.seeds['task'] == task)
-                              & records.has_ended(block.seeds)], task, outcome)
-          for name in ('gspo', 'hmpo', 'weights_only', 'mask_only')
+        name: rungs.by_seed(
+          block.plan.about,
+          block.seeds[
+            (block.seeds['variant'] == name)
+            & (block.seeds['task'] == task)
+            & records.has_ended(block.seeds)
+          ],
+          task,
+          outcome,
+        )
+        for name in ('gspo', 'hmpo', 'weights_only', 'mask_only')
       }
       together = arms['hmpo'] - arms['gspo']
       weights = arms['weights_only'] - arms['gspo']
       mask = arms['mask_only'] - arms['gspo']
-      for label, values in (('HMPO - GSPO',
-                             together), ('token weights alone',
-                                         weights), ('clip mask alone', mask),
-                            ('the two together beyond their sum',
-                             together - weights - mask)):
-        rows.append((task, kinds.KINDS[outcome].what, label,
-                     *_interval(values.dropna().to_numpy(float), '.4f')))
-  return text.table([
-      'what is paid', 'outcome', 'difference', 'mean', '95% interval', 'seeds'
-  ], rows)
+      for label, values in (
+        ('HMPO - GSPO', together),
+        ('token weights alone', weights),
+        ('clip mask alone', mask),
+        ('the two together beyond their sum', together - weights - mask),
+      ):
+        rows.append(
+          (
+            task,
+            kinds.KINDS[outcome].what,
+            label,
+            *_interval(values.dropna().to_numpy(float), '.4f'),
+          )
+        )
+  return text.table(
+    ['what is paid', 'outcome', 'difference', 'mean', '95% interval', 'seeds'],
+    rows,
+  )
 
 
 def against(name: str) -> Callable[[Mapping[str, Block]], str]:
@@ -210,25 +260,36 @@ def doses(blocks: Mapping[str, Block]) -> str:
   for (task, variant), runs in ended.groupby(['task', 'variant'], sort=False):
     area = statistics.mean_interval(runs['area'].to_numpy(float))
     row = [
-        task, variant,
-        text.mean_and_interval(area.mean, area.low, area.high, '.3f')
+      task,
+      variant,
+      text.mean_and_interval(area.mean, area.low, area.high, '.3f'),
     ]
-    for column, form in (('qk/max_logit:max', '.1f'),
-                         ('qk/clipped_frac:mean', '.1%'), ('qk/entropy:mean',
-                                                           '.3f')):
+    for column, form in (
+      ('qk/max_logit:max', '.1f'),
+      ('qk/clipped_frac:mean', '.1%'),
+      ('qk/entropy:mean', '.3f'),
+    ):
       known = runs[column].mean() if column in runs else np.nan
       row.append(text.number(known, form))
     skipped = runs.filter(regex='^skipped/.*:sum$').sum(axis=1)
     row += [
-        f'{int(runs["collapsed"].sum())} of {len(runs)}',
-        f'{int((skipped > 0).sum())} of {len(runs)}'
+      f'{int(runs["collapsed"].sum())} of {len(runs)}',
+      f'{int((skipped > 0).sum())} of {len(runs)}',
     ]
     rows.append(row)
-  return text.table([
-      'dose', 'arm', 'area under held-out reward', 'largest logit, mean',
-      'updates clipped', 'attention entropy, nats', 'collapsed',
-      'runs with skipped updates'
-  ], rows)
+  return text.table(
+    [
+      'dose',
+      'arm',
+      'area under held-out reward',
+      'largest logit, mean',
+      'updates clipped',
+      'attention entropy, nats',
+      'collapsed',
+      'runs with skipped updates',
+    ],
+    rows,
+  )
 
 
 def foretold(blocks: Mapping[str, Block]) -> str:
@@ -237,42 +298,58 @@ def foretold(blocks: Mapping[str, Block]) -> str:
   for name, block in blocks.items():
     if block.drawdowns is None:
       continue
-    for row in block.drawdowns.fillna({
-        'base': '',
-        'predictor': ''
-    }).itertuples():
+    for row in block.drawdowns.fillna(
+      {'base': '', 'predictor': ''}
+    ).itertuples():
       interval = text.bounds(row.low, row.high, '.3f', text.signed)
       rows.append(
-          (name, row.base, row.predictor, text.number(row.auc, '.3f'),
-           text.signed(row.increment,
-                       '.3f'), text.NOTHING if np.isnan(row.low) else interval,
-           text.number(row.warned, '.0%'), text.number(row.false_alarms,
-                                                       '.0%')))
+        (
+          name,
+          row.base,
+          row.predictor,
+          text.number(row.auc, '.3f'),
+          text.signed(row.increment, '.3f'),
+          text.NOTHING if np.isnan(row.low) else interval,
+          text.number(row.warned, '.0%'),
+          text.number(row.false_alarms, '.0%'),
+        )
+      )
   if not rows:
     return 'No table of drawdowns is in yet.'
-  return text.table([
-      'plan', 'known beside it', 'predictor', 'AUC', 'increment',
-      '95% interval', 'drawdowns with an alarm before',
-      'runs with a false alarm'
-  ], rows)
+  return text.table(
+    [
+      'plan',
+      'known beside it',
+      'predictor',
+      'AUC',
+      'increment',
+      '95% interval',
+      'drawdowns with an alarm before',
+      'runs with a false alarm',
+    ],
+    rows,
+  )
 
 
 PARTS: dict[str, Callable[[Mapping[str, Block]], str]] = {
-    'confirmatory': confirmatory,
-    'margins': margins,
-    'split': split,
-    'calm': against('calm'),
-    'moving': against('moving'),
-    'own': against('own'),
-    'doses': doses,
-    'drawdowns': foretold,
+  'confirmatory': confirmatory,
+  'margins': margins,
+  'split': split,
+  'calm': against('calm'),
+  'moving': against('moving'),
+  'own': against('own'),
+  'doses': doses,
+  'drawdowns': foretold,
 }
 
 
 def _interval(values, form):
   found = statistics.paired_interval(values)
-  return (text.signed(found.mean, form),
-          text.bounds(found.low, found.high, form, text.signed), len(values))
+  return (
+    text.signed(found.mean, form),
+    text.bounds(found.low, found.high, form, text.signed),
+    len(values),
+  )
 
 
 def _differences(rows):
@@ -280,9 +357,16 @@ def _differences(rows):
   for row in rows:
     form = kinds.KINDS[row.outcome].form
     cells.append(
-        (row.name, kinds.KINDS[row.outcome].what, text.signed(row.mean, form),
-         text.bounds(row.low, row.high, form,
-                     text.signed), int(row.n), row.verdict))
+      (
+        row.name,
+        kinds.KINDS[row.outcome].what,
+        text.signed(row.mean, form),
+        text.bounds(row.low, row.high, form, text.signed),
+        int(row.n),
+        row.verdict,
+      )
+    )
   return text.table(
-      ['contrast', 'outcome', 'difference', '95% interval', 'seeds', 'verdict'],
-      cells)
+    ['contrast', 'outcome', 'difference', '95% interval', 'seeds', 'verdict'],
+    cells,
+  )

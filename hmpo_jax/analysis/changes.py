@@ -9,9 +9,16 @@ from hmpo_jax.analysis import records
 from hmpo_jax.analysis import text
 
 # Column, format, unit of a change and what one of the unit is, name.
-_TOLD = (('heldout', '.3f', '', 1., 'the held-out reward'),
-         ('exact', '.1%', ' points', .01,
-          'the share of held-out answers that are right'))
+_TOLD = (
+  ('heldout', '.3f', '', 1.0, 'the held-out reward'),
+  (
+    'exact',
+    '.1%',
+    ' points',
+    0.01,
+    'the share of held-out answers that are right',
+  ),
+)
 
 
 def told(rows: pandas.DataFrame, named: list[str]) -> Iterator[str]:
@@ -30,14 +37,16 @@ def told(rows: pandas.DataFrame, named: list[str]) -> Iterator[str]:
     ways[key] = {name: change['mean'] for name, change in changes.items()}
     first, last = (_rows(rows, f'{key}_{end}') for end in ('first', 'last'))
     parts = [
-        f'{name} from {text.number(first[name]["mean"], form)} to '
-        f'{text.number(last[name]["mean"], form)}, by '
-        f'{_change(changes[name], size, form.replace("%", "f"), unit)}'
-        for name in named
-        if name in changes and name in first and name in last
+      f'{name} from {text.number(first[name]["mean"], form)} to '
+      f'{text.number(last[name]["mean"], form)}, by '
+      f'{_change(changes[name], size, form.replace("%", "f"), unit)}'
+      for name in named
+      if name in changes and name in first and name in last
     ]
-    yield (f'from step 0 to the end {what} {_direction(ways[key])}: '
-           f'{"; ".join(parts)}.')
+    yield (
+      f'from step 0 to the end {what} {_direction(ways[key])}: '
+      f'{"; ".join(parts)}.'
+    )
   yield from _opposed(ways)
 
 
@@ -53,11 +62,15 @@ def so_far(plan: records.Plan, task: str) -> Iterator[str]:
       continue
     last = runs.sort_values('step').groupby('seed').last()
     steps = text.bounds(last['step'].min(), last['step'].max(), '.0f')
-    parts.append(f'{variant} {text.number(last["reward"].mean(), ".3f")} '
-                 f'(step {steps}, n = {len(last)})')
+    parts.append(
+      f'{variant} {text.number(last["reward"].mean(), ".3f")} '
+      f'(step {steps}, n = {len(last)})'
+    )
   if parts:
-    yield ('no run of these has ended; when last evaluated, their held-out '
-           f'reward was {"; ".join(parts)}.')
+    yield (
+      'no run of these has ended; when last evaluated, their held-out '
+      f'reward was {"; ".join(parts)}.'
+    )
 
 
 def _rows(rows, column):
@@ -70,8 +83,9 @@ def _rows(rows, column):
 def _change(row, size, form, unit):
   """A mean change with its interval, in units of a size."""
   mean, low, high = (row[key] / size for key in ('mean', 'low', 'high'))
-  ends = 'in every run' if low == high else text.bounds(low, high, form,
-                                                        text.signed)
+  ends = (
+    'in every run' if low == high else text.bounds(low, high, form, text.signed)
+  )
   return f'{text.signed(mean, form)}{unit} ({ends}, n = {row["n"]})'
 
 
@@ -84,7 +98,8 @@ def _direction(changes: Mapping[str, float]):
   if len(ways) == 1:
     return f'**{"".join(ways)}{" in every arm" if len(changes) > 1 else ""}**'
   return text.listing(
-      f'**{way}** in {", ".join(names)}' for way, names in ways.items())
+    f'**{way}** in {", ".join(names)}' for way, names in ways.items()
+  )
 
 
 def _opposed(ways):
@@ -92,11 +107,15 @@ def _opposed(ways):
   if len(ways) < 2:
     return
   apart = [
-      name for name, change in ways['heldout'].items()
-      if change * ways['exact'].get(name, 0) < 0
+    name
+    for name, change in ways['heldout'].items()
+    if change * ways['exact'].get(name, 0) < 0
   ]
   if apart:
-    where = 'every arm' if len(apart) == len(
-        ways['heldout']) else text.listing(apart)
-    yield (f'reward and right answers went **opposite ways** in {where}: more '
-           'reward did not mean more right answers there.')
+    where = (
+      'every arm' if len(apart) == len(ways['heldout']) else text.listing(apart)
+    )
+    yield (
+      f'reward and right answers went **opposite ways** in {where}: more '
+      'reward did not mean more right answers there.'
+    )

@@ -30,17 +30,19 @@ def forest(plan: records.Plan, table: pandas.DataFrame) -> figure.Figure | None:
   groups = [group for group in groups if len(group)]
   if not groups:
     return None
-  height = .8 + sum(.32 * len(group) + .55 for group in groups)
+  height = 0.8 + sum(0.32 * len(group) + 0.55 for group in groups)
   picture = figure.Figure(figsize=(styles.WIDTH, height), layout='constrained')
   grid = picture.subplots(
-      len(groups), 1, squeeze=False, height_ratios=[len(g) + 1 for g in groups])
+    len(groups), 1, squeeze=False, height_ratios=[len(g) + 1 for g in groups]
+  )
   for axes, group in zip(grid.flat, groups):
     _forest_panel(axes, group, plan.about['margins'])
   return picture
 
 
-def ladder(plan: records.Plan, seeds: pandas.DataFrame,
-           name: str) -> figure.Figure | None:
+def ladder(
+  plan: records.Plan, seeds: pandas.DataFrame, name: str
+) -> figure.Figure | None:
   """Held-out area and share collapsed against the learning rate.
 
   Args:
@@ -61,32 +63,40 @@ def ladder(plan: records.Plan, seeds: pandas.DataFrame,
     arm = ended[ended['variant'] == variant]
     found = [arm[arm['task'] == task] for task in rates]
     shares = [
-        statistics.proportion_interval(
-            int(runs['collapsed'].sum()), len(runs), plan.about['alpha'])
-        for runs in found
+      statistics.proportion_interval(
+        int(runs['collapsed'].sum()), len(runs), plan.about['alpha']
+      )
+      for runs in found
     ]
     areas = [
-        statistics.mean_interval(runs['area'].to_numpy(float),
-                                 plan.about['alpha']) for runs in found
+      statistics.mean_interval(
+        runs['area'].to_numpy(float), plan.about['alpha']
+      )
+      for runs in found
     ]
     for axes, intervals in zip(grid, (areas, shares)):
-      _ladder_curve(axes, list(rates.values()), intervals, look[variant],
-                    variant)
+      _ladder_curve(
+        axes, list(rates.values()), intervals, look[variant], variant
+      )
   for axes, label in zip(
-      grid, ('area under held-out reward', 'share of seeds collapsed')):
+    grid, ('area under held-out reward', 'share of seeds collapsed')
+  ):
     axes.set_xscale('log', base=2)
     axes.set_xticks(
-        list(rates.values()), [f'{rate:.2g}' for rate in rates.values()],
-        rotation=45)
+      list(rates.values()),
+      [f'{rate:.2g}' for rate in rates.values()],
+      rotation=45,
+    )
     axes.minorticks_off()
     axes.set_ylabel(label)
-  grid[1].set_ylim(-.03, 1.03)
+  grid[1].set_ylim(-0.03, 1.03)
   curves.finish(picture, grid, 'learning rate', '')
   return picture
 
 
-def target(plan: records.Plan, seeds: pandas.DataFrame,
-           task: str) -> figure.Figure | None:
+def target(
+  plan: records.Plan, seeds: pandas.DataFrame, task: str
+) -> figure.Figure | None:
   """Share of the runs that haven't reached the target, over the steps.
 
   Args:
@@ -97,8 +107,11 @@ def target(plan: records.Plan, seeds: pandas.DataFrame,
   Returns:
     None where no run has ended.
   """
-  ended = seeds[records.has_ended(seeds) & (seeds['task'] == task)
-                & seeds['steps_to_target'].notna()]
+  ended = seeds[
+    records.has_ended(seeds)
+    & (seeds['task'] == task)
+    & seeds['steps_to_target'].notna()
+  ]
   if ended.empty:
     return None
   look = styles.of_variants(list(plan.about['variants']))
@@ -106,23 +119,29 @@ def target(plan: records.Plan, seeds: pandas.DataFrame,
   for axes, group, ghost in parts:
     if ghost:
       axes.plot(
-          *_survival(plan, ended, ghost),
-          '--',
-          drawstyle='steps-post',
-          color=styles.GRAY)
+        *_survival(plan, ended, ghost),
+        '--',
+        drawstyle='steps-post',
+        color=styles.GRAY,
+      )
     for variant in group:
       axes.plot(
-          *_survival(plan, ended, variant),
-          look[variant].line,
-          drawstyle='steps-post',
-          color=look[variant].color,
-          linewidth=1.8,
-          label=variant)
+        *_survival(plan, ended, variant),
+        look[variant].line,
+        drawstyle='steps-post',
+        color=look[variant].color,
+        linewidth=1.8,
+        label=variant,
+      )
   first = parts[0][0]
   first.set_ylim(-3, 103)
   first.set_xlim(0, plan.about['horizon'])
-  curves.finish(picture, [axes for axes, *_ in parts], 'step',
-                f'runs below {plan.about["target"]:g} so far, %')
+  curves.finish(
+    picture,
+    [axes for axes, *_ in parts],
+    'step',
+    f'runs below {plan.about["target"]:g} so far, %',
+  )
   return picture
 
 
@@ -150,18 +169,23 @@ def _ladder_curve(axes, rates, intervals, style, label):
     return
   places, found = zip(*known)
   axes.plot(
-      places, [each.mean for each in found],
-      style.line,
-      marker='o',
-      markersize=3.5,
-      color=style.color,
-      linewidth=1.8,
-      label=label)
+    places,
+    [each.mean for each in found],
+    style.line,
+    marker='o',
+    markersize=3.5,
+    color=style.color,
+    linewidth=1.8,
+    label=label,
+  )
   axes.fill_between(
-      places, [each.low for each in found], [each.high for each in found],
-      color=style.color,
-      alpha=.15,
-      linewidth=0)
+    places,
+    [each.low for each in found],
+    [each.high for each in found],
+    color=style.color,
+    alpha=0.15,
+    linewidth=0,
+  )
 
 
 def _forest_panel(axes, group, margins):
@@ -170,57 +194,69 @@ def _forest_panel(axes, group, margins):
   margin = margins[outcome]
   places = np.arange(len(group))[::-1]
   axes.axvspan(-margin, margin, color='#DDDDDD', linewidth=0)
-  axes.axvline(0, color='black', linewidth=.8)
+  axes.axvline(0, color='black', linewidth=0.8)
   for place, row in zip(places, group.itertuples()):
     is_open = row.verdict == contrasts.EXPLORATORY
     axes.plot([row.low, row.high], [place, place], color='black', linewidth=1.2)
     axes.plot(
-        row.mean,
-        place,
-        'o',
-        markersize=6,
-        color='black',
-        markerfacecolor='white' if is_open else '#0072B2')
+      row.mean,
+      place,
+      'o',
+      markersize=6,
+      color='black',
+      markerfacecolor='white' if is_open else '#0072B2',
+    )
     axes.annotate(
-        f'{row.verdict}, n = {row.n}', (1.01, place),
-        xycoords=('axes fraction', 'data'),
-        va='center',
-        fontsize=8)
+      f'{row.verdict}, n = {row.n}',
+      (1.01, place),
+      xycoords=('axes fraction', 'data'),
+      va='center',
+      fontsize=8,
+    )
   axes.set_yticks(places, group['name'])
-  axes.set_ylim(-.6, len(group) - .4)
+  axes.set_ylim(-0.6, len(group) - 0.4)
   axes.set_xlabel(f'difference in {kinds.KINDS[outcome].what}')
 
 
 def _survival(plan, ended, variant):
   runs = ended[ended['variant'] == variant]
-  times, share = survival.kaplan_meier(runs['steps_to_target'].to_numpy(float),
-                                       (runs['reached'] == 1).to_numpy())
+  times, share = survival.kaplan_meier(
+    runs['steps_to_target'].to_numpy(float), (runs['reached'] == 1).to_numpy()
+  )
   times, share = np.asarray(times, float), np.asarray(share, float)
-  return np.append(times,
-                   plan.about['horizon']), 100 * np.append(share, share[-1])
+  return np.append(times, plan.about['horizon']), 100 * np.append(
+    share, share[-1]
+  )
 
 
 def _heat(axes, rows, low, high):
   """Cells with their numbers; a frame around the one that was chosen."""
   area = rows.pivot_table(
-      index='learning_rate', columns='eps', values='area', aggfunc='mean')
+    index='learning_rate', columns='eps', values='area', aggfunc='mean'
+  )
   axes.imshow(
-      area, origin='lower', aspect='auto', cmap='cividis', vmin=low, vmax=high)
+    area, origin='lower', aspect='auto', cmap='cividis', vmin=low, vmax=high
+  )
   for (i, j), value in np.ndenumerate(area.to_numpy()):
-    dark = (value - low) / (high - low) < .6
+    dark = (value - low) / (high - low) < 0.6
     axes.text(
-        j,
-        i,
-        text.number(value, '.3f'),
-        ha='center',
-        va='center',
-        color='white' if dark else 'black',
-        fontsize=8)
+      j,
+      i,
+      text.number(value, '.3f'),
+      ha='center',
+      va='center',
+      color='white' if dark else 'black',
+      fontsize=8,
+    )
   for row in rows[rows['chosen'].astype(bool)].itertuples():
-    place = (area.columns.get_loc(row.eps) - .5,
-             area.index.get_loc(row.learning_rate) - .5)
+    place = (
+      area.columns.get_loc(row.eps) - 0.5,
+      area.index.get_loc(row.learning_rate) - 0.5,
+    )
     axes.add_patch(
-        patches.Rectangle(
-            place, 1, 1, fill=False, edgecolor='#D55E00', linewidth=3))
+      patches.Rectangle(
+        place, 1, 1, fill=False, edgecolor='#D55E00', linewidth=3
+      )
+    )
   axes.set_xticks(range(len(area.columns)), [f'{x:g}' for x in area.columns])
   axes.set_yticks(range(len(area.index)), [f'{x:g}' for x in area.index])

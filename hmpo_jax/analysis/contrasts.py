@@ -40,11 +40,11 @@ def make(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
     step at which the arms' tokens part). NaN where the seeds can't tell.
   """
   rows = [
-      _row(plan, seeds, contrast, is_listed=True)
-      for contrast in plan.about['contrasts']
+    _row(plan, seeds, contrast, is_listed=True)
+    for contrast in plan.about['contrasts']
   ] + [
-      _row(plan, seeds, contrast, is_listed=False)
-      for contrast in _others(plan.about)
+    _row(plan, seeds, contrast, is_listed=False)
+    for contrast in _others(plan.about)
   ]
   table = pandas.DataFrame(rows, columns=_COLUMNS)
   table = table.astype(dict.fromkeys(_NUMBERS, float))
@@ -62,13 +62,16 @@ def reference(about: dict) -> str:
 
 def family_size(about: dict) -> int:
   """Number of contrasts that get a verdict, for which Holm corrects."""
-  own = sum(not _is_exploratory(about, (c['variant'], c['baseline']))
-            for c in about['contrasts'])
+  own = sum(
+    not _is_exploratory(about, (c['variant'], c['baseline']))
+    for c in about['contrasts']
+  )
   return max(own, about['family'] if own else 0)
 
 
-def pairs(plan: records.Plan, seeds: pandas.DataFrame,
-          contrast: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def pairs(
+  plan: records.Plan, seeds: pandas.DataFrame, contrast: Mapping[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
   """[n] outcomes of both variants, of the seeds that both have ended with.
 
   Of an interaction each is what its task's outcome exceeds the other's by.
@@ -82,8 +85,11 @@ def pairs(plan: records.Plan, seeds: pandas.DataFrame,
   place = contrast['task'] or next(iter(where))
 
   def of(variant, name):
-    chosen = seeds[(seeds['variant'] == variant) & records.has_ended(seeds)
-                   & seeds['task'].isin(where.get(name, [name]))]
+    chosen = seeds[
+      (seeds['variant'] == variant)
+      & records.has_ended(seeds)
+      & seeds['task'].isin(where.get(name, [name]))
+    ]
     return rungs.by_seed(plan.about, chosen, name, contrast['outcome'])
 
   both = []
@@ -96,12 +102,37 @@ def pairs(plan: records.Plan, seeds: pandas.DataFrame,
   return joined.iloc[:, 0].to_numpy(float), joined.iloc[:, 1].to_numpy(float)
 
 
-_NUMBERS = ('mean', 'low', 'high', 'low_2alpha', 'high_2alpha', 'p', 'adjusted',
-            'smallest', 'gain', 'correlation', 'diverge')
+_NUMBERS = (
+  'mean',
+  'low',
+  'high',
+  'low_2alpha',
+  'high_2alpha',
+  'p',
+  'adjusted',
+  'smallest',
+  'gain',
+  'correlation',
+  'diverge',
+)
 _NAMED = ('name', 'variant', 'baseline', 'outcome', 'task', 'minus')
-_COLUMNS = (*_NAMED, 'n', 'planned', 'mean', 'low', 'high', 'low_2alpha',
-            'high_2alpha', 'p', 'adjusted', 'verdict', 'smallest', 'gain',
-            'correlation', 'diverge')
+_COLUMNS = (
+  *_NAMED,
+  'n',
+  'planned',
+  'mean',
+  'low',
+  'high',
+  'low_2alpha',
+  'high_2alpha',
+  'p',
+  'adjusted',
+  'verdict',
+  'smallest',
+  'gain',
+  'correlation',
+  'diverge',
+)
 
 
 def _others(about):
@@ -111,22 +142,26 @@ def _others(about):
   """
   against, where = reference(about), kinds.places(about)
   only = ''.join(where) if len(where) == 1 else ''
-  planned = [({c['variant'], c['baseline']}, c['outcome'], c['task'] or only)
-             for c in about['contrasts']
-             if not c['minus']]
+  planned = [
+    ({c['variant'], c['baseline']}, c['outcome'], c['task'] or only)
+    for c in about['contrasts']
+    if not c['minus']
+  ]
   for place in where:
     for outcome in ('area', 'rung') if place in about['ladders'] else ('area',):
       for variant in about['variants']:
-        if variant != against and ({variant, against
-                                   }, outcome, place) not in planned:
+        if (
+          variant != against
+          and ({variant, against}, outcome, place) not in planned
+        ):
           task = '' if only else place
           yield {
-              'name': kinds.name_of(variant, against, task, ''),
-              'variant': variant,
-              'baseline': against,
-              'outcome': outcome,
-              'task': task or only,
-              'minus': ''
+            'name': kinds.name_of(variant, against, task, ''),
+            'variant': variant,
+            'baseline': against,
+            'outcome': outcome,
+            'task': task or only,
+            'minus': '',
           }
 
 
@@ -135,14 +170,12 @@ def _row(plan, seeds, contrast, is_listed):
   arms = contrast['variant'], contrast['baseline']
   first, second = pairs(plan, seeds, contrast)
   row = {
-      **{
-          key: contrast[key] for key in _NAMED
-      },
-      'n': len(first),
-      'planned': len(about['seeds']),
-      'p': np.nan,
-      'verdict': '' if is_listed else EXPLORATORY,
-      'diverge': pairing.divergence(plan, *arms, _tasks(about, contrast)),
+    **{key: contrast[key] for key in _NAMED},
+    'n': len(first),
+    'planned': len(about['seeds']),
+    'p': np.nan,
+    'verdict': '' if is_listed else EXPLORATORY,
+    'diverge': pairing.divergence(plan, *arms, _tasks(about, contrast)),
   }
   if _is_exploratory(about, arms):
     row['verdict'] = EXPLORATORY
@@ -157,7 +190,8 @@ def _row(plan, seeds, contrast, is_listed):
 def _is_exploratory(about, arms):
   """Whether a contrast is one that the plan makes no claim about."""
   return about['exploratory'] or any(
-      about['variants'][arm].get('exploratory') for arm in arms)
+    about['variants'][arm].get('exploratory') for arm in arms
+  )
 
 
 def _kind(contrast):
@@ -176,14 +210,15 @@ def _number(first, second, about, contrast):
   difference, alpha = first - second, about['alpha']
   span = _span(about, contrast)
   interval = functools.partial(
-      statistics.paired_interval, difference, bounds=(-span, span))
+    statistics.paired_interval, difference, bounds=(-span, span)
+  )
   found = _interval(interval(alpha), interval(2 * alpha))
   if len(difference) > 1:
     found |= {
-        'p': statistics.sign_flip(difference),
-        'smallest': _smallest(difference, about, span),
-        'gain': statistics.pairing_gain(first, second),
-        'correlation': statistics.correlation(first, second),
+      'p': statistics.sign_flip(difference),
+      'smallest': _smallest(difference, about, span),
+      'gain': statistics.pairing_gain(first, second),
+      'correlation': statistics.correlation(first, second),
     }
   return found
 
@@ -195,10 +230,12 @@ def _span(about, contrast):
     ranges = [rungs.range_of(about, name) for name in places if name]
     return sum(high - low for low, high in ranges)
   if outcome == 'exact_area':
-    low, high = 0., 1.
+    low, high = 0.0, 1.0
   else:
-    low, high = min(0., about['failure_reward']), max(1.,
-                                                      about['failure_reward'])
+    low, high = (
+      min(0.0, about['failure_reward']),
+      max(1.0, about['failure_reward']),
+    )
   return (high - low) * (2 if contrast['minus'] else 1)
 
 
@@ -208,7 +245,8 @@ def _smallest(difference, about, span):
   if not power.can_answer(n, family, about['alpha']):
     return np.nan
   found = power.smallest_detectable(
-      float(np.std(difference, ddof=1)), n, about['alpha'], family)
+    float(np.std(difference, ddof=1)), n, about['alpha'], family
+  )
   return found if found <= span else np.nan
 
 
@@ -222,18 +260,18 @@ def _event(first, second, about, _):
   # The exact test needs this many seeds that differ, all in one direction.
   needed = next(m for m in range(1, 64) if power.can_answer(m, family, alpha))
   return _interval(interval, narrow) | {
-      'p': statistics.paired_binary(first, second),
-      'smallest': needed / n if needed <= n else np.nan
+    'p': statistics.paired_binary(first, second),
+    'smallest': needed / n if needed <= n else np.nan,
   }
 
 
 def _interval(interval, narrow):
   return {
-      'mean': interval.mean,
-      'low': interval.low,
-      'high': interval.high,
-      'low_2alpha': narrow.low,
-      'high_2alpha': narrow.high
+    'mean': interval.mean,
+    'low': interval.low,
+    'high': interval.high,
+    'low_2alpha': narrow.low,
+    'high_2alpha': narrow.high,
   }
 
 
@@ -244,20 +282,26 @@ def _judged(about, table):
   # What may still change must not decide on what is known.
   p = table.loc[tested, 'p'].mask(is_open[tested])
   if tested.any():
-    table.loc[tested,
-              'adjusted'] = statistics.holm(p.to_numpy(float), about['family'])
+    table.loc[tested, 'adjusted'] = statistics.holm(
+      p.to_numpy(float), about['family']
+    )
   for row in table[tested].itertuples():
     if is_open[row.Index]:
       verdict = f'open: {row.n} of {row.planned} seeds'
     elif np.isnan(row.p):
-      verdict = f'open: {text.plural(row.n, "seed")} can\'t tell'
+      verdict = f"open: {text.plural(row.n, 'seed')} can't tell"
     else:
       margin = about['margins'][row.outcome]
-      narrow = statistics.Interval(row.mean, row.low_2alpha, row.high_2alpha,
-                                   row.n)
+      narrow = statistics.Interval(
+        row.mean, row.low_2alpha, row.high_2alpha, row.n
+      )
       verdict = statistics.verdict(
-          statistics.Interval(row.mean, row.low, row.high, row.n), narrow,
-          row.adjusted, margin, about['alpha'])
+        statistics.Interval(row.mean, row.low, row.high, row.n),
+        narrow,
+        row.adjusted,
+        margin,
+        about['alpha'],
+      )
       if verdict == DIFFERENT and statistics.within(narrow, margin):
         verdict = DIFFERENT_WITHIN
     table.loc[row.Index, 'verdict'] = verdict

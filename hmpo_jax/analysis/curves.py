@@ -21,6 +21,7 @@ _STEPS = 'step (one rollout with all its updates)'
 
 class Curve(NamedTuple):
   """A metric over the steps, and how it is drawn."""
+
   key: str  # column of the frame
   label: str  # of the axis, with its unit; in a legend its name
   reduce: str = 'mean'  # of the steps that one point stands for
@@ -29,8 +30,9 @@ class Curve(NamedTuple):
   seeds: bool = True  # whether each is drawn
 
 
-def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
-                curve: Curve) -> figure.Figure:
+def of_variants(
+  plan: records.Plan, frame: pandas.DataFrame, task: str, curve: Curve
+) -> figure.Figure:
   """One metric of every variant: seeds thin, mean thick, band around it.
 
   The mean and its band are over the runs that have come as far, where these are
@@ -60,8 +62,9 @@ def of_variants(plan: records.Plan, frame: pandas.DataFrame, task: str,
   return picture
 
 
-def of_keys(plan: records.Plan, task: str, label: str,
-            curves: tuple[Curve, ...]) -> figure.Figure:
+def of_keys(
+  plan: records.Plan, task: str, label: str, curves: tuple[Curve, ...]
+) -> figure.Figure:
   """Several metrics of the records with one unit, a panel for each variant.
 
   Args:
@@ -85,8 +88,9 @@ def of_keys(plan: records.Plan, task: str, label: str,
   return picture
 
 
-def layout(plan: records.Plan,
-           variants: list[str]) -> tuple[figure.Figure, list[tuple]]:
+def layout(
+  plan: records.Plan, variants: list[str]
+) -> tuple[figure.Figure, list[tuple]]:
   """One panel for few variants, or one for each.
 
   Returns:
@@ -101,8 +105,10 @@ def layout(plan: records.Plan,
   for axes, variant in zip(grid, variants):
     axes.set_title(variant)
   ghost = against if against in variants else None
-  return picture, [(axes, [variant], None if variant == against else ghost)
-                   for axes, variant in zip(grid, variants)]
+  return picture, [
+    (axes, [variant], None if variant == against else ghost)
+    for axes, variant in zip(grid, variants)
+  ]
 
 
 def finish(picture: figure.Figure, grid: list, across: str, up: str) -> None:
@@ -113,14 +119,16 @@ def finish(picture: figure.Figure, grid: list, across: str, up: str) -> None:
   named = dict(zip(labels, handles))
   if len(named) > 1 or named and not grid[0].get_title():
     picture.legend(
-        list(named.values()),
-        list(named),
-        loc='outside upper center',
-        ncols=min(len(named), 4))
+      list(named.values()),
+      list(named),
+      loc='outside upper center',
+      ncols=min(len(named), 4),
+    )
 
 
-def present(plan: records.Plan, frame: pandas.DataFrame,
-            task: str) -> list[str]:
+def present(
+  plan: records.Plan, frame: pandas.DataFrame, task: str
+) -> list[str]:
   """Variants of a task that a frame holds runs of, in the plan's order."""
   found = set(frame.loc[frame['task'] == task, 'variant'])
   return [name for name in plan.about['variants'] if name in found]
@@ -131,18 +139,22 @@ def _draw(axes, plan, rows, variant, curve, style, name):
   steps, values = _values(rows, variant, curve)
   if curve.seeds:
     for run in values:
-      axes.plot(*_known(steps, run), color=style.color, linewidth=.5, alpha=.4)
+      axes.plot(
+        *_known(steps, run), color=style.color, linewidth=0.5, alpha=0.4
+      )
   axes.plot(
-      *_known(steps, _mean(values)),
-      style.line,
-      color=style.color,
-      linewidth=1.8,
-      label=name)
+    *_known(steps, _mean(values)),
+    style.line,
+    color=style.color,
+    linewidth=1.8,
+    label=name,
+  )
   if curve.spread != 'none' and len(values) > 1:
     low, high = _band(values, curve, plan.about['alpha'])
     limits = axes.dataLim.frozen()
     axes.fill_between(
-        steps, low, high, color=style.color, alpha=.18, linewidth=0)
+      steps, low, high, color=style.color, alpha=0.18, linewidth=0
+    )
     axes.dataLim.set(limits)  # runs decide them, or few seeds hide all else
 
 
@@ -169,8 +181,10 @@ def _band(values, curve, alpha):
   limits = measures.bounds(curve.key)
   if values.size and not np.isnan(values).all():
     # A failed run may count as less than a measured one can be.
-    limits = (min(limits[0],
-                  np.nanmin(values)), max(limits[1], np.nanmax(values)))
+    limits = (
+      min(limits[0], np.nanmin(values)),
+      max(limits[1], np.nanmax(values)),
+    )
   bounds = np.full((2, values.shape[1]), np.nan)
   for i, column in enumerate(_columns(values)):
     if len(column) >= FEW and curve.spread == 'interval':
@@ -189,8 +203,9 @@ def _shown(plan, frame, task, curves):
   runs = records.shown(plan.runs)
   keys = records.RUN + ['step', *(curve.key for curve in curves)]
   rows = runs.loc[runs['task'] == task, records.RUN].merge(
-      frame[keys].dropna(subset=keys[len(records.RUN) + 1:], how='all'),
-      on=records.RUN)
+    frame[keys].dropna(subset=keys[len(records.RUN) + 1 :], how='all'),
+    on=records.RUN,
+  )
   horizon = plan.about['horizon']
   width = max(1, round(horizon / BLOCKS))
   if not (rows['step'] == 0).any():  # not evaluations, which are few
@@ -202,5 +217,6 @@ def _shown(plan, frame, task, curves):
 def _values(rows, variant, curve):
   """Steps [m] and curves [n, m] of a variant; NaN beyond the end of a run."""
   grid = rows[rows['variant'] == variant].pivot_table(
-      index='seed', columns='step', values=curve.key, aggfunc=curve.reduce)
+    index='seed', columns='step', values=curve.key, aggfunc=curve.reduce
+  )
   return grid.columns.to_numpy(float), grid.to_numpy(float)

@@ -20,12 +20,22 @@ ASKED = ('variance', 'kl', 'token_ess', 'row_ess')
 KNOWN = ('number', 'fall')
 GAPS = ('gap', 'history')
 DETECTORS = {
-    'detector': controllers.FullConvergence,
-    'detector_clip': controllers.ClipNormalisedConvergence,
+  'detector': controllers.FullConvergence,
+  'detector_clip': controllers.ClipNormalisedConvergence,
 }
-_NEEDED = ('reward/mean', 'log_ratio/row_variance', 'kl_old/k3',
-           'token_weight/ess', 'ratio/mean', 'ratio/std', 'agm/log_gap',
-           'agm/arithmetic', 'agm/harmonic', 'clip/eps_low', 'clip/eps_high')
+_NEEDED = (
+  'reward/mean',
+  'log_ratio/row_variance',
+  'kl_old/k3',
+  'token_weight/ess',
+  'ratio/mean',
+  'ratio/std',
+  'agm/log_gap',
+  'agm/arithmetic',
+  'agm/harmonic',
+  'clip/eps_low',
+  'clip/eps_high',
+)
 _LEAST = 1e-12  # below it a number counts as this, in a log
 _LEAST_LOSS = 1e-6  # of samples, 1 / ESS - 1, which float32 knows no better
 
@@ -48,7 +58,7 @@ def first(rewards: np.ndarray, margin: float) -> int | None:
   count = np.minimum(np.arange(1, len(rewards) + 1), WINDOW)
   means = _means(rewards)
   # The median of |x - y| of two Gaussians is .954 of their deviation.
-  deviation = np.nanmedian(np.abs(np.diff(rewards))) / .9539
+  deviation = np.nanmedian(np.abs(np.diff(rewards))) / 0.9539
   errors = deviation * np.sqrt(1 / count[:, None] + 1 / count)
   falls = means[:, None] - means > np.maximum(margin, ERRORS * errors)
   fallen = np.triu(falls).any(axis=0)  # below an earlier one
@@ -96,15 +106,19 @@ def rows(plan: records.Plan) -> pandas.DataFrame:
   missing = [name for name in _NEEDED if name not in plan.steps]
   if missing:
     raise config_lib.ConfigError(
-        'no drawdown can be foreseen without the records of runs: '
-        f'{", ".join(missing)} missing')
-  failed = plan.runs[plan.runs['state'] == records.FAILED].set_index(
-      records.RUN)['end'].to_dict()
+      'no drawdown can be foreseen without the records of runs: '
+      f'{", ".join(missing)} missing'
+    )
+  failed = (
+    plan.runs[plan.runs['state'] == records.FAILED]
+    .set_index(records.RUN)['end']
+    .to_dict()
+  )
   parts = [
-      _of_run(
-          steps.sort_values('step'), plan.about['collapse_margin'],
-          failed.get(name)).assign(rung=f'{name[0]}/{name[1]}', seed=name[2])
-      for name, steps in plan.steps.groupby(records.RUN, sort=False)
+    _of_run(
+      steps.sort_values('step'), plan.about['collapse_margin'], failed.get(name)
+    ).assign(rung=f'{name[0]}/{name[1]}', seed=name[2])
+    for name, steps in plan.steps.groupby(records.RUN, sort=False)
   ]
   return pandas.concat(parts, ignore_index=True)
 
@@ -115,9 +129,10 @@ def _of_run(steps, margin, failure):
   drawdown = first(rewards, margin) or failure
   number = steps['step'].to_numpy()
   found = _known(steps, rewards).assign(
-      step=number,
-      drawdown=np.nan if drawdown is None else drawdown,
-      follows=False if drawdown is None else number >= drawdown - AHEAD)
+    step=number,
+    drawdown=np.nan if drawdown is None else drawdown,
+    follows=False if drawdown is None else number >= drawdown - AHEAD,
+  )
   last = number[-1] - AHEAD if drawdown is None else drawdown - 1
   return found[number <= last].dropna(subset=[*ASKED, *KNOWN, *GAPS])
 
@@ -127,45 +142,45 @@ def _known(steps, rewards):
   log = lambda x: np.log(np.maximum(x, _LEAST))
   means = _means(rewards)
   gaps = steps['agm/log_gap'] / _half_width(steps)
-  return pandas.DataFrame({
-      'variance':
-          log(steps['log_ratio/row_variance']),
-      'kl':
-          log(steps['kl_old/k3']),
-      'token_ess':
-          np.log(
-              np.maximum(1 / np.maximum(steps['token_weight/ess'], _LEAST) - 1,
-                         _LEAST_LOSS)),
-      'row_ess':
-          2 * log(steps['ratio/std'] / np.maximum(steps['ratio/mean'], _LEAST)),
-      'number':
-          np.log(steps['step']),
-      'fall':
-          np.fmax.accumulate(means) - means,
-      'gap':
-          log(steps['agm/log_gap']),
-      'history':
-          log(gaps.rolling(HISTORY, min_periods=1).mean()),
-  }).assign(**_detected(steps))
+  return pandas.DataFrame(
+    {
+      'variance': log(steps['log_ratio/row_variance']),
+      'kl': log(steps['kl_old/k3']),
+      'token_ess': np.log(
+        np.maximum(
+          1 / np.maximum(steps['token_weight/ess'], _LEAST) - 1, _LEAST_LOSS
+        )
+      ),
+      'row_ess': 2
+      * log(steps['ratio/std'] / np.maximum(steps['ratio/mean'], _LEAST)),
+      'number': np.log(steps['step']),
+      'fall': np.fmax.accumulate(means) - means,
+      'gap': log(steps['agm/log_gap']),
+      'history': log(gaps.rolling(HISTORY, min_periods=1).mean()),
+    }
+  ).assign(**_detected(steps))
 
 
 def _half_width(steps):
   """Half the width of the clip range, nats; of one side if one is open."""
-  sides = np.stack([
+  sides = np.stack(
+    [
       -np.log1p(-np.minimum(steps['clip/eps_low'], 1 - _LEAST)),
-      np.log1p(steps['clip/eps_high'])
-  ])
+      np.log1p(steps['clip/eps_high']),
+    ]
+  )
   # An open low side is 1; an open high one is recorded as the largest number.
   is_open = np.stack([steps['clip/eps_low'] >= 1, steps['clip/eps_high'] > 1e9])
   width = np.sum(np.where(is_open, 0, sides), 0) / np.maximum(
-      np.sum(~is_open, 0), 1)
+    np.sum(~is_open, 0), 1
+  )
   return np.where(is_open.all(0), 1, width)
 
 
 def _detected(steps):
   """Whether each detector would have ended the run by then, 0. or 1."""
   ends = steps[['agm/arithmetic', 'agm/harmonic']].to_numpy()
-  powers = ends**(1 / _half_width(steps))[:, None]
+  powers = ends ** (1 / _half_width(steps))[:, None]
   found = {}
   for (name, detector), values in zip(DETECTORS.items(), (ends, powers)):
     found[name] = _by_rule(detector(), values)
@@ -179,9 +194,11 @@ def _by_rule(detector, values):
   for value in values:
     if np.isfinite(value).all():  # else the record repeats the histories
       known = np.append(known, [value], axis=0)[-HISTORY:]
-    answer = detector({
+    answer = detector(
+      {
         f'arithmetic_history{detector.suffix}': known[:, 0],
-        f'harmonic_history{detector.suffix}': known[:, 1]
-    })
+        f'harmonic_history{detector.suffix}': known[:, 1],
+      }
+    )
     stopped.append(answer['early_stop']['should_stop'])
   return np.maximum.accumulate(np.array(stopped, np.float64))

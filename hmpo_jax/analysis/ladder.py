@@ -15,7 +15,7 @@ from scipy import stats
 from hmpo_jax.analysis import statistics
 
 # Errors of a fall that noise alone may make: of two means of two evaluations.
-_ERRORS = 4.
+_ERRORS = 4.0
 
 
 class Critical(NamedTuple):
@@ -27,13 +27,15 @@ class Critical(NamedTuple):
     is_low: the lowest rung collapsed: the true one is at most this.
     is_high: no rung collapsed: the true one is at least this.
   """
+
   rung: float
   is_low: bool
   is_high: bool
 
 
-def collapse(values: npt.ArrayLike, errors: npt.ArrayLike,
-             margin: float) -> int:
+def collapse(
+  values: npt.ArrayLike, errors: npt.ArrayLike, margin: float
+) -> int:
   """When a held-out curve collapses, if it does.
 
   With m_k the mean of evaluations k - 1 and k, and m_0 the first evaluation, of
@@ -52,10 +54,13 @@ def collapse(values: npt.ArrayLike, errors: npt.ArrayLike,
   """
   heights, noise = np.asarray(values, float), np.asarray(errors, float)
   if heights.ndim != 1 or heights.shape != noise.shape:
-    raise ValueError('values and errors must be of shape [m]: '
-                     f'{heights.shape=} {noise.shape=}')
+    raise ValueError(
+      f'values and errors must be of shape [m]: {heights.shape=} {noise.shape=}'
+    )
   means = np.concatenate([heights[:1], (heights[:-1] + heights[1:]) / 2])
-  variances = np.concatenate([noise[:1]**2, (noise[:-1]**2 + noise[1:]**2) / 4])
+  variances = np.concatenate(
+    [noise[:1] ** 2, (noise[:-1] ** 2 + noise[1:] ** 2) / 4]
+  )
   for k in range(1, len(means)):
     best = k - 1 - int(np.argmax(means[:k][::-1]))  # of equal ones the last
     allowed = _ERRORS * math.sqrt(variances[best] + variances[k])
@@ -80,9 +85,9 @@ def critical_rung(rates: npt.ArrayLike, collapsed: npt.ArrayLike) -> Critical:
   return Critical(float(logs[falls[0] - 1]), False, False)
 
 
-def half_collapse(rates: npt.ArrayLike,
-                  collapsed: npt.ArrayLike,
-                  alpha: float = .05) -> statistics.Interval:
+def half_collapse(
+  rates: npt.ArrayLike, collapsed: npt.ArrayLike, alpha: float = 0.05
+) -> statistics.Interval:
   """The rate at which half of the seeds collapse, with its interval.
 
   A seed's threshold lies between its critical rung and the next one; halfway in
@@ -105,17 +110,19 @@ def half_collapse(rates: npt.ArrayLike,
   logs, table = _log_rates(rates), np.asarray(collapsed, bool)
   n = len(table)
   if not n:
-    return statistics.Interval(math.nan, 0., math.inf, 0)
+    return statistics.Interval(math.nan, 0.0, math.inf, 0)
   edges = np.concatenate([[-math.inf], logs, [math.inf]])
   first = np.sort(np.where(table.any(axis=1), table.argmax(axis=1), len(logs)))
   below, above = edges[first], edges[first + 1]
   ordered = (below + above) / 2
   # The largest k with P(Binomial(n, 1/2) < k) at most alpha / 2.
-  k = int(stats.binom.ppf(alpha / 2, n, .5))
+  k = int(stats.binom.ppf(alpha / 2, n, 0.5))
   low, high = (below[k - 1], above[n - k]) if k else (-math.inf, math.inf)
   middle = float(ordered[(n - 1) // 2]), float(ordered[n // 2])
   center = middle[0] if middle[0] == middle[1] else sum(middle) / 2
-  return statistics.Interval(2.**center, 2.**float(low), 2.**float(high), n)
+  return statistics.Interval(
+    2.0**center, 2.0 ** float(low), 2.0 ** float(high), n
+  )
 
 
 def _log_rates(rates):

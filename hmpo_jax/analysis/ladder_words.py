@@ -21,18 +21,22 @@ def sentences(about: dict, table: pandas.DataFrame) -> Iterator[str]:
     rates = list(about['ladders'][name].values())
     arms = list(rows.itertuples())
     areas = '; '.join(
-        f'{row.variant} {text.number(row.area, _AREA)} '
-        f'({text.bounds(row.area_low, row.area_high, _AREA)}, n = {row.n})'
-        for row in arms)
+      f'{row.variant} {text.number(row.area, _AREA)} '
+      f'({text.bounds(row.area_low, row.area_high, _AREA)}, n = {row.n})'
+      for row in arms
+    )
     halves = '; '.join(f'{row.variant} at {_half(row)}' for row in arms)
-    yield (f'On ladder {name}, of learning rates {rates[0]:g} to '
-           f'{rates[-1]:.3g}, the area under the held-out reward, mean over '
-           f'the {len(rates)} rungs, was {areas}.')
+    yield (
+      f'On ladder {name}, of learning rates {rates[0]:g} to '
+      f'{rates[-1]:.3g}, the area under the held-out reward, mean over '
+      f'the {len(rates)} rungs, was {areas}.'
+    )
     yield f'On ladder {name}, half of the seeds collapse: {halves}.'
 
 
-def section(about: dict, table: pandas.DataFrame,
-            seeds: pandas.DataFrame) -> Iterator[str]:
+def section(
+  about: dict, table: pandas.DataFrame, seeds: pandas.DataFrame
+) -> Iterator[str]:
   """Tables of the ladders, with ties and what the ladder can't tell.
 
   Args:
@@ -42,21 +46,41 @@ def section(about: dict, table: pandas.DataFrame,
   """
   if table.empty:
     return
-  yield ('## Ladders\n\nOne task at several learning rates. The critical rung '
-         'of a seed is the largest rate below the first at which it collapses, '
-         'as log2; a seed that collapses on the lowest rung counts one spacing '
-         'below it, one that never does as the highest. Half of the seeds '
-         'collapse at the median of their thresholds, halfway between rungs, '
-         'with the interval of the sign test, whose ends are rungs.')
-  yield text.table([
-      'ladder', 'variant', 'seeds', 'area over the rungs', 'critical rung',
-      'below the ladder', 'above it', 'half collapse at', 'interval'
-  ], [(row.ladder, row.variant, row.n,
-       text.mean_and_interval(row.area, row.area_low, row.area_high, _AREA),
-       text.mean_and_interval(row.rung, row.rung_low,
-                              row.rung_high, _RUNG), row.below, row.above,
-       _rate(row.half), f'{_rate(row.half_low)} to {_rate(row.half_high)}')
-      for row in table.itertuples()])
+  yield (
+    '## Ladders\n\nOne task at several learning rates. The critical rung '
+    'of a seed is the largest rate below the first at which it collapses, '
+    'as log2; a seed that collapses on the lowest rung counts one spacing '
+    'below it, one that never does as the highest. Half of the seeds '
+    'collapse at the median of their thresholds, halfway between rungs, '
+    'with the interval of the sign test, whose ends are rungs.'
+  )
+  yield text.table(
+    [
+      'ladder',
+      'variant',
+      'seeds',
+      'area over the rungs',
+      'critical rung',
+      'below the ladder',
+      'above it',
+      'half collapse at',
+      'interval',
+    ],
+    [
+      (
+        row.ladder,
+        row.variant,
+        row.n,
+        text.mean_and_interval(row.area, row.area_low, row.area_high, _AREA),
+        text.mean_and_interval(row.rung, row.rung_low, row.rung_high, _RUNG),
+        row.below,
+        row.above,
+        _rate(row.half),
+        f'{_rate(row.half_low)} to {_rate(row.half_high)}',
+      )
+      for row in table.itertuples()
+    ],
+  )
   yield from _counts(about, seeds)
 
 
@@ -66,9 +90,8 @@ def _counts(about, seeds):
     here = seeds[seeds['ladder'] == name]
     rates = list(rates.values())
     every = [
-        ladder.critical_rung(rates, [j >= i
-                                     for j in range(len(rates))]).rung
-        for i in range(len(rates) + 1)
+      ladder.critical_rung(rates, [j >= i for j in range(len(rates))]).rung
+      for i in range(len(rates) + 1)
     ]
     body = []
     for variant, found in here.groupby('variant', sort=False):
@@ -76,14 +99,15 @@ def _counts(about, seeds):
       body.append([variant, *(count or '' for count in counts)])
     header = ['below', *(f'{rate:.3g}' for rate in rates)]
     if body:
-      yield (f'Seeds by critical rung on {name}; the last rung counts those '
-             'that never collapsed:')
+      yield (
+        f'Seeds by critical rung on {name}; the last rung counts those '
+        'that never collapsed:'
+      )
       yield text.table(['variant', *header], body)
 
 
 def _half(row):
-  return (f'{_rate(row.half)} ({_rate(row.half_low)} to '
-          f'{_rate(row.half_high)})')
+  return f'{_rate(row.half)} ({_rate(row.half_low)} to {_rate(row.half_high)})'
 
 
 def _rate(value):

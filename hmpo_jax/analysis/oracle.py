@@ -44,12 +44,14 @@ _NUM_STEPS = 24  # each about halves the error of log sigma
 
 class Task(NamedTuple):
   """All responses and what they earn."""
+
   responses: jax.Array  # [S, T] int32
   rewards: jax.Array  # [S] float32, from 0 to 1
 
 
 class Scene(NamedTuple):
   """A policy, the direction in which it moves, and what it drew before."""
+
   theta_old: jax.Array  # [T, V, V]
   direction: jax.Array  # [T, V, V], of any length
   drawn: jax.Array  # [M, G] int32, numbers of responses
@@ -61,6 +63,7 @@ class Moments(NamedTuple):
   u is the unit vector along the true gradient. Squares of means are less what
   the sampling of the mean adds to them, so that they may be below 0.
   """
+
   along: jax.Array  # E g . u
   along_square: jax.Array  # (E g . u)^2
   mean_square: jax.Array  # |E g|^2
@@ -69,6 +72,7 @@ class Moments(NamedTuple):
 
 class Quality(NamedTuple):
   """How close c g comes to the true gradient t, with c >= 0 the best factor."""
+
   mse: np.ndarray  # E |c g - t|^2 / |t|^2, from 0 to 1
   bias_square: np.ndarray  # the same with infinitely many prompts
   variance: np.ndarray  # the rest, mse - bias_square
@@ -88,12 +92,15 @@ def enumerate_task(vocab_size: int, length: int, reward: str = 'share') -> Task:
     ValueError: sizes or reward are none of these.
   """
   if vocab_size < 2 or length < 1 or vocab_size**length > _MAX_RESPONSES:
-    raise ValueError(f'{vocab_size=}, {length=}: must be at least 2 and 1, and '
-                     f'vocab_size**length at most {_MAX_RESPONSES}')
+    raise ValueError(
+      f'{vocab_size=}, {length=}: must be at least 2 and 1, and '
+      f'vocab_size**length at most {_MAX_RESPONSES}'
+    )
   if reward not in REWARDS:
     raise ValueError(f'{reward=}: must be one of {", ".join(REWARDS)}')
   responses = np.array(
-      list(itertools.product(range(vocab_size), repeat=length)), np.int32)
+    list(itertools.product(range(vocab_size), repeat=length)), np.int32
+  )
   hits = responses == 0
   rewards = hits.all(axis=1) if reward == 'exact' else hits.mean(axis=1)
   return Task(jnp.asarray(responses), jnp.asarray(rewards, jnp.float32))
@@ -136,8 +143,12 @@ def spread(theta: jax.Array, theta_old: jax.Array, task: Task) -> jax.Array:
   return jnp.sqrt(jnp.sum(weights * jnp.var(log_ratio, axis=1)))
 
 
-def moved(theta_old: jax.Array, direction: jax.Array, sigma: jax.Array | float,
-          task: Task) -> jax.Array:
+def moved(
+  theta_old: jax.Array,
+  direction: jax.Array,
+  sigma: jax.Array | float,
+  task: Task,
+) -> jax.Array:
   """The policy along a direction [T, V, V] whose `spread` is sigma, nats.
 
   Args:
@@ -167,16 +178,23 @@ def moved(theta_old: jax.Array, direction: jax.Array, sigma: jax.Array | float,
   return theta_old + jnp.where(sigma > 0, size, 0) * direction
 
 
-def sample(key: jax.Array, theta_old: jax.Array, task: Task,
-           shape: tuple[int, ...]) -> jax.Array:
+def sample(
+  key: jax.Array, theta_old: jax.Array, task: Task, shape: tuple[int, ...]
+) -> jax.Array:
   """Numbers of responses that pi_old draws, int32 of a shape; key consumed."""
   logprobs = jnp.sum(token_logprobs(theta_old, task.responses), axis=1)
   return jax.random.choice(
-      key, len(task.rewards), shape, p=jnp.exp(logprobs)).astype(jnp.int32)
+    key, len(task.rewards), shape, p=jnp.exp(logprobs)
+  ).astype(jnp.int32)
 
 
-def group_gradients(loss: Loss, theta: jax.Array, theta_old: jax.Array,
-                    responses: jax.Array, advantages: jax.Array) -> jax.Array:
+def group_gradients(
+  loss: Loss,
+  theta: jax.Array,
+  theta_old: jax.Array,
+  responses: jax.Array,
+  advantages: jax.Array,
+) -> jax.Array:
   """What the loss makes of each of M groups, as gradients that ascend.
 
   A loss is a mean over rows, so that the gradient of a batch of N prompts is
@@ -196,16 +214,21 @@ def group_gradients(loss: Loss, theta: jax.Array, theta_old: jax.Array,
   def of_group(responses, advantages):
     old = token_logprobs(theta_old, responses)
     mask = jnp.ones(responses.shape, bool)
-    return jax.grad(lambda theta: -loss(
-        token_logprobs(theta, responses), old, advantages, mask)[0])(
-            theta)
+    return jax.grad(
+      lambda theta: (
+        -loss(token_logprobs(theta, responses), old, advantages, mask)[0]
+      )
+    )(theta)
 
   return jax.vmap(of_group)(responses, advantages)
 
 
-def product_loss(logprobs: jax.Array, old_logprobs: jax.Array,
-                 advantages: jax.Array,
-                 mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def product_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The ratio of the whole response, prod_t r_t: importance sampling.
 
   With advantages R - b whose b does not depend on the response its gradient is
@@ -229,17 +252,19 @@ def moments_of(gradients: jax.Array, truth: jax.Array) -> Moments:
   unit = truth / jnp.linalg.norm(truth)
   along = jnp.matmul(gradients, unit, precision='highest')
   mean = jnp.mean(gradients, axis=0)
-  variance = jnp.sum((gradients - mean)**2) / (count - 1)
+  variance = jnp.sum((gradients - mean) ** 2) / (count - 1)
   mean_along = jnp.mean(along)
   return Moments(
-      along=mean_along,
-      along_square=mean_along**2 - jnp.var(along, ddof=1) / count,
-      mean_square=jnp.sum(mean**2) - variance / count,
-      variance=variance)
+    along=mean_along,
+    along_square=mean_along**2 - jnp.var(along, ddof=1) / count,
+    mean_square=jnp.sum(mean**2) - variance / count,
+    variance=variance,
+  )
 
 
-def quality(moments: Moments, truth_norm: np.ndarray | float,
-            num_prompts: int) -> Quality:
+def quality(
+  moments: Moments, truth_norm: np.ndarray | float, num_prompts: int
+) -> Quality:
   """How good the mean of num_prompts groups is, after the best common factor.
 
   Advantages are scaled, a mean over tokens is 1 / T of a sum, and a learning
@@ -264,8 +289,13 @@ def quality(moments: Moments, truth_norm: np.ndarray | float,
   forward = np.where(along > 0, along_square, 0)
   mse = 1 - _ratio(forward, mean_square + variance)
   bias_square = 1 - _ratio(forward, mean_square)
-  return Quality(mse, bias_square, mse - bias_square,
-                 _ratio(variance, mean_square), along / truth_norm)
+  return Quality(
+    mse,
+    bias_square,
+    mse - bias_square,
+    _ratio(variance, mean_square),
+    along / truth_norm,
+  )
 
 
 def _ratio(value, divisor):
@@ -274,8 +304,9 @@ def _ratio(value, divisor):
   return np.where(positive, value / np.where(positive, divisor, 1), 0)
 
 
-def draw_scene(key: jax.Array, task: Task, direction: str,
-               shape: tuple[int, ...]) -> Scene:
+def draw_scene(
+  key: jax.Array, task: Task, direction: str, shape: tuple[int, ...]
+) -> Scene:
   """A random policy, where it will move, and what it draws.
 
   The policy has normal logits, and token 0 a head start.
@@ -293,7 +324,7 @@ def draw_scene(key: jax.Array, task: Task, direction: str,
     raise ValueError(f'{direction=}: must be one of {", ".join(DIRECTIONS)}')
   policy_key, direction_key, sample_key = jax.random.split(key, 3)
   length = task.responses.shape[1]
-  vocab_size = round(len(task.rewards)**(1 / length))
+  vocab_size = round(len(task.rewards) ** (1 / length))
   size = length, vocab_size, vocab_size
   theta_old = _SCALE * jax.random.normal(policy_key, size)
   theta_old = theta_old.at[..., 0].add(_HEAD_START)
@@ -305,9 +336,14 @@ def draw_scene(key: jax.Array, task: Task, direction: str,
 
 
 def measure(
-    scene: Scene, task: Task, sigmas: jax.Array, orders: jax.Array, *,
-    loss: Callable[..., Loss],
-    advantages: Sequence[Mapping[str, Any]]) -> tuple[Moments, jax.Array]:
+  scene: Scene,
+  task: Task,
+  sigmas: jax.Array,
+  orders: jax.Array,
+  *,
+  loss: Callable[..., Loss],
+  advantages: Sequence[Mapping[str, Any]],
+) -> tuple[Moments, jax.Array]:
   """Moments of a loss's gradients where the policy of a scene has moved.
 
   All settings see the same responses: differences between them are paired.
@@ -325,12 +361,15 @@ def measure(
   """
   rewards = task.rewards[scene.drawn]
   responses = task.responses[scene.drawn]
-  of_groups = jnp.stack([
+  of_groups = jnp.stack(
+    [
       advantages_lib.group_advantages(rewards, **options)[0]
       for options in advantages
-  ])
+    ]
+  )
   numbers, orders = jnp.meshgrid(
-      jnp.arange(len(advantages)), orders, indexing='ij')
+    jnp.arange(len(advantages)), orders, indexing='ij'
+  )
 
   def of_sigma(sigma):
     theta = moved(scene.theta_old, scene.direction, sigma, task)
@@ -339,9 +378,11 @@ def measure(
     def of_setting(setting):
       number, p = setting
       return moments_of(
-          group_gradients(
-              loss(p), theta, scene.theta_old, responses, of_groups[number]),
-          truth)
+        group_gradients(
+          loss(p), theta, scene.theta_old, responses, of_groups[number]
+        ),
+        truth,
+      )
 
     found = jax.lax.map(of_setting, (numbers.ravel(), orders.ravel()))
     found = jax.tree.map(lambda x: x.reshape(orders.shape), found)

@@ -36,8 +36,11 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
   for run in plan.runs.to_dict('records'):
     name = tuple(run[key] for key in records.RUN)
     recorded = steps.get(name, plan.steps.iloc[:0])
-    rows.append(run | _heldout(plan.about, run, heldout.get(name), recorded)
-                | _recorded(run, recorded, plan.about['horizon']))
+    rows.append(
+      run
+      | _heldout(plan.about, run, heldout.get(name), recorded)
+      | _recorded(run, recorded, plan.about['horizon'])
+    )
   return _censored(pandas.DataFrame(rows))
 
 
@@ -58,16 +61,30 @@ def scored_area(about, run, steps, values, failure_value) -> float:
 
 def _heldout(about, run, evaluations, recorded):
   """Outcomes of the held-out curve of one run."""
-  names = ('heldout_first', 'heldout_last', 'exact_first', 'exact_last', 'area',
-           'exact_area', 'collapsed', 'drawdown', 'reached', 'steps_to_target',
-           'heldout_change', 'exact_change', 'episodes_to_target',
-           'tokens_to_target', 'tokens')
+  names = (
+    'heldout_first',
+    'heldout_last',
+    'exact_first',
+    'exact_last',
+    'area',
+    'exact_area',
+    'collapsed',
+    'drawdown',
+    'reached',
+    'steps_to_target',
+    'heldout_change',
+    'exact_change',
+    'episodes_to_target',
+    'tokens_to_target',
+    'tokens',
+  )
   found = dict.fromkeys(names, _UNKNOWN)
   if evaluations is None:
     return found
   steps, reward, errors, exact = (
-      evaluations[key].to_numpy(float)
-      for key in ('step', 'reward', 'stderr', 'exact'))
+    evaluations[key].to_numpy(float)
+    for key in ('step', 'reward', 'stderr', 'exact')
+  )
   if steps[0] == 0 and evaluations['measured'].iloc[0]:
     found |= {'heldout_first': reward[0], 'exact_first': exact[0]}
   if len(recorded):
@@ -76,14 +93,14 @@ def _heldout(about, run, evaluations, recorded):
     failed = run['state'] == records.FAILED
     fall = ladder.collapse(reward, errors, about['collapse_margin'])
     found |= {
-        'heldout_last': reward[-1],
-        'exact_last': exact[-1],
-        'heldout_change': reward[-1] - found['heldout_first'],
-        'exact_change': exact[-1] - found['exact_first'],
-        'area': scored_area(about, run, steps, reward, about['failure_reward']),
-        'exact_area': scored_area(about, run, steps, exact, 0.),
-        'collapsed': float(failed or fall >= 0),
-        'drawdown': statistics.max_drawdown(reward),
+      'heldout_last': reward[-1],
+      'exact_last': exact[-1],
+      'heldout_change': reward[-1] - found['heldout_first'],
+      'exact_change': exact[-1] - found['exact_first'],
+      'area': scored_area(about, run, steps, reward, about['failure_reward']),
+      'exact_area': scored_area(about, run, steps, exact, 0.0),
+      'collapsed': float(failed or fall >= 0),
+      'drawdown': statistics.max_drawdown(reward),
     } | _target(about, failed, steps, reward, recorded)
   return found
 
@@ -92,14 +109,14 @@ def _target(about, failed, steps, reward, recorded):
   """When the target was reached; a failed run never reaches it."""
   time, reached = survival.time_to_target(steps, reward, about['target'])
   if failed or not reached:
-    return {'reached': 0., 'steps_to_target': float(about['horizon'])}
+    return {'reached': 0.0, 'steps_to_target': float(about['horizon'])}
   row = recorded[recorded['step'] == time]
-  total = lambda key: float(row[f'total/{key}'].iloc[0]) if len(row) else 0.
+  total = lambda key: float(row[f'total/{key}'].iloc[0]) if len(row) else 0.0
   return {
-      'reached': 1.,
-      'steps_to_target': float(time),
-      'episodes_to_target': total('episodes'),
-      'tokens_to_target': total('tokens'),
+    'reached': 1.0,
+    'steps_to_target': float(time),
+    'episodes_to_target': total('episodes'),
+    'tokens_to_target': total('tokens'),
   }
 
 
@@ -110,8 +127,10 @@ def _censored(table):
   number that a finished run took, so that all are followed as far.
   """
   finished = table[table['state'] == records.FINISHED]
-  for unit, total in (('episodes', 'total/episodes:last'), ('tokens',
-                                                            'tokens')):
+  for unit, total in (
+    ('episodes', 'total/episodes:last'),
+    ('tokens', 'tokens'),
+  ):
     column = f'{unit}_to_target'
     if total not in table:
       continue
@@ -138,6 +157,8 @@ def _recorded(run, steps, horizon):
       continue
     if known.any():
       found[measure.column] = measures.REDUCTIONS[measure.reduce](
-          steps['step'].to_numpy(float)[known], values.to_numpy(float)[known],
-          horizon)
+        steps['step'].to_numpy(float)[known],
+        values.to_numpy(float)[known],
+        horizon,
+      )
   return found

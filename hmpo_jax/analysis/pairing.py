@@ -25,16 +25,19 @@ def first_rollouts(plan: records.Plan) -> pandas.DataFrame:
   first = plan.steps[(plan.steps['step'] == 1) & plan.steps[_DIGEST].notna()]
   digests = first.groupby(['task', 'seed'])[_DIGEST].agg(['count', 'nunique'])
   digests = digests[digests['count'] > 1].reset_index()
-  return pandas.DataFrame({
+  return pandas.DataFrame(
+    {
       'task': digests['task'],
       'seed': digests['seed'],
       'arms': digests['count'],
-      'equal': digests['nunique'] == 1
-  })
+      'equal': digests['nunique'] == 1,
+    }
+  )
 
 
-def divergence(plan: records.Plan, variant: str, baseline: str,
-               tasks: Sequence[str]) -> float:
+def divergence(
+  plan: records.Plan, variant: str, baseline: str, tasks: Sequence[str]
+) -> float:
   """Median step, over tasks and seeds, at which the tokens of two arms part.
 
   inf where they never part in the steps that both have. NaN without digests or
@@ -45,11 +48,12 @@ def divergence(plan: records.Plan, variant: str, baseline: str,
   keys = ['task', 'seed', 'step']
   here = plan.steps[plan.steps['task'].isin(tasks)]
   one, two = (
-      here.loc[here['variant'] == arm, keys + [_DIGEST]]
-      for arm in (variant, baseline))
+    here.loc[here['variant'] == arm, keys + [_DIGEST]]
+    for arm in (variant, baseline)
+  )
   both = one.merge(two, on=keys).dropna()
   parts = [
-      _first_difference(rows) for _, rows in both.groupby(['task', 'seed'])
+    _first_difference(rows) for _, rows in both.groupby(['task', 'seed'])
   ]
   return float(np.median(parts)) if parts else np.nan
 

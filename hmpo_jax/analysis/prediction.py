@@ -19,10 +19,10 @@ from hmpo_jax.analysis import drawdowns
 FALSE_ALARMS = 0.1  # share of the runs in which an alarm is set to be false
 LEAST_SEEDS = 3  # with a drawdown
 BASES = {
-    'diagnostics': drawdowns.ASKED,
-    'diagnostics, step and fall': drawdowns.ASKED + drawdowns.KNOWN,
+  'diagnostics': drawdowns.ASKED,
+  'diagnostics, step and fall': drawdowns.ASKED + drawdowns.KNOWN,
 }
-_RIDGE = 1.  # on coefficients of standardised values
+_RIDGE = 1.0  # on coefficients of standardised values
 _RIDGE_OF_RUNGS = 1e-2  # on their intercepts, which else could be infinite
 _NUM_NEWTON = 25  # steps at most
 _CONVERGED = 1e-6  # largest change of a coefficient
@@ -32,6 +32,7 @@ _ROUNDING = 1e-4
 
 class Increment(NamedTuple):
   """What a number adds to the AUC, with its interval."""
+
   estimate: float
   low: float
   high: float
@@ -39,6 +40,7 @@ class Increment(NamedTuple):
 
 class Regression(NamedTuple):
   """What regressions on some numbers see."""
+
   inputs: np.ndarray  # [n, k] of each step, standardised; rungs come last
   ridge: np.ndarray  # [k]
   follows: np.ndarray  # [n] bool
@@ -46,9 +48,9 @@ class Regression(NamedTuple):
   seeds: np.ndarray  # [n] int, below the number of seeds
 
 
-def table(rows: pandas.DataFrame,
-          *,
-          num_resamples: int = 100) -> pandas.DataFrame:
+def table(
+  rows: pandas.DataFrame, *, num_resamples: int = 100
+) -> pandas.DataFrame:
   """What each gap adds to each of BASES, and the detectors' rules beside it.
 
   All is of the rungs that have a drawdown: the others have no pair of steps to
@@ -71,8 +73,9 @@ def table(rows: pandas.DataFrame,
   having = rows.loc[rows['follows'], 'seed'].nunique()
   if having < LEAST_SEEDS:
     raise config_lib.ConfigError(
-        f'{having} seeds have a drawdown of the training reward: must be '
-        f'{LEAST_SEEDS} or more, as one is left out')
+      f'{having} seeds have a drawdown of the training reward: must be '
+      f'{LEAST_SEEDS} or more, as one is left out'
+    )
   rows = rows[rows.groupby('rung')['follows'].transform('any')]
   lines = []
   for base, names in BASES.items():
@@ -81,28 +84,39 @@ def table(rows: pandas.DataFrame,
     for extra in drawdowns.GAPS:
       both = regression(rows, names, extra)
       found = increment(alone, both, num_resamples=num_resamples)
-      lines.append({
+      lines.append(
+        {
           'base': base,
           'predictor': extra,
           'increment': found.estimate,
           'low': found.low,
-          'high': found.high
-      } | _told(rows, both))
+          'high': found.high,
+        }
+        | _told(rows, both)
+      )
   for name in drawdowns.DETECTORS:
     fired = rows[name].to_numpy()
-    lines.append({
-        'base': '',
-        'predictor': name,
-        'auc': auc(regression(rows, ()), fired)
-    } | _alarms(rows, fired > 0))
-  columns = ('base', 'predictor', 'auc', 'increment', 'low', 'high', 'warned',
-             'lead', 'false_alarms')
+    lines.append(
+      {'base': '', 'predictor': name, 'auc': auc(regression(rows, ()), fired)}
+      | _alarms(rows, fired > 0)
+    )
+  columns = (
+    'base',
+    'predictor',
+    'auc',
+    'increment',
+    'low',
+    'high',
+    'warned',
+    'lead',
+    'false_alarms',
+  )
   return pandas.DataFrame(lines, columns=columns)
 
 
-def regression(rows: pandas.DataFrame,
-               names: Sequence[str],
-               extra: str = '') -> Regression:
+def regression(
+  rows: pandas.DataFrame, names: Sequence[str], extra: str = ''
+) -> Regression:
   """A regression on some numbers and, where it is named, one more.
 
   It sees the numbers and their squares, in deviations around the mean of their
@@ -117,7 +131,7 @@ def regression(rows: pandas.DataFrame,
   """
   rungs = pandas.factorize(rows['rung'])[0]
 
-  def scaled(values, least=0.):
+  def scaled(values, least=0.0):
     table_ = pandas.Series(values)
     values = (table_ - table_.groupby(rungs).transform('mean')).to_numpy()
     width = np.std(values)
@@ -125,25 +139,30 @@ def regression(rows: pandas.DataFrame,
 
   linear = [scaled(rows[name].to_numpy(np.float64)) for name in names]
   powers = [scaled(x**power) for power in (2, 3, 4) for x in linear]
-  inputs = linear + powers[:len(linear)]
+  inputs = linear + powers[: len(linear)]
   if extra:
     new = scaled(rows[extra].to_numpy(np.float64))
     basis = np.stack(linear + powers, axis=1)
     inputs.append(
-        scaled(new - basis @ np.linalg.lstsq(basis, new)[0], _ROUNDING))
+      scaled(new - basis @ np.linalg.lstsq(basis, new)[0], _ROUNDING)
+    )
   intercepts = np.eye(rungs.max() + 1)[rungs]
   return Regression(
-      inputs=np.concatenate([np.stack(inputs, 1), intercepts], 1)
-      if inputs else intercepts,
-      ridge=np.repeat([_RIDGE, _RIDGE_OF_RUNGS],
-                      [len(inputs), intercepts.shape[1]]),
-      follows=rows['follows'].to_numpy(bool),
-      rungs=rungs,
-      seeds=pandas.factorize(rows['seed'])[0])
+    inputs=np.concatenate([np.stack(inputs, 1), intercepts], 1)
+    if inputs
+    else intercepts,
+    ridge=np.repeat(
+      [_RIDGE, _RIDGE_OF_RUNGS], [len(inputs), intercepts.shape[1]]
+    ),
+    follows=rows['follows'].to_numpy(bool),
+    rungs=rungs,
+    seeds=pandas.factorize(rows['seed'])[0],
+  )
 
 
-def out_of_seed(model: Regression,
-                weights: np.ndarray | None = None) -> np.ndarray:
+def out_of_seed(
+  model: Regression, weights: np.ndarray | None = None
+) -> np.ndarray:
   """Scores of each step by a regression on the steps of all other seeds.
 
   Args:
@@ -156,12 +175,14 @@ def out_of_seed(model: Regression,
   return _left_out(model, weights, with_thresholds=False)[0]
 
 
-def increment(base: Regression,
-              both: Regression,
-              *,
-              num_resamples: int = 100,
-              alpha: float = .05,
-              seed: int = 0) -> Increment:
+def increment(
+  base: Regression,
+  both: Regression,
+  *,
+  num_resamples: int = 100,
+  alpha: float = 0.05,
+  seed: int = 0,
+) -> Increment:
   """By how much the AUC of one regression exceeds that of another.
 
   The interval is the estimate with quantiles of the bootstrap over seeds, each
@@ -183,19 +204,21 @@ def increment(base: Regression,
   count = base.seeds.max() + 1
   estimate = found(np.ones(count))
   draws = np.random.default_rng(seed).multinomial(
-      count, np.full(count, 1 / count), size=num_resamples)
+    count, np.full(count, 1 / count), size=num_resamples
+  )
   resampled = np.array([found(draw.astype(np.float64)) for draw in draws])
   resampled = resampled[np.isfinite(resampled)]
   if not resampled.size:  # no pair of steps in any of them
     return Increment(estimate, np.nan, np.nan)
-  low, high = np.quantile(resampled - np.mean(resampled),
-                          [alpha / 2, 1 - alpha / 2])
+  low, high = np.quantile(
+    resampled - np.mean(resampled), [alpha / 2, 1 - alpha / 2]
+  )
   return Increment(estimate, estimate + low, estimate + high)
 
 
-def auc(model: Regression,
-        scores: np.ndarray,
-        weights: np.ndarray | None = None) -> float:
+def auc(
+  model: Regression, scores: np.ndarray, weights: np.ndarray | None = None
+) -> float:
   """Share of the pairs of steps of one rung that scores order rightly.
 
   A pair is a step that a drawdown follows and one that none does; a tie is a
@@ -210,7 +233,7 @@ def auc(model: Regression,
     NaN without a pair.
   """
   weight = np.ones(len(scores)) if weights is None else weights[model.seeds]
-  hits = total = 0.
+  hits = total = 0.0
   for rung in np.unique(model.rungs):
     at = model.rungs == rung
     _, place = np.unique(scores[at], return_inverse=True)
@@ -243,22 +266,28 @@ def _left_out(model, weights=None, with_thresholds=True):
     highest = pandas.Series(scores[quiet]).groupby(runs).max()
     # Without a quiet step of another seed nothing tells what is too high.
     thresholds[out] = (
-        np.quantile(highest, 1 - FALSE_ALARMS) if len(highest) else np.inf)
+      np.quantile(highest, 1 - FALSE_ALARMS) if len(highest) else np.inf
+    )
   return values, thresholds
 
 
 def _fitted(model, weights, start):
   """[k] coefficients of the regression with weights [n] of the steps."""
   kept = weights > 0
-  inputs, follows, weights = model.inputs[kept], model.follows[kept], weights[
-      kept]
+  inputs, follows, weights = (
+    model.inputs[kept],
+    model.follows[kept],
+    weights[kept],
+  )
   coefficients = start
   for _ in range(_NUM_NEWTON):
     share = (1 + np.tanh(inputs @ coefficients / 2)) / 2
-    slope = inputs.T @ (weights *
-                        (follows - share)) - model.ridge * coefficients
-    curvature = (inputs.T * (weights * share *
-                             (1 - share))) @ inputs + np.diag(model.ridge)
+    slope = (
+      inputs.T @ (weights * (follows - share)) - model.ridge * coefficients
+    )
+    curvature = (inputs.T * (weights * share * (1 - share))) @ inputs + np.diag(
+      model.ridge
+    )
     change = np.linalg.solve(curvature, slope)
     # Newton's own step may lead too far where all odds are extreme.
     change /= max(1, np.max(np.abs(change)))
@@ -283,7 +312,7 @@ def _alarms(rows, alarms):
   false = given[~given['follows']].groupby(runs).ngroups
   falls = ends.notna().sum()
   return {
-      'warned': len(leads) / falls if falls else np.nan,
-      'lead': leads.median() if len(leads) else np.nan,
-      'false_alarms': false / len(ends)
+    'warned': len(leads) / falls if falls else np.nan,
+    'lead': leads.median() if len(leads) else np.nan,
+    'false_alarms': false / len(ends),
   }

@@ -19,22 +19,33 @@ STATES = (FINISHED, FAILED, UNFINISHED, MISSING, DAMAGED)
 RUN = ['task', 'variant', 'seed']  # columns that name a run
 
 _PLAN = 'plan.json'
-_NEEDED = ('name', 'question', 'exploratory', 'tasks', 'variants', 'seeds',
-           'contrasts', 'alpha', 'target', 'failure_reward', 'collapse_margin',
-           'horizon', 'runs')
+_NEEDED = (
+  'name',
+  'question',
+  'exploratory',
+  'tasks',
+  'variants',
+  'seeds',
+  'contrasts',
+  'alpha',
+  'target',
+  'failure_reward',
+  'collapse_margin',
+  'horizon',
+  'runs',
+)
 # What a plan.json that is older than a key is read as.
 _YOUNGER: dict = {
-    'ladders': {},
-    'reference': '',
-    'margins': {
-        name: kind.margin for name, kind in kinds.KINDS.items()
-    },
-    'family': 0,
+  'ladders': {},
+  'reference': '',
+  'margins': {name: kind.margin for name, kind in kinds.KINDS.items()},
+  'family': 0,
 }
 
 
 class Plan(NamedTuple):
   """A plan and what its runs have left so far."""
+
   about: dict  # what plan.json holds
   # One row a run: RUN, state, end (step of the failure of a failed run, else
   # number of recorded steps), reason, tau of the QK-clip (NaN where it is off),
@@ -69,9 +80,9 @@ def read(workdir: str | pathlib.Path) -> Plan:
   return _read(_about(workdir / _PLAN), workdir)
 
 
-def of_runs(variants: Mapping[str, Sequence[str | pathlib.Path]],
-            *,
-            target: float = 0.85) -> Plan:
+def of_runs(
+  variants: Mapping[str, Sequence[str | pathlib.Path]], *, target: float = 0.85
+) -> Plan:
   """The tables of runs that no plan asked for, as of an exploratory plan.
 
   Args:
@@ -94,20 +105,22 @@ def of_runs(variants: Mapping[str, Sequence[str | pathlib.Path]],
   alike = {(config.task.name, config.num_steps) for config in configs}
   if len(named) < len(runs) or len(alike) != 1:
     raise config_lib.ConfigError(
-        'these runs are no comparison: each name and seed must stand for one '
-        f'run, all of one task and length: {sorted(named)}, {sorted(alike)}')
-  (task, horizon), = alike
+      'these runs are no comparison: each name and seed must stand for one '
+      f'run, all of one task and length: {sorted(named)}, {sorted(alike)}'
+    )
+  ((task, horizon),) = alike
   return _read(
-      _NO_PLAN | {
-          'tasks': [task],
-          'variants': {
-              name: {} for name in variants
-          },
-          'seeds': sorted({run['seed'] for run in runs}),
-          'target': target,
-          'horizon': horizon,
-          'runs': runs
-      }, pathlib.Path())
+    _NO_PLAN
+    | {
+      'tasks': [task],
+      'variants': {name: {} for name in variants},
+      'seeds': sorted({run['seed'] for run in runs}),
+      'target': target,
+      'horizon': horizon,
+      'runs': runs,
+    },
+    pathlib.Path(),
+  )
 
 
 def of_report(folder: str | pathlib.Path) -> Plan:
@@ -127,23 +140,27 @@ def of_report(folder: str | pathlib.Path) -> Plan:
   tables = folder / 'tables'
   try:
     runs, heldout = (
-        pandas.read_csv(
-            tables / f'{name}.csv',
-            keep_default_na=False,
-            na_values=[''],
-            dtype=_TEXTS) for name in ('seeds', 'heldout'))
+      pandas.read_csv(
+        tables / f'{name}.csv',
+        keep_default_na=False,
+        na_values=[''],
+        dtype=_TEXTS,
+      )
+      for name in ('seeds', 'heldout')
+    )
     # Older reports have fewer settings.
-    runs = runs.reindex(columns=[
-        *runs.columns, *(name for name in _SETTINGS if name not in runs)
-    ])
+    runs = runs.reindex(
+      columns=[*runs.columns, *(name for name in _SETTINGS if name not in runs)]
+    )
     runs = runs[RUN + _RUN_COLUMNS].fillna({'reason': ''})
     if 'stderr' not in heldout:
-      heldout = heldout.assign(stderr=0.)
+      heldout = heldout.assign(stderr=0.0)
     heldout = heldout[RUN + _HELDOUT + ['measured']]
   except (OSError, ValueError, KeyError) as error:
     raise config_lib.ConfigError(
-        f'{tables} does not hold the tables of a report ({error}): '
-        'experiments/report.py writes them') from error
+      f'{tables} does not hold the tables of a report ({error}): '
+      'experiments/report.py writes them'
+    ) from error
   return Plan(about, runs, _stack([], ['step']), heldout, None, None)
 
 
@@ -153,15 +170,20 @@ def _read(about, workdir):
   for run in about['runs']:
     name = {key: run[key] for key in RUN}
     row, frame, evaluations = _run(workdir / run['folder'], about['horizon'])
-    rows.append(name | row
-                | _settings(_json(workdir / run['folder'] / 'config.json')))
+    rows.append(
+      name | row | _settings(_json(workdir / run['folder'] / 'config.json'))
+    )
     steps.append(frame.assign(**name))
     heldout.append(evaluations.assign(**name))
   runs = _ordered(about, pandas.DataFrame(rows))
-  return Plan(about, runs, _stack(steps, ['step']),
-              _scored(about, runs, _stack(heldout, _HELDOUT)),
-              _table(workdir / 'tuning' / 'tuning.csv'),
-              _table(workdir / 'oracle' / 'phase.csv'))
+  return Plan(
+    about,
+    runs,
+    _stack(steps, ['step']),
+    _scored(about, runs, _stack(heldout, _HELDOUT)),
+    _table(workdir / 'tuning' / 'tuning.csv'),
+    _table(workdir / 'oracle' / 'phase.csv'),
+  )
 
 
 def has_ended(runs: pandas.DataFrame) -> pandas.Series:
@@ -180,23 +202,23 @@ _HELDOUT = ['step', 'reward', 'stderr', 'exact']
 _EVALUATED = ('eval/reward', 'eval/reward_stderr', 'eval/exact')
 # Columns and the keys of the configuration that they show.
 _SETTINGS = {
-    'tau': ('optim', 'tau'),
-    'monitor_tau': ('optim', 'monitor_tau'),
-    'learning_rate': ('optim', 'learning_rate'),
-    'eps_low': ('loss', 'clip_eps_low'),
-    'eps_high': ('loss', 'clip_eps_high'),
+  'tau': ('optim', 'tau'),
+  'monitor_tau': ('optim', 'monitor_tau'),
+  'learning_rate': ('optim', 'learning_rate'),
+  'eps_low': ('loss', 'clip_eps_low'),
+  'eps_high': ('loss', 'clip_eps_high'),
 }
 _RUN_COLUMNS = ['state', 'end', 'reason', *_SETTINGS]
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
 # What runs that no plan asked for are held against.
 _NO_PLAN = _YOUNGER | {
-    'name': 'runs',
-    'question': '',
-    'exploratory': True,
-    'contrasts': [],
-    'alpha': 0.05,
-    'failure_reward': 0.,
-    'collapse_margin': 0.05,
+  'name': 'runs',
+  'question': '',
+  'exploratory': True,
+  'contrasts': [],
+  'alpha': 0.05,
+  'failure_reward': 0.0,
+  'collapse_margin': 0.05,
 }
 
 
@@ -206,11 +228,13 @@ def _about(file):
     missing = [key for key in _NEEDED if key not in about]
   except (OSError, ValueError, TypeError) as error:
     raise config_lib.ConfigError(
-        f'{file} is not a plan ({error!r}): --workdir names the folder that '
-        'experiments/compare.py wrote') from error
+      f'{file} is not a plan ({error!r}): --workdir names the folder that '
+      'experiments/compare.py wrote'
+    ) from error
   if missing or not about['runs']:
     raise config_lib.ConfigError(
-        f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing')
+      f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing'
+    )
   if 'margin' in about:  # of all outcomes, in an older one
     margins = dict.fromkeys(('area', 'collapse'), about['margin'])
     about = {'margins': _YOUNGER['margins'] | margins} | about
@@ -219,9 +243,10 @@ def _about(file):
   contrasts = [nowhere | contrast for contrast in about['contrasts']]
   if len(about['tasks']) > 1 and not all(c['task'] for c in contrasts):
     raise config_lib.ConfigError(
-        f'{file}: a contrast names no task, as older plans did that pooled '
-        'their tasks: give each one a "task", or take the version that ran it '
-        f'({about.get("commit", "unknown")})')
+      f'{file}: a contrast names no task, as older plans did that pooled '
+      'their tasks: give each one a "task", or take the version that ran it '
+      f'({about.get("commit", "unknown")})'
+    )
   return about | {'contrasts': contrasts}
 
 
@@ -230,23 +255,28 @@ def _run(folder, horizon):
   try:
     records = run_records.read(folder)
     summary, failure, start = (
-        _json(folder / f'{name}.json')
-        for name in ('summary', 'failed', 'start'))
+      _json(folder / f'{name}.json') for name in ('summary', 'failed', 'start')
+    )
     heldout = _evaluations(records, summary, start)
     state = _state(records, summary, failure, horizon)
     records = run_records.read_measured(folder)
   except (config_lib.ConfigError, KeyError, TypeError, ValueError) as error:
     records, heldout, summary = [], {}, None
     state = {'state': DAMAGED, 'end': 0, 'reason': str(error)}
-  frame = pandas.DataFrame([{
-      key: value
-      for key, value in record.items()
-      if not isinstance(value, list)
-  }
-                            for record in records])
+  frame = pandas.DataFrame(
+    [
+      {
+        key: value
+        for key, value in record.items()
+        if not isinstance(value, list)
+      }
+      for record in records
+    ]
+  )
   evaluations = pandas.DataFrame(
-      [(step, *values) for step, values in sorted(heldout.items())],
-      columns=_HELDOUT)
+    [(step, *values) for step, values in sorted(heldout.items())],
+    columns=_HELDOUT,
+  )
   return state, frame, evaluations
 
 
@@ -256,8 +286,8 @@ def _settings(description):
   try:
     config = description['config']
     found = {
-        name: float(config[section][key])
-        for name, (section, key) in _SETTINGS.items()
+      name: float(config[section][key])
+      for name, (section, key) in _SETTINGS.items()
     }
     is_off = config['optim']['qk_clip'] == 'off'
   except (KeyError, TypeError, ValueError):
@@ -268,26 +298,26 @@ def _settings(description):
 def _ordered(about, runs):
   """Runs by task, variant and seed in the order of the plan."""
   places = [
-      runs[key].map({
-          name: i for i, name in enumerate(about[f'{key}s'])
-      }) for key in RUN
+    runs[key].map({name: i for i, name in enumerate(about[f'{key}s'])})
+    for key in RUN
   ]
   order = pandas.concat(places, axis=1).sort_values(RUN).index
   return runs.loc[order].reset_index(drop=True)
 
 
 def _state(records, summary, failure, horizon):
-  is_shorter = summary is not None and (summary['steps'] < horizon and
-                                        not summary.get('early_stop'))
+  is_shorter = summary is not None and (
+    summary['steps'] < horizon and not summary.get('early_stop')
+  )
   if summary is not None and not is_shorter:
     if summary['steps'] != len(records):
       raise KeyError(f'{len(records)} records of {summary["steps"]} are left')
     return {'state': FINISHED, 'end': len(records), 'reason': ''}
   if failure is not None:
     return {
-        'state': FAILED,
-        'end': int(failure['step']),
-        'reason': ' '.join(str(failure['reason']).split())
+      'state': FAILED,
+      'end': int(failure['step']),
+      'reason': ' '.join(str(failure['reason']).split()),
     }
   state = UNFINISHED if records else MISSING
   return {'state': state, 'end': len(records), 'reason': ''}
@@ -297,14 +327,15 @@ def _evaluations(records, summary, start):
   """Held-out reward, its error and exact match by step, from step 0 on."""
   found = {}
   if summary is not None:
-    found[0] = tuple(summary[f'heldout_{name}']
-                     for name in ('reward_first', 'reward_first_stderr',
-                                  'exact_first'))
+    found[0] = tuple(
+      summary[f'heldout_{name}']
+      for name in ('reward_first', 'reward_first_stderr', 'exact_first')
+    )
   if start is not None:
     found[0] = tuple(start[name] for name in _EVALUATED)
   return found | {
-      record['eval/step']: tuple(record[name] for name in _EVALUATED)
-      for record in records
+    record['eval/step']: tuple(record[name] for name in _EVALUATED)
+    for record in records
   }
 
 
@@ -324,7 +355,8 @@ def _table(file):
   numbers = {'area': [''], 'clip_frac': ['']}
   try:
     return pandas.read_csv(
-        file, keep_default_na=False, na_values=numbers, dtype=names)
+      file, keep_default_na=False, na_values=numbers, dtype=names
+    )
   except ValueError as error:
     text = ' '.join(str(error).split())
     raise config_lib.ConfigError(f'{file}: damaged ({text})') from error
@@ -346,18 +378,21 @@ def _scored(about, runs, heldout):
     steps = {*task['step'], about['horizon']}
     rest = sorted(s for s in steps if s >= max(run.end, 1))
     parts.append(
-        pandas.DataFrame({
-            'task': run.task,
-            'variant': run.variant,
-            'seed': run.seed,
-            'step': rest,
-            'reward': float(about['failure_reward']),
-            'stderr': 0.,
-            'exact': 0.,
-            'measured': False
-        }))
+      pandas.DataFrame(
+        {
+          'task': run.task,
+          'variant': run.variant,
+          'seed': run.seed,
+          'step': rest,
+          'reward': float(about['failure_reward']),
+          'stderr': 0.0,
+          'exact': 0.0,
+          'measured': False,
+        }
+      )
+    )
   both = _stack(parts, _HELDOUT + ['measured'])
   # What is measured at the step of the failure counts no more.
-  return both.drop_duplicates(
-      RUN + ['step'], keep='last').sort_values(
-          RUN + ['step'], ignore_index=True)
+  return both.drop_duplicates(RUN + ['step'], keep='last').sort_values(
+    RUN + ['step'], ignore_index=True
+  )

@@ -20,10 +20,12 @@ _MADE = ('.png', '.svg', '.csv', '.json')
 _DIGITS = '%.6g'
 
 
-def write(workdir: str | pathlib.Path,
-          out: str | pathlib.Path | None = None,
-          *,
-          draw: bool = True) -> pathlib.Path:
+def write(
+  workdir: str | pathlib.Path,
+  out: str | pathlib.Path | None = None,
+  *,
+  draw: bool = True,
+) -> pathlib.Path:
   """Reports what a plan folder holds so far.
 
   Args:
@@ -47,8 +49,9 @@ def write(workdir: str | pathlib.Path,
   folder = _empty(out / 'figures')
   figures = []
   with styles.settings():
-    for picture in pictures.make(plan, seeds,
-                                 found['contrasts']) if draw else ():
+    for picture in (
+      pictures.make(plan, seeds, found['contrasts']) if draw else ()
+    ):
       styles.save(picture.figure, folder / picture.name)
       figures.append(picture)
   page = pages.Page(plan, seeds, found).render(figures, written)
@@ -63,25 +66,27 @@ def write(workdir: str | pathlib.Path,
 def _tables(plan, seeds):
   alpha, horizon = plan.about['alpha'], plan.about['horizon']
   return {
-      'contrasts': contrasts.make(plan, seeds),
-      'variants': tables.per_variant(seeds, alpha),
-      'targets': tables.targets(seeds, horizon, alpha),
-      'risk': tables.risk(seeds, alpha),
-      'ladders': rungs.per_variant(plan, seeds),
-      'rungs': rungs.per_seed(plan, seeds),
+    'contrasts': contrasts.make(plan, seeds),
+    'variants': tables.per_variant(seeds, alpha),
+    'targets': tables.targets(seeds, horizon, alpha),
+    'risk': tables.risk(seeds, alpha),
+    'ladders': rungs.per_variant(plan, seeds),
+    'rungs': rungs.per_seed(plan, seeds),
   }
 
 
 def _write_tables(plan, seeds, found, folder):
   """CSV files; returns their names."""
   smooth = tables.smoothed(plan, 'reward/mean', pictures.window(plan))
-  everything = {
-      'seeds': seeds
-  } | found | {
+  everything = (
+    {'seeds': seeds}
+    | found
+    | {
       'heldout': plan.heldout,
       'reward': tables.across_seeds(smooth, 'reward/mean'),
-      'tuning': plan.tuning
-  }
+      'tuning': plan.tuning,
+    }
+  )
   if not plan.about['ladders']:
     del everything['ladders'], everything['rungs']
   for name, frame in everything.items():

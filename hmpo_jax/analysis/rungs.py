@@ -10,13 +10,27 @@ from hmpo_jax.analysis import ladder
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
 
-_COLUMNS = ('ladder', 'variant', 'n', 'area', 'area_low', 'area_high', 'rung',
-            'rung_low', 'rung_high', 'below', 'above', 'half', 'half_low',
-            'half_high')
+_COLUMNS = (
+  'ladder',
+  'variant',
+  'n',
+  'area',
+  'area_low',
+  'area_high',
+  'rung',
+  'rung_low',
+  'rung_high',
+  'below',
+  'above',
+  'half',
+  'half_low',
+  'half_high',
+)
 
 
-def by_seed(about: dict, runs: pandas.DataFrame, place: str,
-            outcome: str) -> pandas.Series:
+def by_seed(
+  about: dict, runs: pandas.DataFrame, place: str, outcome: str
+) -> pandas.Series:
   """The outcome of each seed on a task or a ladder, by seed.
 
   Args:
@@ -28,8 +42,8 @@ def by_seed(about: dict, runs: pandas.DataFrame, place: str,
   """
   if outcome == 'rung':
     found = {
-        seed: critical.rung
-        for seed, critical in _critical(about['ladders'][place], runs).items()
+      seed: critical.rung
+      for seed, critical in _critical(about['ladders'][place], runs).items()
     }
     return pandas.Series(found, dtype=float)
   grouped = runs.groupby('seed')[kinds.KINDS[outcome].column]
@@ -40,8 +54,10 @@ def by_seed(about: dict, runs: pandas.DataFrame, place: str,
 def range_of(about: dict, place: str) -> tuple[float, float]:
   """Least and greatest critical rung that a seed can have."""
   rates = list(about['ladders'][place].values())
-  return (ladder.critical_rung(rates, [True] * len(rates)).rung,
-          ladder.critical_rung(rates, [False] * len(rates)).rung)
+  return (
+    ladder.critical_rung(rates, [True] * len(rates)).rung,
+    ladder.critical_rung(rates, [False] * len(rates)).rung,
+  )
 
 
 def per_seed(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
@@ -62,12 +78,14 @@ def per_seed(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
     for seed, critical in _critical(plan.about['ladders'][name], runs).items():
       rows.append((name, variant, seed, areas[seed], *critical))
   return pandas.DataFrame(
-      rows,
-      columns=['ladder', 'variant', 'seed', 'area', *ladder.Critical._fields])
+    rows,
+    columns=['ladder', 'variant', 'seed', 'area', *ladder.Critical._fields],
+  )
 
 
-def per_variant(plan: records.Plan,
-                seeds: pandas.DataFrame) -> pandas.DataFrame:
+def per_variant(
+  plan: records.Plan, seeds: pandas.DataFrame
+) -> pandas.DataFrame:
   """One row a ladder and variant, with intervals at the plan's alpha.
 
   Args:
@@ -86,14 +104,24 @@ def per_variant(plan: records.Plan,
     found = table[(table['ladder'] == name) & (table['variant'] == variant)]
     rates = plan.about['ladders'][name]
     half = ladder.half_collapse(
-        list(rates.values()),
-        _collapsed(rates, runs).to_numpy(bool), alpha)
+      list(rates.values()), _collapsed(rates, runs).to_numpy(bool), alpha
+    )
     means = (
-        statistics.mean_interval(found[key].to_numpy(float), alpha)[:3]
-        for key in ('area', 'rung'))
+      statistics.mean_interval(found[key].to_numpy(float), alpha)[:3]
+      for key in ('area', 'rung')
+    )
     rows.append(
-        (name, variant, len(found), *next(means), *next(means),
-         int(found['is_low'].sum()), int(found['is_high'].sum()), *half[:3]))
+      (
+        name,
+        variant,
+        len(found),
+        *next(means),
+        *next(means),
+        int(found['is_low'].sum()),
+        int(found['is_high'].sum()),
+        *half[:3],
+      )
+    )
   return pandas.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -112,8 +140,8 @@ def _critical(rates: Mapping[str, float], runs):
   """Critical rung by seed."""
   table = _collapsed(rates, runs)
   return {
-      seed: ladder.critical_rung(list(rates.values()), row)
-      for seed, row in zip(table.index, table.to_numpy(bool))
+    seed: ladder.critical_rung(list(rates.values()), row)
+    for seed, row in zip(table.index, table.to_numpy(bool))
   }
 
 

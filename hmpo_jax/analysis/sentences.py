@@ -23,8 +23,12 @@ _NAMED = 4  # variants that sentences name where no contrast does
 class Words:
   """Sentences about the tables of one plan."""
 
-  def __init__(self, plan: records.Plan, seeds: pandas.DataFrame,
-               found: dict[str, pandas.DataFrame]):
+  def __init__(
+    self,
+    plan: records.Plan,
+    seeds: pandas.DataFrame,
+    found: dict[str, pandas.DataFrame],
+  ):
     """Takes what the report has computed.
 
     Args:
@@ -36,8 +40,9 @@ class Words:
     self._plan, self._about = plan, plan.about
     self._seeds, self._found = seeds, found
     named = {
-        c[arm]: None for c in self._about['contrasts']
-        for arm in ('variant', 'baseline')
+      c[arm]: None
+      for c in self._about['contrasts']
+      for arm in ('variant', 'baseline')
     }
     self._named = list(named) or list(self._about['variants'])[:_NAMED]
     self._tasks = kinds.told_tasks(plan.about)
@@ -49,12 +54,15 @@ class Words:
     for task in self._tasks:
       logits = self._row('qk/max_logit:max', '.1f', task)
       if logits:
-        yield (f'{self._on(task)}the largest attention logit of a run was '
-               f'{logits}.')
+        yield (
+          f'{self._on(task)}the largest attention logit of a run was {logits}.'
+        )
       clipped = self._row('qk/clipped_frac:mean', '.1%', task)
       if clipped:
-        yield (f'{self._on(task)}the share of updates that QK-clip '
-               f'changed{self._set(task, "tau")} was {clipped}.')
+        yield (
+          f'{self._on(task)}the share of updates that QK-clip '
+          f'changed{self._set(task, "tau")} was {clipped}.'
+        )
       yield from self._exploded(task)
     yield self._skips()
 
@@ -64,17 +72,23 @@ class Words:
     for task in self._tasks:
       yield from self._changes(task)
       for column, form, what in (
-          ('advantage/effective_variance:mean', '.3f',
-           'the variance of the effective advantage A M_p was'),
-          ('ratio/mean:mean', '.4f', 'the mean ratio was')):
+        (
+          'advantage/effective_variance:mean',
+          '.3f',
+          'the variance of the effective advantage A M_p was',
+        ),
+        ('ratio/mean:mean', '.4f', 'the mean ratio was'),
+      ):
         row = self._row(column, form, task)
         if row:
           yield f'{self._on(task)}{what} {row}.'
       sides = self._sides(task)
       if sides:
-        yield (f'{self._on(task)}of the rows were clipped in the last third of '
-               f'training, low and high'
-               f'{self._set(task, "eps_low", "eps_high")}: {sides}.')
+        yield (
+          f'{self._on(task)}of the rows were clipped in the last third of '
+          f'training, low and high'
+          f'{self._set(task, "eps_low", "eps_high")}: {sides}.'
+        )
 
   def learning(self) -> Iterator[str]:
     """Steps, episodes and tokens to the target."""
@@ -83,9 +97,11 @@ class Words:
       rows = targets[(targets['task'] == task) & (targets['unit'] == 'steps')]
       parts = [self._target(row) for row in self._of_named(rows)]
       if parts:
-        yield (f'{self._on(task)}steps to a held-out reward of '
-               f'{about["target"]:g}, restricted mean to {about["horizon"]} '
-               f'steps: {"; ".join(parts)}.')
+        yield (
+          f'{self._on(task)}steps to a held-out reward of '
+          f'{about["target"]:g}, restricted mean to {about["horizon"]} '
+          f'steps: {"; ".join(parts)}.'
+        )
     if targets.empty:
       yield 'No run has ended, so no time to the target is known.'
 
@@ -93,12 +109,19 @@ class Words:
     """Arithmetic and harmonic means, and the order in use."""
     for task in self._tasks:
       for column, form, what in (
-          ('agm/gap:mean', '.4f', 'the gap A - H was'),
-          ('agm/convergence_rate:mean', '.4f',
-           'the convergence rate of the A-H iteration was'),
-          ('mechanism/cosine_unclipped:mean', '.3f',
-           'gradients for p = 0 and p = -1 on the same batch, without a clip, '
-           'had the cosine')):
+        ('agm/gap:mean', '.4f', 'the gap A - H was'),
+        (
+          'agm/convergence_rate:mean',
+          '.4f',
+          'the convergence rate of the A-H iteration was',
+        ),
+        (
+          'mechanism/cosine_unclipped:mean',
+          '.3f',
+          'gradients for p = 0 and p = -1 on the same batch, without a clip, '
+          'had the cosine',
+        ),
+      ):
         row = self._row(column, form, task)
         if row:
           yield f'{self._on(task)}{what} {row}.'
@@ -110,8 +133,10 @@ class Words:
     """What the data cannot tell."""
     about, runs = self._about, self._plan.runs
     if about['exploratory']:
-      yield ('This plan is exploratory: its numbers suggest what to test, and '
-             'no difference here is a finding.')
+      yield (
+        'This plan is exploratory: its numbers suggest what to test, and '
+        'no difference here is a finding.'
+      )
     yield from self._unfinished(runs)
     yield from self._failures(runs)
     yield from self._identical()
@@ -119,21 +144,26 @@ class Words:
     yield from self._power()
     marked = [n for n, v in about['variants'].items() if v.get('exploratory')]
     if marked and not about['exploratory']:
-      yield (f'Exploratory by the plan, without a verdict: '
-             f'{text.listing(marked)}.')
+      yield (
+        f'Exploratory by the plan, without a verdict: {text.listing(marked)}.'
+      )
     if len(about['tasks']) < 4 or about['ladders']:
       count = len(kinds.places(about))
-      yield (f'{text.plural(count, "task")} of one small policy: '
-             'nothing here speaks of other tasks or of larger models.')
+      yield (
+        f'{text.plural(count, "task")} of one small policy: '
+        'nothing here speaks of other tasks or of larger models.'
+      )
 
   def _identical(self):
     """Contrasts of runs that are the same to the last token."""
     rows = self._found['contrasts']
     same = np.isinf(rows['diverge'].astype(float)) & (rows['mean'] == 0)
     for row in rows[same & (rows['outcome'] == 'area')].itertuples():
-      yield (f'Arms {row.variant} and {row.baseline} sampled the same tokens '
-             'in every step: what they differ in changed no token, and their '
-             'contrast says nothing.')
+      yield (
+        f'Arms {row.variant} and {row.baseline} sampled the same tokens '
+        'in every step: what they differ in changed no token, and their '
+        'contrast says nothing.'
+      )
 
   def _on(self, task):
     return f'On {task}, ' if len(self._about['tasks']) > 1 else ''
@@ -147,16 +177,18 @@ class Words:
     """Mean of each named variant with its interval and seeds."""
     rows = self._found['variants']
     rows = rows[(rows['task'] == task) & (rows['column'] == column)]
-    return '; '.join(f'{row.variant} {text.number(row.mean, form)} '
-                     f'({_interval(row, form)}, n = {row.n})'
-                     for row in self._of_named(rows))
+    return '; '.join(
+      f'{row.variant} {text.number(row.mean, form)} '
+      f'({_interval(row, form)}, n = {row.n})'
+      for row in self._of_named(rows)
+    )
 
   def _changes(self, task):
     """Start and end of what is evaluated, and which way it went."""
     rows = self._found['variants']
     told = [
-        *changes.told(rows[rows['task'] == task], self._named),
-        *changes.so_far(self._plan, task)
+      *changes.told(rows[rows['task'] == task], self._named),
+      *changes.so_far(self._plan, task),
     ]
     yield from (f'{self._on(task)}{line}' for line in told)
 
@@ -169,8 +201,10 @@ class Words:
     for row in self._of_named(rows):
       known, due = self._defined(task, row.variant, key)
       count = '' if known == due else f', defined in {known} of {due} batches'
-      parts.append(f'{row.variant} {text.number(row.mean, ".3f")} '
-                   f'({_interval(row, ".3f")}, n = {row.n}{count})')
+      parts.append(
+        f'{row.variant} {text.number(row.mean, ".3f")} '
+        f'({_interval(row, ".3f")}, n = {row.n}{count})'
+      )
     if parts:
       yield f'{self._on(task)}with the clip it was {"; ".join(parts)}.'
 
@@ -191,16 +225,22 @@ class Words:
   def _sides(self, task):
     rows = self._found['variants']
     rows = rows[rows['task'] == task]
-    low, high = ({
-        row.variant: row for row in rows[
-            rows['column'] == f'clip/{side}_frac:third_3'].itertuples()
-    } for side in ('low', 'high'))
+    low, high = (
+      {
+        row.variant: row
+        for row in rows[
+          rows['column'] == f'clip/{side}_frac:third_3'
+        ].itertuples()
+      }
+      for side in ('low', 'high')
+    )
     parts = []
     for name in self._named:
       if name in low and name in high:
-        sides = ' and '.join(f'{text.number(row.mean, ".1%")} '
-                             f'({_interval(row, ".1%")})'
-                             for row in (low[name], high[name]))
+        sides = ' and '.join(
+          f'{text.number(row.mean, ".1%")} ({_interval(row, ".1%")})'
+          for row in (low[name], high[name])
+        )
         parts.append(f'{name} {sides}, n = {low[name].n}')
     return '; '.join(parts)
 
@@ -216,30 +256,37 @@ class Words:
       return
     rows = self._of_named(risk[risk['task'] == task])
     parts = [
-        f'{row.variant} {row.exploded:.0f} of {row.n} '
-        f'({text.bounds(row.exploded_low, row.exploded_high, ".0%")})'
-        for row in rows
-        if not math.isnan(row.exploded)
+      f'{row.variant} {row.exploded:.0f} of {row.n} '
+      f'({text.bounds(row.exploded_low, row.exploded_high, ".0%")})'
+      for row in rows
+      if not math.isnan(row.exploded)
     ]
     level = settings.told(self._runs(task), 'monitor_tau') or 'monitor_tau'
     if parts:
-      yield (f'{self._on(task)}runs with ten updates in a row above '
-             f'{level}: {"; ".join(parts)}.')
+      yield (
+        f'{self._on(task)}runs with ten updates in a row above '
+        f'{level}: {"; ".join(parts)}.'
+      )
 
   def _skips(self):
     columns = {c: f'skipped/{c}:sum' for c in update.NUMERICAL_CAUSES}
     counts = {c: int(self._seeds[k].sum()) for c, k in columns.items()}
     told = text.listing(
-        [f'{count} for {cause}' for cause, count in counts.items() if count] or
-        ['none'])
+      [f'{count} for {cause}' for cause, count in counts.items() if count]
+      or ['none']
+    )
     runs = (self._plan.runs['end'] > 0).sum()
-    return (f'Updates skipped for a numerical error in the {runs} runs that '
-            f'began: {told}.')
+    return (
+      f'Updates skipped for a numerical error in the {runs} runs that '
+      f'began: {told}.'
+    )
 
   def _target(self, row):
-    return (f'{row.variant} {text.number(row.mean, ".0f")} '
-            f'({text.bounds(row.low, row.high, ".0f")}), reached by '
-            f'{row.reached} of {row.n}')
+    return (
+      f'{row.variant} {text.number(row.mean, ".0f")} '
+      f'({text.bounds(row.low, row.high, ".0f")}), reached by '
+      f'{row.reached} of {row.n}'
+    )
 
   def _gap_and_variance(self, task):
     rows = self._seeds[self._seeds['task'] == task]
@@ -247,9 +294,11 @@ class Words:
     ratio = ratio[np.isfinite(ratio)]
     if len(ratio):
       span = text.bounds(ratio.min(), ratio.max(), '.2f')
-      yield (f'{self._on(task)}log A - log H was {span} times the variance of '
-             f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
-             'where these are small and symmetric.')
+      yield (
+        f'{self._on(task)}log A - log H was {span} times the variance of '
+        f'the log-ratios ({text.plural(len(ratio), "run")}); it is 1 '
+        'where these are small and symmetric.'
+      )
 
   def _orders(self, task):
     rows = records.shown(self._seeds)
@@ -257,34 +306,43 @@ class Words:
     for variant, runs in rows.groupby('variant', sort=False):
       first, last = runs['mean/p:first'], runs['mean/p:last']
       if (first - last).abs().max() > 1e-6:
-        yield (f'{self._on(task)}the order p of {variant} went from '
-               f'{text.number(first.mean(), ".2f")} to '
-               f'{text.number(last.mean(), ".2f")} (seeds '
-               f'{text.bounds(last.min(), last.max(), ".2f")}, '
-               f'n = {last.count()}).')
+        yield (
+          f'{self._on(task)}the order p of {variant} went from '
+          f'{text.number(first.mean(), ".2f")} to '
+          f'{text.number(last.mean(), ".2f")} (seeds '
+          f'{text.bounds(last.min(), last.max(), ".2f")}, '
+          f'n = {last.count()}).'
+        )
 
   def _unfinished(self, runs):
-    for state, what in ((records.UNFINISHED, ('has not ended',
-                                              'have not ended')),
-                        (records.MISSING, ('has not begun', 'have not begun')),
-                        (records.DAMAGED, ('is damaged and left out',
-                                           'are damaged and left out'))):
+    for state, what in (
+      (records.UNFINISHED, ('has not ended', 'have not ended')),
+      (records.MISSING, ('has not begun', 'have not begun')),
+      (
+        records.DAMAGED,
+        ('is damaged and left out', 'are damaged and left out'),
+      ),
+    ):
       count = int((runs['state'] == state).sum())
       if count:
         arms = runs.loc[runs['state'] == state, 'variant'].unique()
-        yield (f'{count} of {text.plural(len(runs), "run")} '
-               f'{what[count > 1]} ({text.listing(arms)}).')
+        yield (
+          f'{count} of {text.plural(len(runs), "run")} '
+          f'{what[count > 1]} ({text.listing(arms)}).'
+        )
     if not records.has_ended(runs).all():
       yield 'Contrasts get no verdict before all their seeds have ended.'
 
   def _failures(self, runs):
     failed = runs[runs['state'] == records.FAILED]
     if len(failed):
-      yield (f'{text.plural(len(failed), "run")} failed and '
-             f'{"counts" if len(failed) == 1 else "count"}: held-out reward '
-             f'{self._about["failure_reward"]:g} from the failure on, '
-             'collapsed, target never reached. What else is reported of them '
-             'ends at the failure.')
+      yield (
+        f'{text.plural(len(failed), "run")} failed and '
+        f'{"counts" if len(failed) == 1 else "count"}: held-out reward '
+        f'{self._about["failure_reward"]:g} from the failure on, '
+        'collapsed, target never reached. What else is reported of them '
+        'ends at the failure.'
+      )
 
   def _seeds_needed(self):
     seeds, alpha = len(self._about['seeds']), self._about['alpha']
@@ -293,9 +351,11 @@ class Words:
       yield 'One seed: no interval, and no difference can be told from chance.'
     elif not power.can_answer(seeds, family, alpha):
       share = f', {alpha:g} over {family} contrasts' if family > 1 else ''
-      yield (f'{seeds} seeds: however large a difference is, the exact test '
-             f'can\'t go below p = {power.least_p(seeds):g}, and a verdict '
-             f'takes {alpha / family:g} or less{share}.')
+      yield (
+        f'{seeds} seeds: however large a difference is, the exact test '
+        f"can't go below p = {power.least_p(seeds):g}, and a verdict "
+        f'takes {alpha / family:g} or less{share}.'
+      )
 
   def _power(self):
     """Contrasts that don't say different or equivalent."""
@@ -304,16 +364,25 @@ class Words:
       seeds, kind = text.plural(row.n, 'seed'), kinds.KINDS[row.outcome]
       told = f'Contrast {row.name} in {row.outcome.replace("_", " ")} is '
       if kind.is_event:
-        least = ('finds nothing' if math.isnan(row.smallest) else
-                 f'needs a difference of {format(row.smallest, kind.form)}')
-        yield (f'{told}undecided: at Holm\'s first step the exact test of '
-               f'{seeds} {least}.')
+        least = (
+          'finds nothing'
+          if math.isnan(row.smallest)
+          else f'needs a difference of {format(row.smallest, kind.form)}'
+        )
+        yield (
+          f"{told}undecided: at Holm's first step the exact test of "
+          f'{seeds} {least}.'
+        )
       else:
         least = (
-            'can show none' if math.isnan(row.smallest) else
-            f'find one of {format(row.smallest, kind.form)} four times in five')
-        yield (f'{told}undecided: if there is a difference, {seeds} {least}; '
-               f'the margin is {self._about["margins"][row.outcome]:g}.')
+          'can show none'
+          if math.isnan(row.smallest)
+          else f'find one of {format(row.smallest, kind.form)} four times in five'
+        )
+        yield (
+          f'{told}undecided: if there is a difference, {seeds} {least}; '
+          f'the margin is {self._about["margins"][row.outcome]:g}.'
+        )
 
 
 def contrast_sentence(row) -> str:
@@ -323,12 +392,13 @@ def contrast_sentence(row) -> str:
     return f'Contrast {row.name}, {kind.what}: no seed has ended in both arms.'
   verdict = f'**{row.verdict}**'
   if row.verdict != contrasts.EXPLORATORY and not math.isnan(row.adjusted):
-    verdict += (f' (p {_equals(row.p)}, {text.p_value(row.adjusted)} after '
-                'Holm)')
-  return (f'Contrast {row.name}, {kind.what}: '
-          f'{text.signed(row.mean, kind.form)} '
-          f'({text.bounds(row.low, row.high, kind.form, text.signed)}, '
-          f'n = {row.n}): {verdict}.')
+    verdict += f' (p {_equals(row.p)}, {text.p_value(row.adjusted)} after Holm)'
+  return (
+    f'Contrast {row.name}, {kind.what}: '
+    f'{text.signed(row.mean, kind.form)} '
+    f'({text.bounds(row.low, row.high, kind.form, text.signed)}, '
+    f'n = {row.n}): {verdict}.'
+  )
 
 
 def _interval(row, form):

@@ -31,7 +31,8 @@ def told(runs: pandas.DataFrame, name: str) -> str:
   if len(arms) < 2:
     return ''.join(f'{name} = {value}' for value in arms)
   return f'{name} = ' + ', '.join(
-      f'{value} ({", ".join(of)})' for value, of in arms.items())
+    f'{value} ({", ".join(of)})' for value, of in arms.items()
+  )
 
 
 def lines(plan: records.Plan) -> Iterator[str]:

@@ -28,15 +28,18 @@ class Interval(NamedTuple):
     high: upper end.
     n: number of values behind it.
   """
+
   mean: float
   low: float
   high: float
   n: int
 
 
-def mean_interval(values: npt.ArrayLike,
-                  alpha: float = .05,
-                  bounds: tuple[float, float] = _UNBOUNDED) -> Interval:
+def mean_interval(
+  values: npt.ArrayLike,
+  alpha: float = 0.05,
+  bounds: tuple[float, float] = _UNBOUNDED,
+) -> Interval:
   """Mean of one arm with Student's t interval, within the bounds of the values.
 
   It is exact for normal values. Where a fifth of the seeds collapse (a jump far
@@ -65,15 +68,18 @@ def mean_interval(values: npt.ArrayLike,
     return Interval(value, value, value, n)
   mean = float(np.mean(sample))
   half = float(
-      stats.t.isf(alpha / 2, n - 1) * np.std(sample, ddof=1) / math.sqrt(n))
+    stats.t.isf(alpha / 2, n - 1) * np.std(sample, ddof=1) / math.sqrt(n)
+  )
   # Rounding may have put a value, and the mean, beyond a bound.
   low = min(max(mean - half, bounds[0]), mean)
   return Interval(mean, low, max(min(mean + half, bounds[1]), mean), n)
 
 
-def paired_interval(differences: npt.ArrayLike,
-                    alpha: float = .05,
-                    bounds: tuple[float, float] = _UNBOUNDED) -> Interval:
+def paired_interval(
+  differences: npt.ArrayLike,
+  alpha: float = 0.05,
+  bounds: tuple[float, float] = _UNBOUNDED,
+) -> Interval:
   """Mean difference with the interval of values that `sign_flip` keeps.
 
   It holds every mu for which sign_flip(differences - mu) > alpha, so that it
@@ -112,10 +118,12 @@ def paired_interval(differences: npt.ArrayLike,
   rank = int(alpha * (1 + len(sums)) * (1 + _ROUNDING))
   if not rank:
     return fallback
-  means = np.concatenate([
+  means = np.concatenate(
+    [
       sums / sizes,
       (np.sum(values) - sums) / (len(values) - sizes),
-  ])
+    ]
+  )
   means.partition((rank - 1, len(means) - rank))
   return fallback._replace(low=float(means[rank - 1]), high=float(means[-rank]))
 
@@ -158,13 +166,13 @@ def paired_binary(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
   first_only, second_only, n = _discordant(first, second)
   discordant = first_only + second_only
   if not discordant:
-    return 1. if n else math.nan
+    return 1.0 if n else math.nan
   return float(stats.binomtest(first_only, discordant).pvalue)
 
 
-def binary_difference(first: npt.ArrayLike,
-                      second: npt.ArrayLike,
-                      alpha: float = .05) -> Interval:
+def binary_difference(
+  first: npt.ArrayLike, second: npt.ArrayLike, alpha: float = 0.05
+) -> Interval:
   """mean(first) - mean(second) of paired yes or no, with Tango's interval.
 
   See "Equivalence test and confidence interval for the difference in
@@ -185,12 +193,14 @@ def binary_difference(first: npt.ArrayLike,
   first_only, second_only, n = _discordant(first, second)
   quantile = float(stats.norm.isf(checked_rate(alpha) / 2))
   if not n:
-    return Interval(math.nan, -1., 1., 0)
+    return Interval(math.nan, -1.0, 1.0, 0)
   low, high = tango.interval(first_only, second_only, n, quantile)
   return Interval((first_only - second_only) / n, low, high, n)
 
 
-def proportion_interval(successes: int, n: int, alpha: float = .05) -> Interval:
+def proportion_interval(
+  successes: int, n: int, alpha: float = 0.05
+) -> Interval:
   """A proportion with the exact interval of Clopper and Pearson (1934).
 
   Args:
@@ -202,7 +212,7 @@ def proportion_interval(successes: int, n: int, alpha: float = .05) -> Interval:
   if not 0 <= successes <= n:
     raise ValueError(f'successes must be in 0..n: {successes=} {n=}')
   if not n:
-    return Interval(math.nan, 0., 1., 0)
+    return Interval(math.nan, 0.0, 1.0, 0)
   ends = stats.binomtest(successes, n).proportion_ci(1 - alpha)
   return Interval(successes / n, float(ends.low), float(ends.high), n)
 
@@ -232,8 +242,13 @@ def holm(p_values: npt.ArrayLike, family: int = 0) -> np.ndarray:
   return adjusted
 
 
-def verdict(interval_alpha: Interval, interval_2alpha: Interval,
-            adjusted_p: float, margin: float, alpha: float) -> str:
+def verdict(
+  interval_alpha: Interval,
+  interval_2alpha: Interval,
+  adjusted_p: float,
+  margin: float,
+  alpha: float,
+) -> str:
   """What a contrast shows: a difference, equivalence, or neither.
 
   Equivalence is that of two one-sided tests, each at level alpha, hence the
@@ -303,7 +318,7 @@ def correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 def worst_quartile_mean(values: npt.ArrayLike) -> float:
   """Mean of the lowest quarter of [n] values, rounded up; NaN for n = 0."""
   ordered = np.sort(_vector(values))
-  lowest = ordered[:math.ceil(len(ordered) / 4)]
+  lowest = ordered[: math.ceil(len(ordered) / 4)]
   return float(np.mean(lowest)) if lowest.size else math.nan
 
 
@@ -334,7 +349,7 @@ def area(steps: npt.ArrayLike, values: npt.ArrayLike, horizon: float) -> float:
   if not times.size:
     return math.nan
   inner = times[(times > 0) & (times < horizon)]
-  knots = np.concatenate([[0.], inner, [horizon]])
+  knots = np.concatenate([[0.0], inner, [horizon]])
   return float(np.trapezoid(np.interp(knots, times, heights), knots) / horizon)
 
 
@@ -350,8 +365,9 @@ def _pair(first, second):
   """Two [n] float64 arrays."""
   first, second = _vector(first), _vector(second)
   if len(first) != len(second):
-    raise ValueError('arms must have the same seeds: '
-                     f'{len(first)=} {len(second)=}')
+    raise ValueError(
+      f'arms must have the same seeds: {len(first)=} {len(second)=}'
+    )
   return first, second
 
 

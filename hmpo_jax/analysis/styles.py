@@ -9,25 +9,33 @@ import matplotlib
 from matplotlib import figure
 
 # Okabe and Ito's colours without the yellow, which paper swallows.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
-           '#000000')
+_COLORS = (
+  '#0072B2',
+  '#D55E00',
+  '#009E73',
+  '#CC79A7',
+  '#E69F00',
+  '#56B4E9',
+  '#000000',
+)
 _LINES = ('-', '--', '-.', ':')
 GRAY = '#777777'
 WIDTH = 7.2  # inches, of a page
 _SETTINGS: dict[Any, Any] = {
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlesize': 'medium',
-    'font.size': 9,
-    'legend.fontsize': 8,
-    'legend.frameon': False,
-    'svg.fonttype': 'none',
-    'svg.hashsalt': 'hmpo_jax',  # names of parts, else random
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlesize': 'medium',
+  'font.size': 9,
+  'legend.fontsize': 8,
+  'legend.frameon': False,
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'hmpo_jax',  # names of parts, else random
 }
 
 
 class Style(NamedTuple):
   """Of one variant, in every figure."""
+
   color: str
   line: str
 
@@ -35,10 +43,10 @@ class Style(NamedTuple):
 def of_variants(variants: list[str]) -> dict[str, Style]:
   """A style for each variant; the first 28 differ."""
   return {
-      name:
-          Style(_COLORS[i % len(_COLORS)],
-                _LINES[(i + i // len(_COLORS)) % len(_LINES)])
-      for i, name in enumerate(variants)
+    name: Style(
+      _COLORS[i % len(_COLORS)], _LINES[(i + i // len(_COLORS)) % len(_LINES)]
+    )
+    for i, name in enumerate(variants)
   }
 
 
@@ -60,11 +68,9 @@ def save(picture: figure.Figure, stem) -> None:
   picture.savefig(f'{stem}.svg', metadata={'Date': None, 'Creator': None})
 
 
-def panels(count: int,
-           *,
-           height: float = 2.3,
-           columns: int = 3,
-           sharing: bool = True) -> tuple[figure.Figure, list]:
+def panels(
+  count: int, *, height: float = 2.3, columns: int = 3, sharing: bool = True
+) -> tuple[figure.Figure, list]:
   """A figure of a page's width and its axes in reading order.
 
   Args:
@@ -78,10 +84,11 @@ def panels(count: int,
   tall = height * (1.4 if columns == 1 else 1.1 if columns == 2 else 1)
   picture = figure.Figure(figsize=(WIDTH, tall * rows), layout='constrained')
   grid = picture.subplots(
-      rows, columns, sharex=sharing, sharey=sharing, squeeze=False)
+    rows, columns, sharex=sharing, sharey=sharing, squeeze=False
+  )
   for axes in grid.flat[count:]:
     axes.remove()
   # Panels above a gap are the lowest of their column.
-  for axes in grid.flat[max(count - columns, 0):count]:
+  for axes in grid.flat[max(count - columns, 0) : count]:
     axes.xaxis.set_tick_params(labelbottom=True)
   return picture, list(grid.flat[:count])

@@ -22,7 +22,7 @@ def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """
   n = len(values)
   if n > _MAX_EXACT:
-    drawn = np.random.default_rng(0).random((_NUM_DRAWN, n)) < .5
+    drawn = np.random.default_rng(0).random((_NUM_DRAWN, n)) < 0.5
     sizes = drawn.sum(1)
     drawn = drawn[(sizes > 0) & (sizes < n)]
     return drawn @ values, drawn.sum(1)

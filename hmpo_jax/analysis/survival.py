@@ -9,11 +9,13 @@ from scipy import stats
 from hmpo_jax.analysis import statistics
 
 
-def time_to_target(steps: npt.ArrayLike,
-                   values: npt.ArrayLike,
-                   target: float,
-                   consecutive: int = 2,
-                   horizon: float | None = None) -> tuple[float, bool]:
+def time_to_target(
+  steps: npt.ArrayLike,
+  values: npt.ArrayLike,
+  target: float,
+  consecutive: int = 2,
+  horizon: float | None = None,
+) -> tuple[float, bool]:
   """When a curve reached the target and kept it.
 
   Args:
@@ -30,8 +32,9 @@ def time_to_target(steps: npt.ArrayLike,
   """
   at, heights = np.asarray(steps, np.float64), np.asarray(values, np.float64)
   if at.ndim != 1 or at.shape != heights.shape:
-    raise ValueError('steps and values must be of shape [m]: '
-                     f'{at.shape=} {heights.shape=}')
+    raise ValueError(
+      f'steps and values must be of shape [m]: {at.shape=} {heights.shape=}'
+    )
   if not np.all(np.diff(at) > 0):
     raise ValueError(f'steps must increase: {steps=}')
   if consecutive < 1:
@@ -43,11 +46,12 @@ def time_to_target(steps: npt.ArrayLike,
       return float(at[found[0]]), True
   if horizon is not None:
     return float(horizon), False
-  return float(at[-1]) if at.size else 0., False
+  return float(at[-1]) if at.size else 0.0, False
 
 
-def kaplan_meier(times: npt.ArrayLike,
-                 reached: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def kaplan_meier(
+  times: npt.ArrayLike, reached: npt.ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
   """Share of runs that have not reached the target, a step function of time.
 
   See "Nonparametric Estimation from Incomplete Observations" by Kaplan and
@@ -62,14 +66,18 @@ def kaplan_meier(times: npt.ArrayLike,
     up to the next: 1 first.
   """
   knots, events, at_risk = _risk_table(*_checked(times, reached))
-  return (np.concatenate([[0.], knots]),
-          np.concatenate([[1.], np.cumprod(1 - events / at_risk)]))
+  return (
+    np.concatenate([[0.0], knots]),
+    np.concatenate([[1.0], np.cumprod(1 - events / at_risk)]),
+  )
 
 
-def restricted_mean(times: npt.ArrayLike,
-                    reached: npt.ArrayLike,
-                    horizon: float,
-                    alpha: float = .05) -> statistics.Interval:
+def restricted_mean(
+  times: npt.ArrayLike,
+  reached: npt.ArrayLike,
+  horizon: float,
+  alpha: float = 0.05,
+) -> statistics.Interval:
   """Mean of min(time, horizon), the area under the curve of `kaplan_meier`.
 
   The variance is Greenwood's, sum_i A_i^2 d_i / (r_i (r_i - d_i)) for the d_i
@@ -98,16 +106,18 @@ def restricted_mean(times: npt.ArrayLike,
   cut, before = np.minimum(ends, horizon), events & (ends <= horizon)
   n = cut.size
   if not n:
-    return statistics.Interval(math.nan, 0., float(horizon), 0)
+    return statistics.Interval(math.nan, 0.0, float(horizon), 0)
   knots, share = kaplan_meier(cut, before)
   areas = share * np.diff(knots, append=horizon)
   mean = float(np.sum(areas))
   if n < 2:
-    return statistics.Interval(mean, 0., float(horizon), n)
+    return statistics.Interval(mean, 0.0, float(horizon), n)
   half = float(stats.t.isf(alpha / 2, n - 1)) * math.sqrt(
-      _greenwood(cut, before, areas) * n / (n - 1))
-  return statistics.Interval(mean, max(mean - half, 0.),
-                             min(mean + half, float(horizon)), n)
+    _greenwood(cut, before, areas) * n / (n - 1)
+  )
+  return statistics.Interval(
+    mean, max(mean - half, 0.0), min(mean + half, float(horizon)), n
+  )
 
 
 def _greenwood(times, reached, areas):
@@ -124,8 +134,9 @@ def _checked(times, reached):
   """[n] float64 and [n] bool."""
   ends, events = np.asarray(times, np.float64), np.asarray(reached, bool)
   if ends.ndim != 1 or ends.shape != events.shape:
-    raise ValueError('times and reached must be of shape [n]: '
-                     f'{ends.shape=} {events.shape=}')
+    raise ValueError(
+      f'times and reached must be of shape [n]: {ends.shape=} {events.shape=}'
+    )
   if not np.all(ends >= 0):
     raise ValueError(f'times must not be negative: {times=}')
   return ends, events
@@ -134,6 +145,7 @@ def _checked(times, reached):
 def _risk_table(ends, events):
   """[k] distinct times, runs that reach there, runs at risk there."""
   distinct, inverse, counts = np.unique(
-      ends, return_inverse=True, return_counts=True)
+    ends, return_inverse=True, return_counts=True
+  )
   reaching = np.bincount(inverse, events, len(distinct))
   return distinct, reaching, np.cumsum(counts[::-1])[::-1]

@@ -31,14 +31,29 @@ def per_variant(seeds: pandas.DataFrame, alpha: float) -> pandas.DataFrame:
     for measure in measures.MEASURES:
       values = runs[measure.column].dropna().to_numpy(float)
       if len(values):
-        rows.append((*arm, measure.column, measure.label,
-                     *_summary(measure.key, values, alpha)))
+        rows.append(
+          (
+            *arm,
+            measure.column,
+            measure.label,
+            *_summary(measure.key, values, alpha),
+          )
+        )
   return pandas.DataFrame(
-      rows,
-      columns=ARM + [
-          'column', 'label', 'mean', 'low', 'high', 'deviation', 'n', 'least',
-          'most'
-      ])
+    rows,
+    columns=ARM
+    + [
+      'column',
+      'label',
+      'mean',
+      'low',
+      'high',
+      'deviation',
+      'n',
+      'least',
+      'most',
+    ],
+  )
 
 
 def risk(seeds: pandas.DataFrame, alpha: float) -> pandas.DataFrame:
@@ -56,18 +71,22 @@ def risk(seeds: pandas.DataFrame, alpha: float) -> pandas.DataFrame:
   rows = []
   for arm, runs in _arms(seeds[records.has_ended(seeds)]):
     row = dict(zip(ARM, arm)) | {
-        'n': len(runs),
-        'worst_quartile': statistics.worst_quartile_mean(runs['area'].array),
-        'drawdown': runs['drawdown'].max(),
-        'failed': int((runs['state'] == records.FAILED).sum()),
+      'n': len(runs),
+      'worst_quartile': statistics.worst_quartile_mean(runs['area'].array),
+      'drawdown': runs['drawdown'].max(),
+      'failed': int((runs['state'] == records.FAILED).sum()),
     }
-    rows.append(row | _share('collapsed', runs['collapsed'], alpha)
-                | _share('exploded', runs['qk/exploded:max'], alpha))
+    rows.append(
+      row
+      | _share('collapsed', runs['collapsed'], alpha)
+      | _share('exploded', runs['qk/exploded:max'], alpha)
+    )
   return pandas.DataFrame(rows)
 
 
-def targets(seeds: pandas.DataFrame, horizon: float,
-            alpha: float) -> pandas.DataFrame:
+def targets(
+  seeds: pandas.DataFrame, horizon: float, alpha: float
+) -> pandas.DataFrame:
   """Time to the target: restricted means over the runs that ended.
 
   Args:
@@ -83,26 +102,40 @@ def targets(seeds: pandas.DataFrame, horizon: float,
   for (task, variant), runs in _arms(seeds[records.has_ended(seeds)]):
     for unit in outcomes.UNITS:
       times = runs[f'{unit}_to_target'].to_numpy(float)
-      limit = horizon if unit == 'steps' else runs.get(f'{unit}_horizon',
-                                                       _NOTHING).max()
+      limit = (
+        horizon
+        if unit == 'steps'
+        else runs.get(f'{unit}_horizon', _NOTHING).max()
+      )
       if np.isnan(times).any() or not limit > 0:
         continue
       reached = (runs['reached'] == 1).to_numpy()
       interval = survival.restricted_mean(times, reached, limit, alpha)
       bounds = interval[1:3] if len(runs) > 1 else (np.nan, np.nan)
       rows.append(
-          (task, variant, unit, interval.mean, *bounds, limit, len(runs),
-           int(reached.sum())))
+        (
+          task,
+          variant,
+          unit,
+          interval.mean,
+          *bounds,
+          limit,
+          len(runs),
+          int(reached.sum()),
+        )
+      )
   return pandas.DataFrame(
-      rows,
-      columns=ARM + ['unit', 'mean', 'low', 'high', 'horizon', 'n', 'reached'])
+    rows,
+    columns=ARM + ['unit', 'mean', 'low', 'high', 'horizon', 'n', 'reached'],
+  )
 
 
 def counted(runs: pandas.DataFrame) -> str:
   """How many runs are in which state: '9 finished, 1 failed'."""
   counts = runs['state'].value_counts()
   return ', '.join(
-      f'{counts[state]} {state}' for state in records.STATES if state in counts)
+    f'{counts[state]} {state}' for state in records.STATES if state in counts
+  )
 
 
 def smoothed(plan: records.Plan, key: str, window: int) -> pandas.DataFrame:
@@ -115,7 +148,8 @@ def smoothed(plan: records.Plan, key: str, window: int) -> pandas.DataFrame:
   if key not in plan.steps:
     return pandas.DataFrame(columns=columns)
   steps = records.shown(plan.runs)[records.RUN].merge(
-      plan.steps[columns], on=records.RUN)
+    plan.steps[columns], on=records.RUN
+  )
   means = steps.groupby(records.RUN)[key].rolling(window, min_periods=1).mean()
   return steps.assign(**{key: means.droplevel(records.RUN)})
 
@@ -136,11 +170,18 @@ def _arms(table):
 
 def _summary(key, values, alpha):
   interval = _interval(key, values, alpha)
-  bounds = (interval.low, interval.high) if len(values) > 1 else (np.nan,
-                                                                  np.nan)
+  bounds = (
+    (interval.low, interval.high) if len(values) > 1 else (np.nan, np.nan)
+  )
   deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
-  return (interval.mean, *bounds, deviation, len(values), values.min(),
-          values.max())
+  return (
+    interval.mean,
+    *bounds,
+    deviation,
+    len(values),
+    values.min(),
+    values.max(),
+  )
 
 
 def _interval(key, values, alpha):
@@ -161,7 +202,7 @@ def _share(name, values, alpha):
   count = int(known.sum())
   interval = statistics.proportion_interval(count, len(known), alpha)
   return {
-      name: count,
-      f'{name}_low': interval.low,
-      f'{name}_high': interval.high
+    name: count,
+    f'{name}_low': interval.low,
+    f'{name}_high': interval.high,
   }

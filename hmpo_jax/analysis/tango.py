@@ -9,8 +9,9 @@ _MAX_SCORE = 1e9
 _INSIDE = 1 - 1e-12
 
 
-def interval(first_only: int, second_only: int, n: int,
-             quantile: float) -> tuple[float, float]:
+def interval(
+  first_only: int, second_only: int, n: int, quantile: float
+) -> tuple[float, float]:
   """Both ends, the differences d with |score(d)| = quantile.
 
   score(d) = (b - c - n d) / sqrt(n (2 q + d (1 - d))), where b and c count the
@@ -38,7 +39,7 @@ def _lower(b, c, n, quantile):
   """Smallest difference that the pairs agree with."""
   excess = lambda difference: _score(difference, b, c, n) - quantile
   if excess(-_INSIDE) <= 0:  # all pairs are of the second kind
-    return -1.
+    return -1.0
   return float(optimize.brentq(excess, -_INSIDE, (b - c) / n))
 
 
@@ -52,5 +53,5 @@ def _score(difference, b, c, n):
   variance = n * (2 * chance + difference * (1 - difference))
   distance = b - c - n * difference
   if variance * _MAX_SCORE**2 <= distance**2:
-    return math.copysign(_MAX_SCORE, distance) if distance else 0.
+    return math.copysign(_MAX_SCORE, distance) if distance else 0.0
   return distance / math.sqrt(variance)

@@ -80,7 +80,7 @@ def p_value(p: float) -> str:
   """A p value, with no more zeros than one can read."""
   if not _is_known(p):
     return NOTHING
-  return f'{p:.3f}' if p >= .001 else 'below 0.001'
+  return f'{p:.3f}' if p >= 0.001 else 'below 0.001'
 
 
 def slug(name: str) -> str:

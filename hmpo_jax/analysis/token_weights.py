@@ -9,11 +9,11 @@ from hmpo_jax.kernels import means
 
 # Okabe and Ito's colours, which the colour-blind tell apart too.
 COLORS = {
-    -2: '#0072B2',
-    -1: '#56B4E9',
-    0: '#000000',
-    1: '#E69F00',
-    2: '#D55E00',
+  -2: '#0072B2',
+  -1: '#56B4E9',
+  0: '#000000',
+  1: '#E69F00',
+  2: '#D55E00',
 }
 
 
@@ -49,22 +49,23 @@ def mask_shift(log_ratio: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     log-ratio spreads.
   """
   rows = [
-      row[used].astype(np.float64)
-      for row, used in zip(log_ratio, mask)
-      if used.any()
+    row[used].astype(np.float64)
+    for row, used in zip(log_ratio, mask)
+    if used.any()
   ]
   sigma = np.sqrt(np.mean([np.var(row) for row in rows]))
-  root = np.mean([1 / len(row) for row in rows])**-0.5
+  root = np.mean([1 / len(row) for row in rows]) ** -0.5
   shift = np.mean(
-      [np.mean(row) + np.log(np.mean(np.exp(-row))) for row in rows])
+    [np.mean(row) + np.log(np.mean(np.exp(-row))) for row in rows]
+  )
   spread = np.std([np.mean(row) for row in rows], ddof=1)
   with np.errstate(divide='ignore', invalid='ignore'):
     found = {
-        'sigma': sigma,
-        'law': sigma * root / 2,
-        'measured': shift / spread,
-        'shift_over_law': 2 * shift / sigma**2,
-        'spread_over_law': spread * root / sigma
+      'sigma': sigma,
+      'law': sigma * root / 2,
+      'measured': shift / spread,
+      'shift_over_law': 2 * shift / sigma**2,
+      'spread_over_law': spread * root / sigma,
     }
   return {name: float(value) for name, value in found.items()}
 
@@ -81,6 +82,7 @@ def draw(log_ratio: np.ndarray, mask: np.ndarray) -> Any:
   """
   # An extra, so maybe not there.
   from matplotlib import figure  # noqa: PLC0415
+
   weights = {p: relative(log_ratio, mask, p) for p in COLORS}
   picture = figure.Figure(figsize=(7.5, 3.5), layout='constrained')
   left, right = picture.subplots(1, 2, width_ratios=(3, 2))
@@ -97,7 +99,8 @@ def _draw_tokens(axes, log_ratio, weights):
   # The extreme orders first, or they would hide the ones between them.
   for p in sorted(weights, key=abs, reverse=True):
     axes.scatter(
-        log_ratio, weights[p], s=16, color=COLORS[p], linewidths=0, alpha=0.8)
+      log_ratio, weights[p], s=16, color=COLORS[p], linewidths=0, alpha=0.8
+    )
   axes.set_title('The weight of each token')
   axes.set_xlabel('log-ratio, nats (below 0: the token became less likely)')
   axes.set_ylabel('weight in its row / uniform weight')
@@ -112,12 +115,13 @@ def _draw_rows(axes, mask, weights):
   for p, values in weights.items():
     size = np.asarray(means.effective_sample_size(values / count, mask))[rows]
     axes.step(
-        100 * np.sort(np.append(size, 0)),
-        share,
-        where='post',
-        color=COLORS[p],
-        linewidth=2,
-        label=f'p = {p}'.replace('-', '\N{MINUS SIGN}'))
+      100 * np.sort(np.append(size, 0)),
+      share,
+      where='post',
+      color=COLORS[p],
+      linewidth=2,
+      label=f'p = {p}'.replace('-', '\N{MINUS SIGN}'),
+    )
   axes.set_title('How many tokens of a row count')
   axes.set_xlabel('effective sample size, % of the tokens')
   axes.set_ylabel('rows with at most this, %')

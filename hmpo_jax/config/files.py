@@ -36,8 +36,9 @@ def load(path: str, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
   config = read(path)
   if not isinstance(config, ml_collections.ConfigDict):
     raise config_lib.ConfigError(
-        f'--config={path}: get_config() must return a ConfigDict, returned '
-        f'{type(config).__name__} (experiments/compare.py runs a Plan)')
+      f'--config={path}: get_config() must return a ConfigDict, returned '
+      f'{type(config).__name__} (experiments/compare.py runs a Plan)'
+    )
   for key, text in overrides.items():
     _override(config, key, text)
   config_lib.validate(config)
@@ -54,14 +55,17 @@ def read(path: str):
   if not os.path.isfile(file):
     raise config_lib.ConfigError(f'--config={path}: there is no file {file!r}')
   try:
-    return _from_json(file) if file.endswith('.json') else _from_python(
-        file, argument)
+    return (
+      _from_json(file)
+      if file.endswith('.json')
+      else _from_python(file, argument)
+    )
   except (Exception, SystemExit) as error:  # noqa: BLE001
     # A Python file can raise anything.
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise config_lib.ConfigError(
-        f'--config={path}: must be a Python file with get_config(), or the '
-        f'config.json of a run; reading it ended in {text}{_at(file, error)}'
+      f'--config={path}: must be a Python file with get_config(), or the '
+      f'config.json of a run; reading it ended in {text}{_at(file, error)}'
     ) from error
 
 
@@ -70,7 +74,7 @@ def split(path: str) -> tuple[str, str]:
   parts = path.split(':')
   starts = (':'.join(parts[:n]) for n in range(len(parts), 0, -1))
   file = next(filter(os.path.isfile, starts), path)
-  return file, path[len(file) + 1:]
+  return file, path[len(file) + 1 :]
 
 
 def run_name(path: str) -> str:
@@ -117,13 +121,15 @@ def typed(key: str, text: str):
   wanted = type(config_lib.lookup(config_lib.default_config(), key))
   if wanted is ml_collections.ConfigDict:
     raise config_lib.ConfigError(
-        f'config.{key} = {text!r}: is a section; set one of its keys, as '
-        f'--config.{key}.NAME=VALUE')
+      f'config.{key} = {text!r}: is a section; set one of its keys, as '
+      f'--config.{key}.NAME=VALUE'
+    )
   try:
     return _PARSERS.get(wanted, wanted)(text)
   except (ValueError, KeyError) as error:
     raise config_lib.ConfigError(
-        f'config.{key} = {text!r}: must be {wanted.__name__}') from error
+      f'config.{key} = {text!r}: must be {wanted.__name__}'
+    ) from error
 
 
 def _override(config, key, text):

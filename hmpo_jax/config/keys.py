@@ -39,10 +39,10 @@ def default_config() -> ml_collections.ConfigDict:
   # module:function or file.py:function on the host, see tasks/reward.py, in
   # place of that; '' is none.
   config.reward.function = ''
-  config.reward.timeout = 60.  # seconds for one call
+  config.reward.timeout = 60.0  # seconds for one call
   # none | k1 | abs | k2 | k3, of the response to the warm start, in nats
   config.reward.kl_estimator = 'none'
-  config.reward.kl_weight = 0.  # of that KL, taken from the reward
+  config.reward.kl_weight = 0.0  # of that KL, taken from the reward
   # Leave responses whose reward is not finite out of their groups; else the
   # updates that see one of their groups are skipped.
   config.reward.exclude_nonfinite = False
@@ -54,7 +54,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.model.num_kv_heads = 2  # K, divides num_heads
   config.model.head_dim = 16  # Dh, even (rotary embedding)
   config.model.mlp_dim = 192  # F
-  config.model.rope_theta = 10000.  # base of the rotary frequencies
+  config.model.rope_theta = 10000.0  # base of the rotary frequencies
   config.model.norm_eps = 1e-6  # added to the mean square in RMSNorm
   config.model.qk_bias = False  # biases on the query and key projections
   config.model.qk_norm = False  # RMSNorm on queries and keys per head
@@ -75,12 +75,12 @@ def default_config() -> ml_collections.ConfigDict:
   config.rollout = ml_collections.ConfigDict()
   config.rollout.num_prompts = 16  # N per step
   config.rollout.group_size = 8  # G responses to each prompt
-  config.rollout.temperature = 1.  # divides the logits, sampler and loss alike
+  config.rollout.temperature = 1.0  # divides the logits, sampler and loss alike
   # Draws from the k likeliest tokens (0 = all, 1 = greedy) and of these from
   # the likeliest of mass top_p (1 = all). Log-probabilities stay those of all
   # tokens: what truncation makes of ratios is a bias, see rollout/kept_mass.
   config.rollout.top_k = 0
-  config.rollout.top_p = 1.
+  config.rollout.top_p = 1.0
   # Tokens by which the cache of keys and values grows; responses don't change.
   # Each of the sizes up to a whole response is a loop that is compiled. 0 is a
   # quarter of the response, but at least 16.
@@ -92,8 +92,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Share of the tokens, drawn anew in each step, whose log-probability the
   # sampler tells by mismatch_size too high or too low, as a sampler that routes
   # tokens to other experts than the trainer does; with 'sampler' alone.
-  config.rollout.mismatch_frac = 0.
-  config.rollout.mismatch_size = 1.  # nats
+  config.rollout.mismatch_frac = 0.0
+  config.rollout.mismatch_size = 1.0  # nats
   config.rollout.mask_truncated = False  # leave out responses without a stop
 
   config.advantage = ml_collections.ConfigDict()
@@ -110,7 +110,7 @@ def default_config() -> ml_collections.ConfigDict:
   # power_mean | arithmetic_harmonic | gspo_token | grpo | cispo | sapo |
   # reinforce
   config.loss.name = 'power_mean'
-  config.loss.p = -1.  # order: 1 arithmetic, 0 geometric (GSPO), -1 HMPO
+  config.loss.p = -1.0  # order: 1 arithmetic, 0 geometric (GSPO), -1 HMPO
   config.loss.p_clip = math.inf  # order that decides what is clipped; inf = p
   config.loss.p_grad = math.inf  # order of the gradient's weights; inf = p
   config.loss.clip = 'sequence'  # sequence | token | token_log
@@ -118,41 +118,41 @@ def default_config() -> ml_collections.ConfigDict:
   config.loss.clip_eps_low = 0.05  # ratio's distance below 1, in (0, 1]
   config.loss.clip_eps_high = 0.05  # ratio's distance above 1
   config.loss.dual_clip = math.inf  # bound on the ratio where A < 0, above 1
-  config.loss.tau_positive = 1.  # temperature of SAPO's gate where A > 0
+  config.loss.tau_positive = 1.0  # temperature of SAPO's gate where A > 0
   config.loss.tau_negative = 1.05  # and where A <= 0
   # sequence-mean-token-mean | token-mean | sequence-mean-token-sum
   config.loss.aggregation = 'sequence-mean-token-mean'
-  config.loss.length_scale = 1.  # tokens that divide sequence-mean-token-sum
-  config.loss.log_ratio_max = 20.  # nats per token, inf = off
+  config.loss.length_scale = 1.0  # tokens that divide sequence-mean-token-sum
+  config.loss.log_ratio_max = 20.0  # nats per token, inf = off
   # none | abs | k2 | k3 | k3+, to the warm start
   config.loss.kl_estimator = 'none'
-  config.loss.kl_weight = 0.  # of that KL in the loss, per token
+  config.loss.kl_weight = 0.0  # of that KL in the loss, per token
   config.loss.kl_off_policy = False  # weigh its tokens by their ratios
   config.loss.entropy_bonus = False
-  config.loss.entropy_weight = 0.  # of the entropy in the loss, per token
+  config.loss.entropy_weight = 0.0  # of the entropy in the loss, per token
 
   # How p evolves from loss.p, see kernels/exponents.py.
   config.exponent = ml_collections.ConfigDict()
   # fixed | linear | cosine | learnable | matched | adaptive | replayed
   config.exponent.kind = 'fixed'
-  config.exponent.end = -2.  # linear, cosine: p after num_steps
-  config.exponent.num_steps = 300.  # linear, cosine: steps of the schedule
+  config.exponent.end = -2.0  # linear, cosine: p after num_steps
+  config.exponent.num_steps = 300.0  # linear, cosine: steps of the schedule
   config.exponent.rate = 0.1  # learnable: change of p per unit of dJ/dp
   # learnable: dJ/dp in units of its own size, mean |dJ/dp| of 100 updates; then
   # a rate of 0.01 goes from 0 to -2 in 40 steps where nothing turns it
   config.exponent.normalize = False
   config.exponent.placebo = False  # learnable: with the sign turned
-  config.exponent.pull = 0.  # learnable: towards prior, dJ/dp per unit of p
-  config.exponent.prior = 0.
-  config.exponent.low = -2.  # learnable, adaptive: bounds on p
-  config.exponent.high = 2.
+  config.exponent.pull = 0.0  # learnable: towards prior, dJ/dp per unit of p
+  config.exponent.prior = 0.0
+  config.exponent.low = -2.0  # learnable, adaptive: bounds on p
+  config.exponent.high = 2.0
   config.exponent.gap_low = 0.01  # adaptive: nats of log A - log H
   config.exponent.gap_high = 0.05
   # adaptive: both are quantiles, from 0 to 1, of the last slow_window gaps
   config.exponent.gap_quantiles = False
   config.exponent.trend = 0.1  # adaptive: relative excess that is a rise
-  config.exponent.fast_window = 5.  # adaptive: steps of the averages
-  config.exponent.slow_window = 25.
+  config.exponent.fast_window = 5.0  # adaptive: steps of the averages
+  config.exponent.slow_window = 25.0
   config.exponent.step_size = 0.05  # adaptive: change of p per decision
   # replayed: metrics.jsonl of the run whose orders it takes, step by step; the
   # last one stays. See trajectory.py.
@@ -160,7 +160,7 @@ def default_config() -> ml_collections.ConfigDict:
 
   # How the clip range follows clipped fractions, see kernels/clips.py.
   config.tracking = ml_collections.ConfigDict()
-  config.tracking.rate = 0.  # of log eps, per step; 0 = the range is fixed
+  config.tracking.rate = 0.0  # of log eps, per step; 0 = the range is fixed
   config.tracking.target_low = 0.2  # of the rows with A < 0
   config.tracking.target_high = 0.2  # of the rows with A > 0
   config.tracking.eps_min = 1e-4  # bounds on both widths
@@ -179,16 +179,16 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'muon_clip'  # muon_clip | adamw
   config.optim.learning_rate = 3e-4  # update RMS is 0.2 times it under Muon
-  config.optim.qk_learning_rate_scale = 1.  # on that of query and key kernels
-  config.optim.weight_decay = 0.  # decoupled, times the learning rate
+  config.optim.qk_learning_rate_scale = 1.0  # on that of query and key kernels
+  config.optim.weight_decay = 0.0  # decoupled, times the learning rate
   # Factor of both learning rates, a controller's too, after decay_steps; linear
   # from 1 in the first step on. 1 = off
-  config.optim.decay = 1.
-  config.optim.decay_steps = 300.
+  config.optim.decay = 1.0
+  config.optim.decay_steps = 300.0
   # Muon, see optim/muon.py: of embeddings, norms, biases and head, which AdamW
   # moves.
   config.optim.adam_learning_rate = 3e-4
-  config.optim.adam_weight_decay = 0.
+  config.optim.adam_weight_decay = 0.0
   config.optim.momentum = 0.95  # in [0, 1)
   config.optim.nesterov = False  # else the heavy ball
   # joint | per_head: what of an attention kernel is one matrix
@@ -201,11 +201,11 @@ def default_config() -> ml_collections.ConfigDict:
   config.optim.qk_clip = 'weights'
   # Largest attention logit that is left alone; inf = all, in the program that
   # also clips: bit-equal with qk_clip off, which is another one.
-  config.optim.tau = 100.
+  config.optim.tau = 100.0
   config.optim.qk_alpha = 0.5  # the queries' share of the rescaling
   # Updates with a logit above this are counted, whatever qk_clip is; after 10
   # in a row a run has exploded.
-  config.optim.monitor_tau = 100.
+  config.optim.monitor_tau = 100.0
 
   config.warm_start = ml_collections.ConfigDict()
   config.warm_start.num_steps = 55  # supervised; 0 starts from scratch
@@ -217,8 +217,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.warm_start.muon_learning_rate = 0.01
   # Ends it once responses that it samples have this share of right tokens, in
   # [0, 1]; 0 = off. num_steps is then the most that it takes.
-  config.warm_start.stop_reward = 0.
-  config.warm_start.query_scale = 1.  # query weights, so logits, times this
+  config.warm_start.stop_reward = 0.0
+  config.warm_start.query_scale = 1.0  # query weights, so logits, times this
   config.warm_start.folder = ''  # cache; '' is warm_start/ in the run folder
 
   config.eval = ml_collections.ConfigDict()
@@ -236,7 +236,7 @@ def default_config() -> ml_collections.ConfigDict:
   # module:function, module:Class or file.py:name, from the record of a step to
   # a dict of decisions; '' is none.
   config.control.function = ''
-  config.control.timeout = 60.  # seconds for one call
+  config.control.timeout = 60.0  # seconds for one call
   config.control.every = 1  # steps between decisions
   config.control.may_stop = False  # whether it may end the run
   config.control.history = 10  # steps in arithmetic_history, at least 5
@@ -246,8 +246,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.control.learning_rate_high = 5e-3
   config.control.epsilon_low = 0.01  # of loss.clip_eps_high
   config.control.epsilon_high = 0.5
-  config.control.p_low = -2.
-  config.control.p_high = 2.
+  config.control.p_low = -2.0
+  config.control.p_high = 2.0
   config.control.agm_iterations_low = 1
   config.control.agm_iterations_high = 10
 
@@ -289,8 +289,9 @@ def _check_unused(config):
     value, unset = lookup(config, key), lookup(default, key)
     if value != unset:
       raise ConfigError(
-          f'config.{key} = {value!r}: must be {unset!r} with config.{choice} = '
-          f'{lookup(config, choice)!r}, which has no use for it')
+        f'config.{key} = {value!r}: must be {unset!r} with config.{choice} = '
+        f'{lookup(config, choice)!r}, which has no use for it'
+      )
 
 
 def lookup(config, key: str):
@@ -302,7 +303,7 @@ def lookup(config, key: str):
   path = key.split('.') if key else []
   for depth, part in enumerate(path):
     if not isinstance(config, ml_collections.ConfigDict) or part not in config:
-      raise _unknown_key('.'.join(path[:depth + 1]), config, key)
+      raise _unknown_key('.'.join(path[: depth + 1]), config, key)
     config = config[part]
   return config
 
@@ -324,23 +325,31 @@ def _check_keys(config, reference, prefix):
       raise _unknown_key(f'{prefix}{key}', reference, f'{prefix}{key}')
   for key, default in reference.items():
     if key not in config:
-      raise ConfigError(f'config.{prefix}{key}: missing key; start from '
-                        'hmpo_jax.config.default_config()')
+      raise ConfigError(
+        f'config.{prefix}{key}: missing key; start from '
+        'hmpo_jax.config.default_config()'
+      )
     value = config[key]
     if isinstance(default, ml_collections.ConfigDict):
       if not isinstance(value, ml_collections.ConfigDict):
-        raise ConfigError(f'config.{prefix}{key} = {value!r}: must be a '
-                          'section of keys')
+        raise ConfigError(
+          f'config.{prefix}{key} = {value!r}: must be a section of keys'
+        )
       _check_keys(value, default, f'{prefix}{key}.')
     elif not _has_type(value, type(default)):
-      raise ConfigError(f'config.{prefix}{key} = {value!r}: must be '
-                        f'{type(default).__name__}, is {type(value).__name__}')
+      raise ConfigError(
+        f'config.{prefix}{key} = {value!r}: must be '
+        f'{type(default).__name__}, is {type(value).__name__}'
+      )
     elif isinstance(default, float) and _FLOAT32_MAX < abs(value) < math.inf:
-      raise ConfigError(f'config.{prefix}{key} = {value!r}: must be inf or '
-                        f'within float32, +-{_FLOAT32_MAX:.1e}')
+      raise ConfigError(
+        f'config.{prefix}{key} = {value!r}: must be inf or '
+        f'within float32, +-{_FLOAT32_MAX:.1e}'
+      )
     elif isinstance(default, int) and abs(value) >= 2**31:
-      raise ConfigError(f'config.{prefix}{key} = {value!r}: must be within '
-                        'int32, +-2**31')
+      raise ConfigError(
+        f'config.{prefix}{key} = {value!r}: must be within int32, +-2**31'
+      )
 
 
 def _unknown_key(key, known, whole):
@@ -375,7 +384,7 @@ def _nearest(key, names, whole):
   same.sort(key=lambda other: (other.count('.'), -alike(other)))
   here = holding if same else close
   return [f'{section}{dot}{other}' for other in here] + same or [
-      other for other in keys if last(other) in like
+    other for other in keys if last(other) in like
   ]
 
 

@@ -38,7 +38,7 @@ def load(config) -> np.ndarray | None:
     return None
   file = config.exponent.path
   orders = [
-      _order(file, number, line) for number, line in enumerate(_lines(file), 1)
+    _order(file, number, line) for number, line in enumerate(_lines(file), 1)
   ]
   return np.array(orders, np.float32)
 
@@ -51,8 +51,10 @@ def _lines(file):
   lines += [rest] if rest else []
   if not lines:
     raise _error(
-        file, 'is empty; it must hold the record of a step in every '
-        'line, as the metrics.jsonl of a run')
+      file,
+      'is empty; it must hold the record of a step in every '
+      'line, as the metrics.jsonl of a run',
+    )
   return lines
 
 
@@ -62,27 +64,39 @@ def _order(file, number, line):
     record = json.loads(line)
     step, order, mean = record['step'], record[_ORDER], record[_MEAN]
     whole = not any(
-        value for name, value in record.items() if name.startswith('skipped/'))
+      value for name, value in record.items() if name.startswith('skipped/')
+    )
     order, gap = float(order), abs(float(order) - float(mean))
-  except (ValueError, KeyError, TypeError, AttributeError, OverflowError,
-          RecursionError) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+  ) as error:
     raise _error(
-        file, f'line {number} is no record of a step with "step", '
-        f'"{_ORDER}" and "{_MEAN}" ({error!r})') from error
+      file,
+      f'line {number} is no record of a step with "step", '
+      f'"{_ORDER}" and "{_MEAN}" ({error!r})',
+    ) from error
   if step != number:
     raise _error(
-        file, f'line {number} is of step {step!r:.20}: the steps must '
-        'be 1, 2, 3, ...')
+      file,
+      f'line {number} is of step {step!r:.20}: the steps must be 1, 2, 3, ...',
+    )
   if not abs(order) <= _FLOAT32_MAX:
     raise _error(
-        file, f'line {number} holds the order {order}: must be finite in '
-        'float32')
+      file, f'line {number} holds the order {order}: must be finite in float32'
+    )
   # Skipped updates may have used none, or leave an older mean in the record.
   if whole and not gap <= _ROUNDING * max(1, abs(order)):
     raise _error(
-        file, f'line {number}: the updates of a step must share one '
-        f'order, but their mean is {mean} and the last {order}, as '
-        'with a learnable or matched order')
+      file,
+      f'line {number}: the updates of a step must share one '
+      f'order, but their mean is {mean} and the last {order}, as '
+      'with a learnable or matched order',
+    )
   return order
 
 

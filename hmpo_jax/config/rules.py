@@ -44,10 +44,14 @@ _WIDTH = (lambda x: _NARROWEST <= x < 1, 'at least 1e-6 and below 1')
 _MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
 _MAX_GAPS = exponents.MAX_GAPS
 _TIMEOUT = (lambda x: 0 < x <= 1e6, 'above 0 and at most 1e6 seconds')
-_ITERATIONS = (lambda x: 1 <= x <= agm.MAX_ITERATIONS,
-               f'from 1 to {agm.MAX_ITERATIONS}')
+_ITERATIONS = (
+  lambda x: 1 <= x <= agm.MAX_ITERATIONS,
+  f'from 1 to {agm.MAX_ITERATIONS}',
+)
 
-RULES = tuple((key, *rule) for key, rule in (
+RULES = tuple(
+  (key, *rule)
+  for key, rule in (
     ('seed', (lambda x: 0 <= x < 2**31, 'from 0 to 2**31 - 1')),
     ('num_steps', _at_least(1)),
     ('task.name', _one_of(*TASKS)),
@@ -68,13 +72,13 @@ RULES = tuple((key, *rule) for key, rule in (
     ('model.mlp_dim', _at_least(1)),
     ('model.rope_theta', _POSITIVE),
     ('model.norm_eps', _POSITIVE),
-    ('model.softcap', (lambda x: x >= 2.**-20, 'at least 2**-20 (inf = off)')),
+    ('model.softcap', (lambda x: x >= 2.0**-20, 'at least 2**-20 (inf = off)')),
     ('model.dtype', _one_of(*DTYPES)),
     ('model.logits_dtype', _one_of(*narrow.DTYPES)),
     ('model.remat', _one_of(*REMATS)),
     ('rollout.num_prompts', _at_least(1)),
     ('rollout.group_size', _at_least(2)),
-    ('rollout.temperature', _finite_at_least(2.**-20)),
+    ('rollout.temperature', _finite_at_least(2.0**-20)),
     ('rollout.top_k', _at_least(0)),
     ('rollout.top_p', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
     ('rollout.bucket', _at_least(0)),
@@ -93,8 +97,10 @@ RULES = tuple((key, *rule) for key, rule in (
     ('loss.clip', _one_of(*losses.CLIPS)),
     ('loss.clip_center', _one_of(*clips.CENTERS)),
     ('loss.clip_eps_low', (lambda x: _NARROWEST <= x <= 1, 'from 1e-6 to 1')),
-    ('loss.clip_eps_high', (lambda x: x >= _NARROWEST,
-                            'at least 1e-6 (inf = off)')),
+    (
+      'loss.clip_eps_high',
+      (lambda x: x >= _NARROWEST, 'at least 1e-6 (inf = off)'),
+    ),
     ('loss.dual_clip', (lambda x: x > 1, 'above 1 (inf = off)')),
     ('loss.tau_positive', _POSITIVE),
     ('loss.tau_negative', _POSITIVE),
@@ -170,7 +176,8 @@ RULES = tuple((key, *rule) for key, rule in (
     ('control.agm_iterations_high', _ITERATIONS),
     ('checkpoint.every', _at_least(1)),
     ('checkpoint.keep', _at_least(1)),
-))
+  )
+)
 
 _FILE_KEYS = ('task.prompts', 'task.vocab_size', 'task.response_len')
 
@@ -182,13 +189,15 @@ def _is_file_alone(c):
 
 def _are_specials_apart(c):
   pad, stop = c.task.pad, c.task.stop
-  return c.task.name != 'file' or pad != stop and max(pad,
-                                                      stop) < c.task.vocab_size
+  return (
+    c.task.name != 'file' or pad != stop and max(pad, stop) < c.task.vocab_size
+  )
 
 
 def _can_end(c):
-  is_endless = c.task.name == 'mapped_copy' or (c.task.name == 'file' and
-                                                c.task.stop < 0)
+  is_endless = c.task.name == 'mapped_copy' or (
+    c.task.name == 'file' and c.task.stop < 0
+  )
   return not is_endless or not c.rollout.mask_truncated
 
 
@@ -204,8 +213,9 @@ def _are_microbatches_even(c):
 
 def _is_range_apart(c):
   # A token clip knows no mean whose order or place could differ.
-  return c.loss.clip == 'sequence' or (c.loss.clip_center == 'one' and
-                                       c.loss.p_clip == math.inf)
+  return c.loss.clip == 'sequence' or (
+    c.loss.clip_center == 'one' and c.loss.p_clip == math.inf
+  )
 
 
 def _is_clip_open(c):
@@ -225,15 +235,23 @@ def _are_quantiles(c):
 
 # Keys of `exponent` that a kind makes use of.
 EXPONENT_KEYS = {
-    'fixed': (),
-    'linear': ('end', 'num_steps'),
-    'cosine': ('end', 'num_steps'),
-    'learnable':
-        ('rate', 'normalize', 'placebo', 'pull', 'prior', 'low', 'high'),
-    'matched': (),
-    'adaptive': ('low', 'high', 'gap_low', 'gap_high', 'gap_quantiles', 'trend',
-                 'fast_window', 'slow_window', 'step_size'),
-    'replayed': ('path',),
+  'fixed': (),
+  'linear': ('end', 'num_steps'),
+  'cosine': ('end', 'num_steps'),
+  'learnable': ('rate', 'normalize', 'placebo', 'pull', 'prior', 'low', 'high'),
+  'matched': (),
+  'adaptive': (
+    'low',
+    'high',
+    'gap_low',
+    'gap_high',
+    'gap_quantiles',
+    'trend',
+    'fast_window',
+    'slow_window',
+    'step_size',
+  ),
+  'replayed': ('path',),
 }
 
 
@@ -246,7 +264,7 @@ def unused(config, default) -> dict[str, str]:
   """
   taken = losses.options(config.loss.name)
   found = {
-      f'loss.{key}': 'loss.name' for key in losses.OPTIONS if key not in taken
+    f'loss.{key}': 'loss.name' for key in losses.OPTIONS if key not in taken
   }
   if 'p' not in taken:
     found['exponent.kind'] = 'loss.name'
@@ -258,11 +276,15 @@ def unused(config, default) -> dict[str, str]:
     found |= _but('tracking.rate', default.tracking, ('rate',))
   if config.task.name != 'file':
     found |= {'task.pad': 'task.name', 'task.stop': 'task.name'}
-  found |= _but('optim.name', factory.KEYS,
-                factory.OPTIMIZERS[config.optim.name].keys)
+  found |= _but(
+    'optim.name', factory.KEYS, factory.OPTIMIZERS[config.optim.name].keys
+  )
   if not config.control.function:
-    found |= _but('control.function', default.control,
-                  ('function', 'history', 'agm_iterations'))
+    found |= _but(
+      'control.function',
+      default.control,
+      ('function', 'history', 'agm_iterations'),
+    )
   if config.rollout.old_logprobs != 'sampler':
     found['rollout.mismatch_frac'] = 'rollout.old_logprobs'
   if config.rollout.mismatch_frac == 0:
@@ -303,65 +325,126 @@ def _value(c, key):
 
 # Keys, what must hold of them, and that in words.
 JOINT_RULES = (
-    (('task.name', *_FILE_KEYS), _is_file_alone,
-     'the last three must be given with the task file, and unset with others'),
-    (('task.pad', 'task.stop', 'task.vocab_size'), _are_specials_apart,
-     'padding and stop token must differ and be below the vocabulary'),
-    (('rollout.mask_truncated', 'task.stop', 'task.name'), _can_end,
-     'the first must be False where no token ends a response'),
-    (('model.num_kv_heads', 'model.num_heads'),
-     lambda c: c.model.num_heads % c.model.num_kv_heads == 0,
-     'the first must divide the second'),
-    (('train.num_minibatches', 'rollout.num_prompts',
-      'rollout.group_size'), _are_minibatches_even,
-     'the first must divide the product of the others, the sequences'),
-    (('train.num_microbatches', 'train.num_minibatches', 'rollout.num_prompts',
-      'rollout.group_size'), _are_microbatches_even,
-     'the product of the first two must divide that of the others'),
-    (('loss.clip', 'loss.clip_center', 'loss.p_clip'), _is_range_apart,
-     'the last two must be one and inf unless the first is sequence'),
-    (('loss.clip_eps_low', 'loss.name'), _is_clip_open,
-     'the first must be below 1 unless the loss is cispo'),
-    (('exponent.low', 'loss.p', 'exponent.high',
-      'exponent.kind'), _is_start_within,
-     'the first three must not fall with a learnable or adaptive order'),
-    (('exponent.path', 'exponent.kind'),
-     lambda c: c.exponent.kind != 'replayed' or c.exponent.path,
-     'the first must name the metrics.jsonl whose orders are replayed'),
-    _ascends('exponent.gap_low', 'exponent.gap_high'),
-    (('exponent.gap_high', 'exponent.slow_window',
-      'exponent.gap_quantiles'), _are_quantiles,
-     f'of quantiles the first must be at most 1, the second {_MAX_GAPS}'),
-    _ascends('exponent.fast_window', 'exponent.slow_window'),
-    (('tracking.eps_min', 'loss.clip_eps_low', 'loss.clip_eps_high',
-      'tracking.eps_max', 'tracking.rate'), _is_tracked_within,
-     'with a rate above 0 both widths must lie between the bounds'),
-    _ascends('tracking.eps_min', 'tracking.eps_max'),
-    *(_ascends(f'control.{name}_low', f'control.{name}_high')
-      for name in ('learning_rate', 'epsilon', 'p', 'agm_iterations')),
-    (('reward.kl_weight', 'reward.kl_estimator'),
-     lambda c: c.reward.kl_estimator != 'none' or c.reward.kl_weight == 0,
-     'the weight must be 0 while there is no estimator'),
-    (('loss.kl_off_policy', 'loss.kl_estimator'),
-     lambda c: c.loss.kl_estimator != 'none' or not c.loss.kl_off_policy,
-     'the first must be False while there is no estimator'),
-    (('loss.entropy_weight', 'loss.entropy_bonus'),
-     lambda c: c.loss.entropy_bonus or c.loss.entropy_weight == 0,
-     'the weight must be 0 while the bonus is off'),
-    (('loss.length_scale', 'loss.aggregation'), lambda c: c.loss.aggregation ==
-     'sequence-mean-token-sum' or c.loss.length_scale == 1,
-     'the first must be 1. unless the second is sequence-mean-token-sum'),
-    (('loss.kl_weight', 'loss.kl_estimator'),
-     lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0,
-     'the weight must be 0 while there is no estimator'),
-    (('optim.qk_clip', 'model.qk_norm'),
-     lambda c: c.optim.qk_clip != 'weights' or not c.model.qk_norm,
-     'the clip must be gain or off with QK-norm, which undoes any rescaling of '
-     'query and key weights, so that the clip would shrink them without end'),
-    (('optim.qk_clip',
-      'model.qk_norm'), lambda c: c.optim.qk_clip != 'gain' or c.model.qk_norm,
-     'gain rescales the gains of the norms, which the second must switch on'),
-    (('warm_start.query_scale', 'model.qk_norm'),
-     lambda c: c.warm_start.query_scale == 1 or not c.model.qk_norm,
-     'the first must be 1. with QK-norm, which undoes it'),
+  (
+    ('task.name', *_FILE_KEYS),
+    _is_file_alone,
+    'the last three must be given with the task file, and unset with others',
+  ),
+  (
+    ('task.pad', 'task.stop', 'task.vocab_size'),
+    _are_specials_apart,
+    'padding and stop token must differ and be below the vocabulary',
+  ),
+  (
+    ('rollout.mask_truncated', 'task.stop', 'task.name'),
+    _can_end,
+    'the first must be False where no token ends a response',
+  ),
+  (
+    ('model.num_kv_heads', 'model.num_heads'),
+    lambda c: c.model.num_heads % c.model.num_kv_heads == 0,
+    'the first must divide the second',
+  ),
+  (
+    ('train.num_minibatches', 'rollout.num_prompts', 'rollout.group_size'),
+    _are_minibatches_even,
+    'the first must divide the product of the others, the sequences',
+  ),
+  (
+    (
+      'train.num_microbatches',
+      'train.num_minibatches',
+      'rollout.num_prompts',
+      'rollout.group_size',
+    ),
+    _are_microbatches_even,
+    'the product of the first two must divide that of the others',
+  ),
+  (
+    ('loss.clip', 'loss.clip_center', 'loss.p_clip'),
+    _is_range_apart,
+    'the last two must be one and inf unless the first is sequence',
+  ),
+  (
+    ('loss.clip_eps_low', 'loss.name'),
+    _is_clip_open,
+    'the first must be below 1 unless the loss is cispo',
+  ),
+  (
+    ('exponent.low', 'loss.p', 'exponent.high', 'exponent.kind'),
+    _is_start_within,
+    'the first three must not fall with a learnable or adaptive order',
+  ),
+  (
+    ('exponent.path', 'exponent.kind'),
+    lambda c: c.exponent.kind != 'replayed' or c.exponent.path,
+    'the first must name the metrics.jsonl whose orders are replayed',
+  ),
+  _ascends('exponent.gap_low', 'exponent.gap_high'),
+  (
+    ('exponent.gap_high', 'exponent.slow_window', 'exponent.gap_quantiles'),
+    _are_quantiles,
+    f'of quantiles the first must be at most 1, the second {_MAX_GAPS}',
+  ),
+  _ascends('exponent.fast_window', 'exponent.slow_window'),
+  (
+    (
+      'tracking.eps_min',
+      'loss.clip_eps_low',
+      'loss.clip_eps_high',
+      'tracking.eps_max',
+      'tracking.rate',
+    ),
+    _is_tracked_within,
+    'with a rate above 0 both widths must lie between the bounds',
+  ),
+  _ascends('tracking.eps_min', 'tracking.eps_max'),
+  *(
+    _ascends(f'control.{name}_low', f'control.{name}_high')
+    for name in ('learning_rate', 'epsilon', 'p', 'agm_iterations')
+  ),
+  (
+    ('reward.kl_weight', 'reward.kl_estimator'),
+    lambda c: c.reward.kl_estimator != 'none' or c.reward.kl_weight == 0,
+    'the weight must be 0 while there is no estimator',
+  ),
+  (
+    ('loss.kl_off_policy', 'loss.kl_estimator'),
+    lambda c: c.loss.kl_estimator != 'none' or not c.loss.kl_off_policy,
+    'the first must be False while there is no estimator',
+  ),
+  (
+    ('loss.entropy_weight', 'loss.entropy_bonus'),
+    lambda c: c.loss.entropy_bonus or c.loss.entropy_weight == 0,
+    'the weight must be 0 while the bonus is off',
+  ),
+  (
+    ('loss.length_scale', 'loss.aggregation'),
+    lambda c: (
+      c.loss.aggregation == 'sequence-mean-token-sum'
+      or c.loss.length_scale == 1
+    ),
+    'the first must be 1. unless the second is sequence-mean-token-sum',
+  ),
+  (
+    ('loss.kl_weight', 'loss.kl_estimator'),
+    lambda c: c.loss.kl_estimator != 'none' or c.loss.kl_weight == 0,
+    'the weight must be 0 while there is no estimator',
+  ),
+  (
+    ('optim.qk_clip', 'model.qk_norm'),
+    lambda c: c.optim.qk_clip != 'weights' or not c.model.qk_norm,
+    'the clip must be gain or off with QK-norm, which undoes any rescaling of '
+    'query and key weights, so that the clip would shrink them without end',
+  ),
+  (
+    ('optim.qk_clip', 'model.qk_norm'),
+    lambda c: c.optim.qk_clip != 'gain' or c.model.qk_norm,
+    'gain rescales the gains of the norms, which the second must switch on',
+  ),
+  (
+    ('warm_start.query_scale', 'model.qk_norm'),
+    lambda c: c.warm_start.query_scale == 1 or not c.model.qk_norm,
+    'the first must be 1. with QK-norm, which undoes it',
+  ),
 )

@@ -10,12 +10,13 @@ BASELINES = ('mean', 'leave_one_out', 'none')
 
 
 def group_advantages(
-    rewards: jax.Array,
-    *,
-    baseline: str = 'mean',
-    scale: str = 'std',
-    ddof: int = 1,
-    eps: float = 1e-6) -> tuple[jax.Array, dict[str, jax.Array]]:
+  rewards: jax.Array,
+  *,
+  baseline: str = 'mean',
+  scale: str = 'std',
+  ddof: int = 1,
+  eps: float = 1e-6,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Advantages within groups, A_ij = (R_ij - b_ij) / (std_i + eps).
 
   A reward that is not finite says nothing about its response: the response
@@ -80,15 +81,15 @@ def group_advantages(
     advantages = rewards if baseline == 'none' else signal * unit
   dtype = advantages.dtype
   return advantages, {
-      'advantage/reward_variance': jnp.mean(variance * unit**2),
-      'advantage/zero_variance_frac': jnp.mean(~varies, dtype=dtype),
-      'advantage/nonfinite_rewards': jnp.sum(~finite, dtype=dtype),
-      'advantage/abs_mean': jnp.mean(jnp.abs(advantages)),
-      'advantage/mean': jnp.mean(advantages),
-      'advantage/std': jnp.std(advantages),
-      'advantage/min': jnp.min(advantages),
-      'advantage/max': jnp.max(advantages),
-      'advantage/group_sum_abs_max': jnp.max(jnp.abs(jnp.sum(advantages, 1))),
+    'advantage/reward_variance': jnp.mean(variance * unit**2),
+    'advantage/zero_variance_frac': jnp.mean(~varies, dtype=dtype),
+    'advantage/nonfinite_rewards': jnp.sum(~finite, dtype=dtype),
+    'advantage/abs_mean': jnp.mean(jnp.abs(advantages)),
+    'advantage/mean': jnp.mean(advantages),
+    'advantage/std': jnp.std(advantages),
+    'advantage/min': jnp.min(advantages),
+    'advantage/max': jnp.max(advantages),
+    'advantage/group_sum_abs_max': jnp.max(jnp.abs(jnp.sum(advantages, 1))),
   }
 
 

@@ -18,7 +18,7 @@ MAX_ITERATIONS = 10
 _RATE_ITERATIONS = 5  # of agm/convergence_rate
 # Half-widths of the clip range beyond which a normalised mean is not told
 # apart: e^8 is 3000, so that one row can't hide all others.
-_MAX_WIDTHS = 8.
+_MAX_WIDTHS = 8.0
 
 
 def metrics(log_ratio: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
@@ -36,21 +36,26 @@ def metrics(log_ratio: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
   """
   rows, arithmetic, harmonic = _ends(log_ratio, mask)
   geometric = means.log_power_mean(log_ratio, mask, 0)
-  log_a, log_h = means.arithmetic_harmonic(arithmetic, harmonic,
-                                           _RATE_ITERATIONS)
+  log_a, log_h = means.arithmetic_harmonic(
+    arithmetic, harmonic, _RATE_ITERATIONS
+  )
   distance = jnp.mean(jnp.tanh((log_a - log_h) / 2), axis=0)
   return {
-      'agm/arithmetic': ratios.row_mean(jnp.exp(arithmetic), rows),
-      'agm/geometric': ratios.row_mean(jnp.exp(geometric), rows),
-      'agm/harmonic': ratios.row_mean(jnp.exp(harmonic), rows),
-      'agm/gap': ratios.row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
-      'agm/log_gap': ratios.row_mean(arithmetic - harmonic, rows),
-      'agm/convergence_rate': 1 - ratios.row_mean(distance, rows),
+    'agm/arithmetic': ratios.row_mean(jnp.exp(arithmetic), rows),
+    'agm/geometric': ratios.row_mean(jnp.exp(geometric), rows),
+    'agm/harmonic': ratios.row_mean(jnp.exp(harmonic), rows),
+    'agm/gap': ratios.row_mean(jnp.exp(arithmetic) - jnp.exp(harmonic), rows),
+    'agm/log_gap': ratios.row_mean(arithmetic - harmonic, rows),
+    'agm/convergence_rate': 1 - ratios.row_mean(distance, rows),
   }
 
 
-def iterates(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
-             eps_high: ratios.Scalar) -> dict[str, jax.Array]:
+def iterates(
+  log_ratio: jax.Array,
+  mask: jax.Array,
+  eps_low: ratios.Scalar,
+  eps_high: ratios.Scalar,
+) -> dict[str, jax.Array]:
   """Iterates a_0 to a_K and h_0 to h_K, K = MAX_ITERATIONS, start included.
 
   Near the policy that sampled A and H are within a percent of each other, which
@@ -76,17 +81,19 @@ def iterates(log_ratio: jax.Array, mask: jax.Array, eps_low: ratios.Scalar,
   rows, log_a, log_h = _ends(log_ratio, mask)
   width = _half_width(eps_low, eps_high)
   in_widths = lambda x: jnp.clip(
-      jnp.where(x == 0, 0, x / width), -_MAX_WIDTHS, _MAX_WIDTHS)
+    jnp.where(x == 0, 0, x / width), -_MAX_WIDTHS, _MAX_WIDTHS
+  )
   both = lambda x: jnp.stack([x, in_widths(x)])
   log_a, log_h = means.arithmetic_harmonic(
-      both(log_a), both(log_h), MAX_ITERATIONS)
+    both(log_a), both(log_h), MAX_ITERATIONS
+  )
   rows_mean = jax.vmap(jax.vmap(lambda x: ratios.row_mean(jnp.exp(x), rows)))
   (a, a_clip), (h, h_clip) = rows_mean(log_a).T, rows_mean(log_h).T
   return {
-      'agm/arithmetic_iterates': a,
-      'agm/harmonic_iterates': h,
-      'agm/arithmetic_iterates_clip': a_clip,
-      'agm/harmonic_iterates_clip': h_clip,
+    'agm/arithmetic_iterates': a,
+    'agm/harmonic_iterates': h,
+    'agm/arithmetic_iterates_clip': a_clip,
+    'agm/harmonic_iterates_clip': h_clip,
   }
 
 
@@ -99,10 +106,12 @@ def _ends(log_ratio, mask):
 
 def _half_width(eps_low, eps_high):
   """[] nats; of one side where the other is open, 1 where both are."""
-  sides = jnp.stack([
+  sides = jnp.stack(
+    [
       -jnp.log1p(-jnp.asarray(eps_low, jnp.float32)),
-      jnp.log1p(jnp.asarray(eps_high, jnp.float32))
-  ])
+      jnp.log1p(jnp.asarray(eps_high, jnp.float32)),
+    ]
+  )
   closed = jnp.isfinite(sides)
   width = jnp.sum(jnp.where(closed, sides, 0)) / jnp.maximum(jnp.sum(closed), 1)
   return jnp.where(jnp.any(closed), width, 1)

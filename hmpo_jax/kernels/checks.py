@@ -16,8 +16,10 @@ def ranks(expected: int, **arrays: Any) -> None:
   """All have so many axes."""
   for name, x in arrays.items():
     if jnp.ndim(x) != expected:
-      raise AssertionError(f'{name} has rank {jnp.ndim(x)}, shape '
-                           f'{jnp.shape(x)}: must have rank {expected}')
+      raise AssertionError(
+        f'{name} has rank {jnp.ndim(x)}, shape '
+        f'{jnp.shape(x)}: must have rank {expected}'
+      )
 
 
 def shapes(expected: tuple[int | None, ...], **arrays: Any) -> None:
@@ -25,7 +27,8 @@ def shapes(expected: tuple[int | None, ...], **arrays: Any) -> None:
   for name, x in arrays.items():
     shape = jnp.shape(x)
     if len(shape) != len(expected) or any(
-        want not in (None, size) for want, size in zip(expected, shape)):
+      want not in (None, size) for want, size in zip(expected, shape)
+    ):
       wanted = str(expected).replace('None', 'any')
       raise AssertionError(f'{name} has shape {shape}: must be {wanted}')
 

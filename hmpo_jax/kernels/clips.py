@@ -13,12 +13,13 @@ from hmpo_jax.kernels import ratios
 
 CENTERS = ('one', 'geometric', 'unbiased')
 
-_SHIFT_MAX = 20.  # nats
-_HUGE = 80.  # nats; exp of 88.8 overflows in float32
+_SHIFT_MAX = 20.0  # nats
+_HUGE = 80.0  # nats; exp of 88.8 overflows in float32
 
 
 class Clipped(NamedTuple):
   """Values after a clip, and which of them the low and the high side stop."""
+
   values: jax.Array
   low: jax.Array  # bool
   high: jax.Array  # bool
@@ -30,17 +31,23 @@ class Clipped(NamedTuple):
     return self.low | self.high
 
 
-def edges(clip_eps_low: jax.Array | float, clip_eps_high: jax.Array | float,
-          dtype) -> tuple[jax.Array, jax.Array]:
+def edges(
+  clip_eps_low: jax.Array | float, clip_eps_high: jax.Array | float, dtype
+) -> tuple[jax.Array, jax.Array]:
   """log(1 - eps_low) and log(1 + eps_high), constants to a gradient."""
   low, high = (
-      jax.lax.stop_gradient(jnp.asarray(eps, dtype))
-      for eps in (clip_eps_low, clip_eps_high))
+    jax.lax.stop_gradient(jnp.asarray(eps, dtype))
+    for eps in (clip_eps_low, clip_eps_high)
+  )
   return jnp.log1p(-low), jnp.log1p(high)
 
 
-def one_sided(log_ratio: jax.Array, advantages: jax.Array, low_edge: jax.Array,
-              high_edge: jax.Array) -> Clipped:
+def one_sided(
+  log_ratio: jax.Array,
+  advantages: jax.Array,
+  low_edge: jax.Array,
+  high_edge: jax.Array,
+) -> Clipped:
   """The clip inside min(r A, clip(r) A): low where A < 0, high where A > 0.
 
   A ratio that lies on an edge is neither stopped nor outside. Shapes broadcast.
@@ -51,8 +58,9 @@ def one_sided(log_ratio: jax.Array, advantages: jax.Array, low_edge: jax.Array,
   return Clipped(kept, low, high, below | above)
 
 
-def objective(log_value: jax.Array, advantages: jax.Array,
-              dual_clip: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+def objective(
+  log_value: jax.Array, advantages: jax.Array, dual_clip: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
   """exp(log_value) A, at least dual_clip A where A < 0; and where that binds.
 
   Shapes broadcast; where it binds there is no gradient. Where A is 0 it is 0,
@@ -65,8 +73,9 @@ def objective(log_value: jax.Array, advantages: jax.Array,
   return jnp.exp(kept) * advantages, dual
 
 
-def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
-           clip_center: str) -> tuple[jax.Array, jax.Array]:
+def center(
+  log_ratio: jax.Array, mask: jax.Array, p: jax.Array, clip_center: str
+) -> tuple[jax.Array, jax.Array]:
   """Where the clip range of each row lies, and what is compared with it.
 
   Under the policy that sampled E[r_t] = 1, so that log M_p is about
@@ -101,11 +110,12 @@ def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
   if clip_center == 'one':
     return jnp.zeros_like(log_mean), log_mean
   if clip_center == 'geometric':
-    geometric = means.log_power_mean(x, mask, 0.)
+    geometric = means.log_power_mean(x, mask, 0.0)
     return log_mean - geometric, geometric
   if clip_center == 'unbiased':
-    variance = ratios.token_mean((x - ratios.token_mean(x, mask)[:, None])**2,
-                                 mask)
+    variance = ratios.token_mean(
+      (x - ratios.token_mean(x, mask)[:, None]) ** 2, mask
+    )
     middle = ratios.row_mean(variance, jnp.any(mask, axis=1))
     shift = jnp.clip((p - 1) * middle / 2, -_SHIFT_MAX, _SHIFT_MAX)
     shift = jnp.broadcast_to(shift, log_mean.shape)
@@ -115,6 +125,7 @@ def center(log_ratio: jax.Array, mask: jax.Array, p: jax.Array,
 
 class Tracking(NamedTuple):
   """How the widths of the clip range follow their targets: traced scalars."""
+
   rate: jax.Array  # [] k, of log eps per rollout; 0 = fixed
   target_low: jax.Array  # [] fraction of the rows with A < 0 clipped low
   target_high: jax.Array  # [] fraction of the rows with A > 0 clipped high
@@ -124,12 +135,19 @@ class Tracking(NamedTuple):
 
 class Widths(NamedTuple):
   """The clip range 1 - eps_low to 1 + eps_high, carried from step to step."""
+
   eps_low: jax.Array  # []
   eps_high: jax.Array  # []
 
 
-def track(tracking: Tracking, widths: Widths, low: jax.Array, high: jax.Array,
-          negative: jax.Array, positive: jax.Array) -> Widths:
+def track(
+  tracking: Tracking,
+  widths: Widths,
+  low: jax.Array,
+  high: jax.Array,
+  negative: jax.Array,
+  positive: jax.Array,
+) -> Widths:
   """Widths for the next rollout, log eps += k (fraction - target).
 
   One shared range confounds the order with how tight the clip is. With widths
@@ -160,5 +178,6 @@ def track(tracking: Tracking, widths: Widths, low: jax.Array, high: jax.Array,
     return jnp.where(step == 0, eps, moved)
 
   return Widths(
-      follow(widths.eps_low, low, negative, tracking.target_low),
-      follow(widths.eps_high, high, positive, tracking.target_high))
+    follow(widths.eps_low, low, negative, tracking.target_low),
+    follow(widths.eps_high, high, positive, tracking.target_high),
+  )

@@ -27,8 +27,15 @@ from hmpo_jax.kernels import matched
 from hmpo_jax.kernels import precision
 from hmpo_jax.kernels import ratios
 
-KINDS = ('fixed', 'linear', 'cosine', 'learnable', 'matched', 'adaptive',
-         'replayed')
+KINDS = (
+  'fixed',
+  'linear',
+  'cosine',
+  'learnable',
+  'matched',
+  'adaptive',
+  'replayed',
+)
 _LEARNABLE, _MATCHED, _ADAPTIVE = range(3, 6)
 _SIZE_WINDOW = 100  # gradients in the average of their size
 MAX_GAPS = 128  # that are kept for their quantiles
@@ -48,6 +55,7 @@ class Settings(NamedTuple):
   that where gaps scatter by 20% a tenth is two standard deviations. step_size
   0.05: from 1 to -1 in 40 rollouts.
   """
+
   kind: jax.Array  # [] int32 index into KINDS
   start: jax.Array  # [] p of the first rollout; any real number
   end: jax.Array  # [] p of a schedule from rollout num_steps on
@@ -73,6 +81,7 @@ class Settings(NamedTuple):
 
 class State(NamedTuple):
   """What persists from update to update and from rollout to rollout."""
+
   p: jax.Array  # [] order in use; of kind matched start, which no row uses
   gap_fast: jax.Array  # [] nats, average of the last gaps
   gap_slow: jax.Array  # [] nats, average of more of them
@@ -102,15 +111,16 @@ def init(settings: Settings) -> State:
   # An array for each leaf: a program that donates the state needs them apart.
   zero = lambda dtype=jnp.int32, shape=(): jnp.zeros(shape, dtype)
   return State(
-      p=jnp.array(settings.start, jnp.float32),
-      gap_fast=zero(jnp.float32),
-      gap_slow=zero(jnp.float32),
-      gaps=zero(jnp.float32, (MAX_GAPS,)),
-      num_gaps=zero(),
-      gradient_size=zero(jnp.float32),
-      num_gradients=zero(),
-      ignored_gaps=zero(),
-      ignored_gradients=zero())
+    p=jnp.array(settings.start, jnp.float32),
+    gap_fast=zero(jnp.float32),
+    gap_slow=zero(jnp.float32),
+    gaps=zero(jnp.float32, (MAX_GAPS,)),
+    num_gaps=zero(),
+    gradient_size=zero(jnp.float32),
+    num_gradients=zero(),
+    ignored_gaps=zero(),
+    ignored_gradients=zero(),
+  )
 
 
 def at_step(settings: Settings, state: State, step: jax.Array) -> State:
@@ -129,22 +139,33 @@ def at_step(settings: Settings, state: State, step: jax.Array) -> State:
   _check(settings)
   checks.ranks(0, step=step)
   start, end = (
-      jnp.asarray(p, state.p.dtype) for p in (settings.start, settings.end))
+    jnp.asarray(p, state.p.dtype) for p in (settings.start, settings.end)
+  )
   frac = jnp.clip(step / jnp.maximum(settings.num_steps, 1), 0, 1)
   frac = frac.astype(state.p.dtype)
   # Not end + w (start - end): this one is exact at both ends.
   between = lambda w: w * start + (1 - w) * end
   stay = lambda: state.p
   path = jnp.asarray(settings.path, state.p.dtype)
-  branches = (lambda: start, lambda: between(1 - frac), lambda: between(
-      (1 + jnp.cos(jnp.pi * frac)) / 2), stay, stay, stay,
-              lambda: path[jnp.clip(step, 0,
-                                    len(path) - 1)])
+  branches = (
+    lambda: start,
+    lambda: between(1 - frac),
+    lambda: between((1 + jnp.cos(jnp.pi * frac)) / 2),
+    stay,
+    stay,
+    stay,
+    lambda: path[jnp.clip(step, 0, len(path) - 1)],
+  )
   return state._replace(p=jax.lax.switch(settings.kind, branches))
 
 
-def of_rows(settings: Settings, state: State, log_ratio: jax.Array,
-            mask: jax.Array, clipped: jax.Array) -> jax.Array:
+def of_rows(
+  settings: Settings,
+  state: State,
+  log_ratio: jax.Array,
+  mask: jax.Array,
+  clipped: jax.Array,
+) -> jax.Array:
   """The order of each row: p, or for kind 'matched' one solved for the row.
 
   With a_t the clipped ratios of a row of n tokens and f the fraction that was
@@ -180,13 +201,15 @@ def of_rows(settings: Settings, state: State, log_ratio: jax.Array,
   dtype = precision.dtype_of(log_ratio)
   log_ratio = jax.lax.stop_gradient(log_ratio.astype(dtype))
   return jax.lax.cond(
-      settings.kind == _MATCHED,
-      lambda: matched.orders(log_ratio, mask, clipped),
-      lambda: jnp.broadcast_to(state.p.astype(dtype), mask.shape[:1]))
+    settings.kind == _MATCHED,
+    lambda: matched.orders(log_ratio, mask, clipped),
+    lambda: jnp.broadcast_to(state.p.astype(dtype), mask.shape[:1]),
+  )
 
 
-def after_update(settings: Settings, state: State, row_gradient: jax.Array,
-                 rows: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+def after_update(
+  settings: Settings, state: State, row_gradient: jax.Array, rows: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
   """Projected gradient ascent of kind 'learnable'; no other kind moves.
 
     p <- clip(p + rate (sign dJ/dp - pull (p - prior)), low, high)
@@ -231,11 +254,13 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   ascent = jnp.where(finite, ascent, 0)
   gradient = jnp.sum(ascent)
   count = state.num_gradients + finite
-  size = _average(state.gradient_size, jnp.abs(gradient), finite, count,
-                  _SIZE_WINDOW)
+  size = _average(
+    state.gradient_size, jnp.abs(gradient), finite, count, _SIZE_WINDOW
+  )
   unit = jnp.where(settings.normalize & (size > 0), size, 1)
   force = settings.sign * (gradient / unit) - settings.pull * (
-      state.p - settings.prior)
+    state.p - settings.prior
+  )
   change = settings.rate * force
   finite &= ~jnp.isnan(change)  # 0 times an overflow
   moves = (settings.kind == _LEARNABLE) & finite
@@ -243,19 +268,21 @@ def after_update(settings: Settings, state: State, row_gradient: jax.Array,
   bounded = (settings.kind == _LEARNABLE) | (settings.kind == _ADAPTIVE)
   at_bound = bounded & ((p <= settings.low) | (p >= settings.high))
   state = state._replace(
-      p=p,
-      gradient_size=size.astype(jnp.float32),
-      num_gradients=count,
-      ignored_gradients=state.ignored_gradients + ~finite)
+    p=p,
+    gradient_size=size.astype(jnp.float32),
+    num_gradients=count,
+    ignored_gradients=state.ignored_gradients + ~finite,
+  )
   return state, {
-      'exponent/gradient': gradient,
-      'exponent/gradient_snr': _signal_to_noise(ascent, rows),
-      'exponent/at_bound': at_bound.astype(jnp.float32),
+    'exponent/gradient': gradient,
+    'exponent/gradient_snr': _signal_to_noise(ascent, rows),
+    'exponent/at_bound': at_bound.astype(jnp.float32),
   }
 
 
-def after_step(settings: Settings, state: State,
-               gap: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+def after_step(
+  settings: Settings, state: State, gap: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
   """The decision of kind 'adaptive', one for each rollout; a rule of ours.
 
   The gap log A - log H is 0 where all means agree, about the variance of the
@@ -304,21 +331,22 @@ def after_step(settings: Settings, state: State,
   thresholds = _thresholds(settings, gaps, count)
   decision = jnp.where(adapts, _decision(settings, fast, slow, *thresholds), 0)
   state = state._replace(
-      p=_moved(settings, state.p, settings.step_size * decision, adapts),
-      gap_fast=fast.astype(jnp.float32),
-      gap_slow=slow.astype(jnp.float32),
-      gaps=gaps,
-      num_gaps=count,
-      ignored_gaps=state.ignored_gaps + ~finite)
+    p=_moved(settings, state.p, settings.step_size * decision, adapts),
+    gap_fast=fast.astype(jnp.float32),
+    gap_slow=slow.astype(jnp.float32),
+    gaps=gaps,
+    num_gaps=count,
+    ignored_gaps=state.ignored_gaps + ~finite,
+  )
   is_open = state.gap_slow > 0
   ratio = state.gap_fast / jnp.where(is_open, state.gap_slow, 1)
   metrics = {
-      'exponent/decision': decision,
-      'exponent/gap_fast': state.gap_fast,
-      'exponent/gap_slow': state.gap_slow,
-      'exponent/gap_trend': jnp.where(is_open, ratio - 1, 0),
-      'exponent/ignored_gaps': state.ignored_gaps,
-      'exponent/ignored_gradients': state.ignored_gradients,
+    'exponent/decision': decision,
+    'exponent/gap_fast': state.gap_fast,
+    'exponent/gap_slow': state.gap_slow,
+    'exponent/gap_trend': jnp.where(is_open, ratio - 1, 0),
+    'exponent/ignored_gaps': state.ignored_gaps,
+    'exponent/ignored_gradients': state.ignored_gradients,
   }
   return state, {k: v.astype(jnp.float32) for k, v in metrics.items()}
 
@@ -330,7 +358,8 @@ def _check(settings):
   checks.ranks(1, path=path)
   checks.dtypes(int, kind=settings.kind)
   checks.dtypes(
-      bool, normalize=settings.normalize, gap_quantiles=settings.gap_quantiles)
+    bool, normalize=settings.normalize, gap_quantiles=settings.gap_quantiles
+  )
   if not jnp.size(path):
     raise AssertionError('path is empty: must hold an order')
 
@@ -353,8 +382,9 @@ def _thresholds(settings, gaps, count):
   age = jnp.arange(MAX_GAPS, 0, -1)
   kept = age <= jnp.minimum(count, settings.slow_window)
   quantiles = jnp.nanquantile(
-      jnp.where(kept, gaps, jnp.nan),
-      jnp.clip(jnp.stack([low, high]).astype(gaps.dtype), 0, 1))
+    jnp.where(kept, gaps, jnp.nan),
+    jnp.clip(jnp.stack([low, high]).astype(gaps.dtype), 0, 1),
+  )
   used = lambda own, given: jnp.where(settings.gap_quantiles, own, given)
   return used(quantiles[0], low), used(quantiles[1], high)
 

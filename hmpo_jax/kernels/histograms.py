@@ -12,7 +12,7 @@ from hmpo_jax.kernels import checks
 
 BINS = 101
 _LINEAR = 0.02
-_LARGEST = 1.
+_LARGEST = 1.0
 _WIDTH = 2 * math.asinh(_LARGEST / _LINEAR) / BINS
 
 # [BINS + 1] edges, in the unit of the values: 0.02 sinh(k w), k from -50.5 to
@@ -23,7 +23,8 @@ _WIDTH = 2 * math.asinh(_LARGEST / _LINEAR) / BINS
 # so that one response far off would leave of all others a single peak. 0 has a
 # bin around it: on-policy, all is there.
 EDGES = tuple(
-    _LINEAR * math.sinh((k - BINS / 2) * _WIDTH) for k in range(BINS + 1))
+  _LINEAR * math.sinh((k - BINS / 2) * _WIDTH) for k in range(BINS + 1)
+)
 
 
 def counts(x: jax.Array, where: jax.Array) -> jax.Array:
@@ -46,4 +47,5 @@ def counts(x: jax.Array, where: jax.Array) -> jax.Array:
   place = jnp.round(jnp.arcsinh(bounded / _LINEAR) / _WIDTH) + BINS // 2
   place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)
   return jnp.bincount(
-      place.reshape(-1), where.reshape(-1).astype(jnp.float32), length=BINS)
+    place.reshape(-1), where.reshape(-1).astype(jnp.float32), length=BINS
+  )

@@ -40,18 +40,18 @@ LOSS_ESTIMATORS = ('abs', 'k2', 'k3', 'k3+')
 REWARD_ESTIMATORS = ('k1', 'abs', 'k2', 'k3')
 
 # In nats: where the tangents start, and where values end.
-_BOUND = 10.
+_BOUND = 10.0
 _REACH = 1e4
 
 
 def kl_penalty(
-    logprobs: jax.Array,
-    ref_logprobs: jax.Array,
-    mask: jax.Array,
-    *,
-    estimator: str,
-    old_logprobs: jax.Array | None = None,
-    log_ratio_max: jax.Array | float = 20.
+  logprobs: jax.Array,
+  ref_logprobs: jax.Array,
+  mask: jax.Array,
+  *,
+  estimator: str,
+  old_logprobs: jax.Array | None = None,
+  log_ratio_max: jax.Array | float = 20.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Estimate of the divergence from pi_ref as a loss, mean over rows.
 
@@ -79,9 +79,10 @@ def kl_penalty(
   """
   if estimator == 'k1':
     raise ValueError(
-        f'{estimator=}: its expected gradient is 0, so as a loss it holds '
-        'nothing; take k2 or k3+ to descend KL(pi || pi_ref), k3 to descend '
-        'KL(pi_ref || pi), or put it in the reward by kl_in_reward')
+      f'{estimator=}: its expected gradient is 0, so as a loss it holds '
+      'nothing; take k2 or k3+ to descend KL(pi || pi_ref), k3 to descend '
+      'KL(pi_ref || pi), or put it in the reward by kl_in_reward'
+    )
   if estimator not in LOSS_ESTIMATORS:
     raise ValueError(f'{estimator=}: must be abs, k2, k3 or k3+')
   gap, metrics = _gap(logprobs, ref_logprobs, mask)
@@ -92,8 +93,13 @@ def kl_penalty(
   return _mean(values, mask), metrics
 
 
-def kl_in_reward(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array,
-                 *, estimator: str) -> jax.Array:
+def kl_in_reward(
+  logprobs: jax.Array,
+  ref_logprobs: jax.Array,
+  mask: jax.Array,
+  *,
+  estimator: str,
+) -> jax.Array:
   """Estimates summed over each response, to subtract from its reward.
 
   Args:
@@ -115,8 +121,9 @@ def kl_in_reward(logprobs: jax.Array, ref_logprobs: jax.Array, mask: jax.Array,
   return jax.lax.stop_gradient(total)
 
 
-def kl_metrics(logprobs: jax.Array, old_logprobs: jax.Array,
-               mask: jax.Array) -> dict[str, jax.Array]:
+def kl_metrics(
+  logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
   """Estimates of KL(pi_old || pi), how far the policy has left its sampler.
 
   Args:
@@ -129,10 +136,12 @@ def kl_metrics(logprobs: jax.Array, old_logprobs: jax.Array,
     k1, which may be negative, and k3, which may not; no gradient.
   """
   gap, _ = _gap(old_logprobs, logprobs, mask)
-  return jax.lax.stop_gradient({
+  return jax.lax.stop_gradient(
+    {
       f'kl_old/{estimator}': _mean(_estimate(gap, estimator), mask)
       for estimator in ('k1', 'k3')
-  })
+    }
+  )
 
 
 def _gap(logprobs, ref_logprobs, mask):
@@ -142,7 +151,8 @@ def _gap(logprobs, ref_logprobs, mask):
   checks.dtypes(bool, mask=mask)
   dtype = precision.dtype_of(logprobs)
   new, ref = (
-      jnp.where(mask, x, 0).astype(dtype) for x in (logprobs, ref_logprobs))
+    jnp.where(mask, x, 0).astype(dtype) for x in (logprobs, ref_logprobs)
+  )
   ruled_out = jnp.isneginf(new) & jnp.isneginf(ref)
   gap = jnp.where(ruled_out, 0, jnp.clip(ref - new, -_REACH, _REACH))
   is_wide = ruled_out | (jnp.abs(gap) > _BOUND)
@@ -150,7 +160,7 @@ def _gap(logprobs, ref_logprobs, mask):
   reachable = jnp.where(jnp.isinf(new), 0, new)
   slope = reachable - jax.lax.stop_gradient(reachable)
   metrics = {
-      'kl/wide_gap_frac': jnp.sum(is_wide) / jnp.maximum(jnp.sum(mask), 1)
+    'kl/wide_gap_frac': jnp.sum(is_wide) / jnp.maximum(jnp.sum(mask), 1)
   }
   return jax.lax.stop_gradient(gap) - slope, metrics
 
@@ -169,7 +179,7 @@ def _estimate(gap, estimator):
 @jax.custom_jvp
 def _k3(d):
   """e^d - 1 - d, by its series where the difference would lose its digits."""
-  near = jnp.abs(d) < jnp.finfo(d.dtype).eps**0.2
+  near = jnp.abs(d) < jnp.finfo(d.dtype).eps ** 0.2
   small = jnp.where(near, d, 0)
   series = small**2 / 2 * (1 + small / 3 * (1 + small / 4 * (1 + small / 5)))
   return jnp.where(near, series, jnp.expm1(d) - d)
@@ -178,10 +188,10 @@ def _k3(d):
 _k3.defjvps(lambda d_dot, _, d: jnp.expm1(d) * d_dot)
 
 _ESTIMATES: dict = {
-    'k1': lambda d: -d,
-    'abs': lambda d: d * jnp.sign(d),  # unlike jnp.abs, of slope 0 at 0
-    'k2': lambda d: d**2 / 2,
-    'k3': _k3,
+  'k1': lambda d: -d,
+  'abs': lambda d: d * jnp.sign(d),  # unlike jnp.abs, of slope 0 at 0
+  'k2': lambda d: d**2 / 2,
+  'k3': _k3,
 }
 
 

@@ -17,9 +17,15 @@ from hmpo_jax.kernels import ratios
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
-def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
-            row_ratio: jax.Array, coefficients: jax.Array,
-            clipped: clips.Clipped, dual: jax.Array) -> dict[str, jax.Array]:
+def of_loss(
+  ratio: ratios.LogRatio,
+  mask: jax.Array,
+  advantages: jax.Array,
+  row_ratio: jax.Array,
+  coefficients: jax.Array,
+  clipped: clips.Clipped,
+  dual: jax.Array,
+) -> dict[str, jax.Array]:
   """Metrics of a loss.
 
   Args:
@@ -40,7 +46,8 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
     advantage of a row is A_i times its ratio, 0 where it is stopped.
   """
   ratio, advantages, row_ratio, coefficients = jax.lax.stop_gradient(
-      (ratio, advantages, row_ratio, coefficients))
+    (ratio, advantages, row_ratio, coefficients)
+  )
   rows = jnp.any(mask, axis=1)
   if dual.ndim < clipped.low.ndim:
     dual = _per_token(dual)
@@ -51,47 +58,40 @@ def of_loss(ratio: ratios.LogRatio, mask: jax.Array, advantages: jax.Array,
   advantages = _per_row(advantages, mask)
   effective = jnp.where(live, advantages * row_ratio, 0)
   return {
-      'clip/low_frac':
-          fraction(clipped.low),
-      'clip/high_frac':
-          fraction(clipped.high),
-      'clip/dual_frac':
-          fraction(dual),
-      'clip/outside_frac':
-          fraction(clipped.outside),
-      'loss/live_frac':
-          ratios.row_mean(live, rows),
-      'advantage/negative_frac':
-          ratios.row_mean(advantages < 0, rows),
-      'advantage/positive_frac':
-          ratios.row_mean(advantages > 0, rows),
-      'advantage/effective_mean':
-          ratios.row_mean(effective, live),
-      'advantage/effective_variance':
-          _variance(effective, live),
-      'nonfinite/advantages':
-          jnp.sum(~jnp.isfinite(advantages), dtype=ratio.x.dtype),
-      **_spread('ratio', row_ratio, rows),
-      **_spread('ratio/token', jnp.exp(ratio.x), mask),
-      'histogram/log_row_ratio':
-          histograms.counts(jnp.log(row_ratio), rows),
-      **_weight_metrics(coefficients, mask),
-      **_log_ratio_metrics(ratio.x, mask),
-      **agm.metrics(ratio.x, mask),
-      **ratio.metrics,
+    'clip/low_frac': fraction(clipped.low),
+    'clip/high_frac': fraction(clipped.high),
+    'clip/dual_frac': fraction(dual),
+    'clip/outside_frac': fraction(clipped.outside),
+    'loss/live_frac': ratios.row_mean(live, rows),
+    'advantage/negative_frac': ratios.row_mean(advantages < 0, rows),
+    'advantage/positive_frac': ratios.row_mean(advantages > 0, rows),
+    'advantage/effective_mean': ratios.row_mean(effective, live),
+    'advantage/effective_variance': _variance(effective, live),
+    'nonfinite/advantages': jnp.sum(
+      ~jnp.isfinite(advantages), dtype=ratio.x.dtype
+    ),
+    **_spread('ratio', row_ratio, rows),
+    **_spread('ratio/token', jnp.exp(ratio.x), mask),
+    'histogram/log_row_ratio': histograms.counts(jnp.log(row_ratio), rows),
+    **_weight_metrics(coefficients, mask),
+    **_log_ratio_metrics(ratio.x, mask),
+    **agm.metrics(ratio.x, mask),
+    **ratio.metrics,
   }
 
 
-def of_order(log_ratio: jax.Array, mask: jax.Array,
-             p: jax.Array) -> dict[str, jax.Array]:
+def of_order(
+  log_ratio: jax.Array, mask: jax.Array, p: jax.Array
+) -> dict[str, jax.Array]:
   """p and d log M_p / dp, means over rows, of a loss that has an order [B]."""
   rows = jnp.any(mask, axis=1)
   x, p = jax.lax.stop_gradient((log_ratio, p))
-  slope = jax.jvp(lambda p: means.log_power_mean(x, mask, p), (p,),
-                  (jnp.ones_like(p),))[1]
+  slope = jax.jvp(
+    lambda p: means.log_power_mean(x, mask, p), (p,), (jnp.ones_like(p),)
+  )[1]
   return {
-      'mean/p': ratios.row_mean(p, rows),
-      'mean/dlog_dp': ratios.row_mean(slope, rows),
+    'mean/p': ratios.row_mean(p, rows),
+    'mean/dlog_dp': ratios.row_mean(slope, rows),
   }
 
 
@@ -105,7 +105,7 @@ def _per_row(values, mask):
 
 def _variance(values, where):
   mean = ratios.row_mean(values, where)
-  return ratios.row_mean((values - mean)**2, where)
+  return ratios.row_mean((values - mean) ** 2, where)
 
 
 def _spread(name, values, where):
@@ -113,10 +113,10 @@ def _spread(name, values, where):
   values, where = values.reshape(-1), where.reshape(-1)
   largest = jnp.max(values, where=where, initial=0)
   return {
-      f'{name}/mean': ratios.row_mean(values, where),
-      f'{name}/std': jnp.sqrt(_variance(values, where)),
-      f'{name}/min': jnp.min(values, where=where, initial=largest),
-      f'{name}/max': largest,
+    f'{name}/mean': ratios.row_mean(values, where),
+    f'{name}/std': jnp.sqrt(_variance(values, where)),
+    f'{name}/min': jnp.min(values, where=where, initial=largest),
+    f'{name}/max': largest,
   }
 
 
@@ -131,14 +131,16 @@ def _weight_metrics(coefficients, mask):
   weights = kept / jnp.where(total > 0, total, 1)
   share = weights * jnp.sum(mask, axis=1, keepdims=True)
   return {
-      'token_weight/ess':
-          ratios.row_mean(means.effective_sample_size(weights, mask), rows),
-      'token_weight/entropy':
-          ratios.row_mean(means.weight_entropy(weights), rows),
-      'token_weight/max':
-          jnp.max(weights, initial=0),
-      'histogram/log_token_weight':
-          histograms.counts(jnp.log(jnp.where(share > 0, share, 1)), share > 0),
+    'token_weight/ess': ratios.row_mean(
+      means.effective_sample_size(weights, mask), rows
+    ),
+    'token_weight/entropy': ratios.row_mean(
+      means.weight_entropy(weights), rows
+    ),
+    'token_weight/max': jnp.max(weights, initial=0),
+    'histogram/log_token_weight': histograms.counts(
+      jnp.log(jnp.where(share > 0, share, 1)), share > 0
+    ),
   }
 
 
@@ -148,11 +150,11 @@ def _log_ratio_metrics(x, mask):
   deviation = x - ratios.token_mean(x, mask)[:, None]
   variance = ratios.token_mean(deviation**2, mask)
   third = ratios.token_mean(deviation**3, mask)
-  spread = variance > jnp.finfo(x.dtype).eps**2
-  skew = third / jnp.where(spread, variance, 1)**1.5
+  spread = variance > jnp.finfo(x.dtype).eps ** 2
+  skew = third / jnp.where(spread, variance, 1) ** 1.5
   return {
-      'log_ratio/mean': ratios.row_mean(ratios.token_mean(x, mask), rows),
-      'log_ratio/row_variance': ratios.row_mean(variance, rows),
-      'log_ratio/skew': ratios.row_mean(skew, rows & spread),
-      'log_ratio/abs_max': jnp.max(jnp.abs(x), initial=0),
+    'log_ratio/mean': ratios.row_mean(ratios.token_mean(x, mask), rows),
+    'log_ratio/row_variance': ratios.row_mean(variance, rows),
+    'log_ratio/skew': ratios.row_mean(skew, rows & spread),
+    'log_ratio/abs_max': jnp.max(jnp.abs(x), initial=0),
   }

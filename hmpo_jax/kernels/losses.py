@@ -63,22 +63,24 @@ from hmpo_jax.kernels import token_losses
 CLIPS = ('sequence', 'token', 'token_log')
 
 
-def power_mean_loss(logprobs: jax.Array,
-                    old_logprobs: jax.Array,
-                    advantages: jax.Array,
-                    mask: jax.Array,
-                    *,
-                    p: ratios.Scalar,
-                    clip_eps_low: ratios.Scalar,
-                    clip_eps_high: ratios.Scalar,
-                    clip: str = 'sequence',
-                    clip_center: str = 'one',
-                    p_clip: ratios.Scalar | None = None,
-                    p_grad: ratios.Scalar | None = None,
-                    dual_clip: ratios.Scalar = math.inf,
-                    aggregation: str = 'sequence-mean-token-mean',
-                    length_scale: ratios.Scalar = 1.,
-                    log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+def power_mean_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  p: ratios.Scalar,
+  clip_eps_low: ratios.Scalar,
+  clip_eps_high: ratios.Scalar,
+  clip: str = 'sequence',
+  clip_center: str = 'one',
+  p_clip: ratios.Scalar | None = None,
+  p_grad: ratios.Scalar | None = None,
+  dual_clip: ratios.Scalar = math.inf,
+  aggregation: str = 'sequence-mean-token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """One power mean M_p of the ratios for each sequence.
 
     sequence    J_i = min(M_p(r) A, clip(M_p(r), 1 - eps_low, 1 + eps_high) A)
@@ -117,35 +119,41 @@ def power_mean_loss(logprobs: jax.Array,
   if clip == 'sequence':
     log_mean, weights = _mean(ratio.x, mask, p, p_grad)
     position = clips.center(ratio.x, mask, _or(p_clip, p), clip_center)
-    log_value, clipped = _clip_rows(log_mean, advantages, position,
-                                    clip_eps_low, clip_eps_high)
+    log_value, clipped = _clip_rows(
+      log_mean, advantages, position, clip_eps_low, clip_eps_high
+    )
   else:
     if clip_center != 'one' or p_clip is not None:
-      raise ValueError(f'{clip_center=}, {p_clip=}: must be one and None with '
-                       f'{clip=}, which stops tokens')
-    clipped = clip_tokens(clip, ratio.x, advantages, clip_eps_low,
-                          clip_eps_high)
+      raise ValueError(
+        f'{clip_center=}, {p_clip=}: must be one and None with '
+        f'{clip=}, which stops tokens'
+      )
+    clipped = clip_tokens(
+      clip, ratio.x, advantages, clip_eps_low, clip_eps_high
+    )
     log_value, weights = _mean(clipped.values, mask, p, p_grad)
     log_mean, weights = log_value, jnp.where(clipped.stopped, 0, weights)
   objective, dual = clips.objective(log_value, advantages, dual_clip)
-  metrics = loss_metrics.of_loss(ratio, mask, advantages, jnp.exp(log_mean),
-                                 weights, clipped, dual)
+  metrics = loss_metrics.of_loss(
+    ratio, mask, advantages, jnp.exp(log_mean), weights, clipped, dual
+  )
   metrics |= loss_metrics.of_order(ratio.x, mask, p)
   return -ratios.aggregate(objective, mask, aggregation, length_scale), metrics
 
 
 def arithmetic_harmonic_loss(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    *,
-    clip_eps_low: ratios.Scalar,
-    clip_eps_high: ratios.Scalar,
-    dual_clip: ratios.Scalar = math.inf,
-    aggregation: str = 'sequence-mean-token-mean',
-    length_scale: ratios.Scalar = 1.,
-    log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  clip_eps_low: ratios.Scalar,
+  clip_eps_high: ratios.Scalar,
+  dual_clip: ratios.Scalar = math.inf,
+  aggregation: str = 'sequence-mean-token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """sqrt(M_1 M_-1), the limit of the A-H iteration, clipped as a sequence.
 
   It is the geometric mean for two tokens only, see
@@ -156,13 +164,22 @@ def arithmetic_harmonic_loss(
   log_a, log_h = (means.log_power_mean(ratio.x, mask, p) for p in (1, -1))
   log_mean = means.arithmetic_harmonic_limit(log_a, log_h)
   weights_a, weights_h = (
-      means.token_weights(ratio.x, mask, p) for p in (1, -1))
+    means.token_weights(ratio.x, mask, p) for p in (1, -1)
+  )
   position = jnp.zeros_like(log_mean), jax.lax.stop_gradient(log_mean)
-  log_value, clipped = _clip_rows(log_mean, advantages, position, clip_eps_low,
-                                  clip_eps_high)
+  log_value, clipped = _clip_rows(
+    log_mean, advantages, position, clip_eps_low, clip_eps_high
+  )
   objective, dual = clips.objective(log_value, advantages, dual_clip)
-  metrics = loss_metrics.of_loss(ratio, mask, advantages, jnp.exp(log_mean),
-                                 (weights_a + weights_h) / 2, clipped, dual)
+  metrics = loss_metrics.of_loss(
+    ratio,
+    mask,
+    advantages,
+    jnp.exp(log_mean),
+    (weights_a + weights_h) / 2,
+    clipped,
+    dual,
+  )
   return -ratios.aggregate(objective, mask, aggregation, length_scale), metrics
 
 
@@ -174,13 +191,13 @@ sapo_loss = token_losses.sapo_loss
 reinforce_loss = token_losses.reinforce_loss
 
 LOSSES: dict[str, Callable[..., loss_metrics.Result]] = {
-    'power_mean': power_mean_loss,
-    'arithmetic_harmonic': arithmetic_harmonic_loss,
-    'gspo_token': gspo_token_loss,
-    'grpo': grpo_loss,
-    'cispo': cispo_loss,
-    'sapo': sapo_loss,
-    'reinforce': reinforce_loss,
+  'power_mean': power_mean_loss,
+  'arithmetic_harmonic': arithmetic_harmonic_loss,
+  'gspo_token': gspo_token_loss,
+  'grpo': grpo_loss,
+  'cispo': cispo_loss,
+  'sapo': sapo_loss,
+  'reinforce': reinforce_loss,
 }
 
 
@@ -194,9 +211,13 @@ def options(name: str) -> tuple[str, ...]:
 OPTIONS = tuple(dict.fromkeys(key for name in LOSSES for key in options(name)))
 
 
-def clip_tokens(clip: str, log_ratio: jax.Array, advantages: jax.Array,
-                clip_eps_low: ratios.Scalar,
-                clip_eps_high: ratios.Scalar) -> clips.Clipped:
+def clip_tokens(
+  clip: str,
+  log_ratio: jax.Array,
+  advantages: jax.Array,
+  clip_eps_low: ratios.Scalar,
+  clip_eps_high: ratios.Scalar,
+) -> clips.Clipped:
   """Log-ratios [B, T] after the one-sided clip of each token.
 
   Args:
@@ -213,18 +234,21 @@ def clip_tokens(clip: str, log_ratio: jax.Array, advantages: jax.Array,
     raise ValueError(f'{clip=}: must be one of {", ".join(CLIPS)}')
   if clip == 'token_log':
     low_edge, high_edge = (
-        jax.lax.stop_gradient(jnp.asarray(edge, log_ratio.dtype))
-        for edge in (-clip_eps_low, clip_eps_high))
+      jax.lax.stop_gradient(jnp.asarray(edge, log_ratio.dtype))
+      for edge in (-clip_eps_low, clip_eps_high)
+    )
   else:
-    low_edge, high_edge = clips.edges(clip_eps_low, clip_eps_high,
-                                      log_ratio.dtype)
+    low_edge, high_edge = clips.edges(
+      clip_eps_low, clip_eps_high, log_ratio.dtype
+    )
   return clips.one_sided(log_ratio, advantages[:, None], low_edge, high_edge)
 
 
 def _mean(x, mask, p, p_grad):
   """[B] log M_p, and the weights [B, T] of its gradient, those of p_grad."""
   weights = means.token_weights(
-      jax.lax.stop_gradient(x), mask, jax.lax.stop_gradient(_or(p_grad, p)))
+    jax.lax.stop_gradient(x), mask, jax.lax.stop_gradient(_or(p_grad, p))
+  )
   if p_grad is None:
     return means.log_power_mean(x, mask, p), weights
   constant = jax.lax.stop_gradient(x)
@@ -244,7 +268,9 @@ def _clip_rows(log_mean, advantages, center, clip_eps_low, clip_eps_high):
   """[B] logs of the means, those that are stopped at their edge."""
   shift, position = center
   clipped = clips.one_sided(
-      position, advantages,
-      *clips.edges(clip_eps_low, clip_eps_high, log_mean.dtype))
+    position,
+    advantages,
+    *clips.edges(clip_eps_low, clip_eps_high, log_mean.dtype),
+  )
   bound = jax.lax.stop_gradient(shift + clipped.values)
   return jnp.where(clipped.stopped, bound, log_mean), clipped

@@ -11,8 +11,9 @@ _NUM_HALVINGS = 24
 _NO_SPREAD = 1e-12
 
 
-def orders(log_ratio: jax.Array, mask: jax.Array,
-           clipped: jax.Array) -> jax.Array:
+def orders(
+  log_ratio: jax.Array, mask: jax.Array, clipped: jax.Array
+) -> jax.Array:
   """The largest p in [0, 1] with 1 - ESS(p) <= (1 - f) (1 - ESS(1)).
 
   ESS(p) = (sum a^p)^2 / (n sum a^2p) is the share of its n tokens that count in
@@ -29,10 +30,11 @@ def orders(log_ratio: jax.Array, mask: jax.Array,
     where a row has no token, no clipped one, or a variance below 1e-12.
   """
   largest = jnp.max(
-      log_ratio, axis=1, keepdims=True, where=mask, initial=-jnp.inf)
+    log_ratio, axis=1, keepdims=True, where=mask, initial=-jnp.inf
+  )
   offset = jnp.where(mask, log_ratio - largest, 0)  # no power of it overflows
   clipped_frac = ratios.token_mean(clipped.astype(offset.dtype), mask)
-  target = (1 - clipped_frac) * _dispersion(offset, mask, 1.)
+  target = (1 - clipped_frac) * _dispersion(offset, mask, 1.0)
 
   def halve(_, bracket):
     low, high = bracket
@@ -55,5 +57,5 @@ def _dispersion(offset, mask, p):
   """
   power_less_1 = jnp.expm1(p * offset)
   centred = power_less_1 - ratios.token_mean(power_less_1, mask)[:, None]
-  square = ratios.token_mean((1 + power_less_1)**2, mask)  # 0 for empty rows
+  square = ratios.token_mean((1 + power_less_1) ** 2, mask)  # 0 for empty rows
   return ratios.token_mean(centred**2, mask) / jnp.where(square > 0, square, 1)

@@ -21,8 +21,9 @@ _LESS_1 = [1 / math.factorial(k + 1) for k in range(14)]
 _DIVERGENCE = [1 / (math.factorial(k) * (k + 2)) for k in range(14)]
 
 
-def log_power_mean(log_x: jax.Array, mask: jax.Array,
-                   p: jax.Array | float) -> jax.Array:
+def log_power_mean(
+  log_x: jax.Array, mask: jax.Array, p: jax.Array | float
+) -> jax.Array:
   """Log of the power mean over tokens, log M_p(x).
 
   M_p(x) = (1/n sum_t x_t^p)^(1/p) and M_0(x) = exp(1/n sum_t log x_t). Orders
@@ -48,8 +49,9 @@ def log_power_mean(log_x: jax.Array, mask: jax.Array,
   return anchor[:, 0] + _above_anchor(log_x, mask, p)
 
 
-def token_weights(log_x: jax.Array, mask: jax.Array,
-                  p: jax.Array | float) -> jax.Array:
+def token_weights(
+  log_x: jax.Array, mask: jax.Array, p: jax.Array | float
+) -> jax.Array:
   """Share of each token in the gradient of log M_p: softmax(p log x).
 
   Args:
@@ -86,8 +88,9 @@ def weight_entropy(weights: jax.Array) -> jax.Array:
   return -jnp.sum(weights * log_weights, axis=1)
 
 
-def arithmetic_harmonic(log_a: jax.Array, log_h: jax.Array,
-                        num_steps: int) -> tuple[jax.Array, jax.Array]:
+def arithmetic_harmonic(
+  log_a: jax.Array, log_h: jax.Array, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
   """Iterates a' = (a + h) / 2 and h' = 2 a h / (a + h), in logs.
 
   The product a h does not change, and both converge quadratically to
@@ -124,8 +127,9 @@ def arithmetic_harmonic_limit(log_a: jax.Array, log_h: jax.Array) -> jax.Array:
   return jnp.add(log_a, log_h) / 2
 
 
-def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
-                                 step: jax.Array | int) -> jax.Array:
+def arithmetic_harmonic_distance(
+  log_a: jax.Array, log_h: jax.Array, step: jax.Array | int
+) -> jax.Array:
   """(a_k - g) / (a_k + g) after k steps: tanh((log a - log h) / 4)^(2^k).
 
   g is the limit; the square at each step is the quadratic convergence.
@@ -142,11 +146,12 @@ def arithmetic_harmonic_distance(log_a: jax.Array, log_h: jax.Array,
   has_gap = quarter > 0
   decay = jnp.exp(-2 * jnp.where(has_gap, quarter, 1))
   # log tanh: near 1, where tanh rounds, by its distance from 1.
-  log_start = jnp.where(decay < 0.5, jnp.log1p(-decay),
-                        jnp.log(-jnp.expm1(-2 * quarter - ~has_gap)))
+  log_start = jnp.where(
+    decay < 0.5, jnp.log1p(-decay), jnp.log(-jnp.expm1(-2 * quarter - ~has_gap))
+  )
   log_start -= jnp.log1p(decay)
   # Finite, in the gradient too: 0 times infinity is not 0.
-  squares = jnp.minimum(2.**step, jnp.finfo(log_start.dtype).max / 8)
+  squares = jnp.minimum(2.0**step, jnp.finfo(log_start.dtype).max / 8)
   return jnp.where(has_gap, jnp.exp(squares * log_start), 0)
 
 
@@ -169,9 +174,11 @@ def _log_cosh(x):
   """log cosh x = 1/2 log1p(sinh(x)^2) for small x, |x| - log 2 + ... else."""
   x = jnp.abs(x)
   small = jnp.minimum(x, 1)
-  return jnp.where(x < 1,
-                   jnp.log1p(jnp.sinh(small)**2) / 2,
-                   x + jnp.log1p(jnp.exp(-2 * x)) - jnp.log(2.))
+  return jnp.where(
+    x < 1,
+    jnp.log1p(jnp.sinh(small) ** 2) / 2,
+    x + jnp.log1p(jnp.exp(-2 * x)) - jnp.log(2.0),
+  )
 
 
 @jax.custom_jvp
@@ -208,7 +215,7 @@ def _slope_in_p(log_x, mask, p, above_anchor):
   # Bounded: 0 times infinity is NaN. exp(-1e4) is 0 in float64 too.
   low = jnp.maximum(log_share, -1e4)
   plain = 1 + (low - 1) * jnp.exp(low)
-  square = jnp.where(is_small, 1, p[:, None])**2
+  square = jnp.where(is_small, 1, p[:, None]) ** 2
   terms = jnp.where(is_small, distance**2 * series, plain / square)
   return _mean(jnp.where(mask, terms, 0), mask)
 

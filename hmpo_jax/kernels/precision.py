@@ -23,8 +23,9 @@ def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
 def dot(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
   """Product of two arrays of one dtype over one axis of each, as `einsum`."""
   axes = ((x_axis,), (y_axis,)), ((), ())
-  return _product(lambda x, y, **to: jax.lax.dot_general(x, y, axes, **to), x,
-                  y)
+  return _product(
+    lambda x, y, **to: jax.lax.dot_general(x, y, axes, **to), x, y
+  )
 
 
 def _product(function: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -37,7 +38,8 @@ def _product(function: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
   if jnp.result_type(x) == dtype:
     return function(x, y, preferred_element_type=dtype)
   return jax.lax.platform_dependent(
-      x,
-      y,
-      cpu=lambda x, y: function(x.astype(dtype), y.astype(dtype)),
-      default=lambda x, y: function(x, y, preferred_element_type=dtype))
+    x,
+    y,
+    cpu=lambda x, y: function(x.astype(dtype), y.astype(dtype)),
+    default=lambda x, y: function(x, y, preferred_element_type=dtype),
+  )

@@ -8,26 +8,34 @@ import jax.numpy as jnp
 from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import precision
 
-AGGREGATIONS = ('sequence-mean-token-mean', 'token-mean',
-                'sequence-mean-token-sum')
+AGGREGATIONS = (
+  'sequence-mean-token-mean',
+  'token-mean',
+  'sequence-mean-token-sum',
+)
 
 # A number, traced or not.
 Scalar = jax.Array | float
 
 # Bound on an infinite log-ratio, in nats, where no smaller one is set.
-_INFINITE = 20.
+_INFINITE = 20.0
 
 
 class LogRatio(NamedTuple):
   """How far each token has left the policy that sampled it."""
+
   x: jax.Array  # [B, T] nats, 0 off the mask
   clamped: jax.Array  # [B, T] bool, tokens without gradient
   logprobs: jax.Array  # [B, T] under the new policy, finite, 0 off the mask
   metrics: dict[str, jax.Array]
 
 
-def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
-              log_ratio_max: jax.Array | float) -> LogRatio:
+def log_ratio(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  mask: jax.Array,
+  log_ratio_max: jax.Array | float,
+) -> LogRatio:
   """x_t = logprobs - old_logprobs within +-log_ratio_max; no gradient beyond.
 
   A token that both policies rule out (-inf twice) is clamped to 0, one that
@@ -51,8 +59,9 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
   difference = jnp.maximum(new, lowest) - jnp.maximum(old, lowest)
   distance = jax.lax.stop_gradient(jnp.abs(difference))
   infinite = -lowest / 2
-  bound = jnp.where(distance > infinite, jnp.minimum(log_ratio_max, _INFINITE),
-                    log_ratio_max)
+  bound = jnp.where(
+    distance > infinite, jnp.minimum(log_ratio_max, _INFINITE), log_ratio_max
+  )
   clamped = jnp.isneginf(new) | (distance > bound)
   bounded = jax.lax.stop_gradient(jnp.clip(difference, -bound, bound))
   x = jnp.where(clamped, bounded, difference)
@@ -62,18 +71,20 @@ def log_ratio(logprobs: jax.Array, old_logprobs: jax.Array, mask: jax.Array,
   logprobs = jnp.where(clamped, jax.lax.stop_gradient(substitute), new)
   bad = lambda values: jnp.sum(~jnp.isfinite(values), dtype=dtype)
   return LogRatio(
-      x, clamped, logprobs, {
-          'ratio/clamped_frac':
-              jnp.sum(clamped) / jnp.maximum(jnp.sum(mask), 1),
-          'nonfinite/logprobs':
-              bad(new),
-          'nonfinite/old_logprobs':
-              bad(old),
-      })
+    x,
+    clamped,
+    logprobs,
+    {
+      'ratio/clamped_frac': jnp.sum(clamped) / jnp.maximum(jnp.sum(mask), 1),
+      'nonfinite/logprobs': bad(new),
+      'nonfinite/old_logprobs': bad(old),
+    },
+  )
 
 
-def of_rows(advantages: jax.Array,
-            mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def of_rows(
+  advantages: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Which rows have tokens, and the advantages [B], 0 in all other rows."""
   checks.shapes(mask.shape[:1], advantages=advantages)
   checks.dtypes(float, advantages=advantages)
@@ -90,12 +101,16 @@ def row_mean(values: jax.Array, rows: jax.Array) -> jax.Array:
 
 def token_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
   """[B] mean over the tokens of each row; 0 for a row without tokens."""
-  total = jnp.sum(jnp.where(mask, values, 0.), axis=1)
+  total = jnp.sum(jnp.where(mask, values, 0.0), axis=1)
   return total / jnp.maximum(_count(mask, total.dtype), 1)
 
 
-def aggregate(token_means: jax.Array, mask: jax.Array, aggregation: str,
-              length_scale: jax.Array | float) -> jax.Array:
+def aggregate(
+  token_means: jax.Array,
+  mask: jax.Array,
+  aggregation: str,
+  length_scale: jax.Array | float,
+) -> jax.Array:
   """From the rows' means over tokens to one number.
 
     sequence-mean-token-mean   mean_i mean_t: every response counts the same

@@ -15,17 +15,19 @@ from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
 
 
-def gspo_token_loss(logprobs: jax.Array,
-                    old_logprobs: jax.Array,
-                    advantages: jax.Array,
-                    mask: jax.Array,
-                    *,
-                    clip_eps_low: ratios.Scalar,
-                    clip_eps_high: ratios.Scalar,
-                    dual_clip: ratios.Scalar = math.inf,
-                    aggregation: str = 'sequence-mean-token-mean',
-                    length_scale: ratios.Scalar = 1.,
-                    log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+def gspo_token_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  clip_eps_low: ratios.Scalar,
+  clip_eps_high: ratios.Scalar,
+  dual_clip: ratios.Scalar = math.inf,
+  aggregation: str = 'sequence-mean-token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """GSPO with an advantage for each token, [B, T] or [B].
 
     J_it = min(s_it A_it, clip(s_it, 1 - eps_low, 1 + eps_high) A_it),
@@ -43,30 +45,34 @@ def gspo_token_loss(logprobs: jax.Array,
   advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0))
   advantages = advantages.astype(ratio.x.dtype)
   constant = jax.lax.stop_gradient(ratio.x)
-  log_mean = means.log_power_mean(constant, mask, 0.)
+  log_mean = means.log_power_mean(constant, mask, 0.0)
   return _token_loss(
-      ratio,
-      mask,
-      advantages,
-      log_mean[:, None] + (ratio.x - constant),
-      jnp.abs(advantages), (clip_eps_low, clip_eps_high),
-      dual_clip,
-      aggregation,
-      length_scale,
-      row_ratio=jnp.exp(log_mean))
+    ratio,
+    mask,
+    advantages,
+    log_mean[:, None] + (ratio.x - constant),
+    jnp.abs(advantages),
+    (clip_eps_low, clip_eps_high),
+    dual_clip,
+    aggregation,
+    length_scale,
+    row_ratio=jnp.exp(log_mean),
+  )
 
 
-def grpo_loss(logprobs: jax.Array,
-              old_logprobs: jax.Array,
-              advantages: jax.Array,
-              mask: jax.Array,
-              *,
-              clip_eps_low: ratios.Scalar,
-              clip_eps_high: ratios.Scalar,
-              dual_clip: ratios.Scalar = math.inf,
-              aggregation: str = 'sequence-mean-token-mean',
-              length_scale: ratios.Scalar = 1.,
-              log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+def grpo_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  clip_eps_low: ratios.Scalar,
+  clip_eps_high: ratios.Scalar,
+  dual_clip: ratios.Scalar = math.inf,
+  aggregation: str = 'sequence-mean-token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """Every token's ratio clipped by itself.
 
     J_it = min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
@@ -78,21 +84,31 @@ def grpo_loss(logprobs: jax.Array,
   """
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   _, advantages = ratios.of_rows(advantages, mask)
-  return _token_loss(ratio, mask, advantages, ratio.x, jnp.exp(ratio.x),
-                     (clip_eps_low, clip_eps_high), dual_clip, aggregation,
-                     length_scale)
+  return _token_loss(
+    ratio,
+    mask,
+    advantages,
+    ratio.x,
+    jnp.exp(ratio.x),
+    (clip_eps_low, clip_eps_high),
+    dual_clip,
+    aggregation,
+    length_scale,
+  )
 
 
-def cispo_loss(logprobs: jax.Array,
-               old_logprobs: jax.Array,
-               advantages: jax.Array,
-               mask: jax.Array,
-               *,
-               clip_eps_low: ratios.Scalar,
-               clip_eps_high: ratios.Scalar,
-               aggregation: str = 'token-mean',
-               length_scale: ratios.Scalar = 1.,
-               log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+def cispo_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  clip_eps_low: ratios.Scalar,
+  clip_eps_high: ratios.Scalar,
+  aggregation: str = 'token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """The clipped ratio as a weight: no token loses its gradient.
 
     J_it = sg(clip(r_it, 1 - eps_low, 1 + eps_high)) A_i log pi_it
@@ -110,18 +126,21 @@ def cispo_loss(logprobs: jax.Array,
   weight = jnp.exp(jnp.clip(x, low_edge, top))
   below, above = x < low_edge, x > high_edge
   bound = clips.Clipped(x, below, above, below | above)
-  return _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
-                        length_scale)
+  return _weighted_loss(
+    ratio, mask, advantages, weight, bound, aggregation, length_scale
+  )
 
 
-def reinforce_loss(logprobs: jax.Array,
-                   old_logprobs: jax.Array,
-                   advantages: jax.Array,
-                   mask: jax.Array,
-                   *,
-                   aggregation: str = 'sequence-mean-token-mean',
-                   length_scale: ratios.Scalar = 1.,
-                   log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+def reinforce_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  aggregation: str = 'sequence-mean-token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """J_it = A_i log pi_it: no ratio, the control of all the others.
 
   Williams, "Simple statistical gradient-following algorithms" (1992). The old
@@ -129,20 +148,29 @@ def reinforce_loss(logprobs: jax.Array,
   """
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   _, advantages = ratios.of_rows(advantages, mask)
-  return _weighted_loss(ratio, mask, advantages, jnp.ones_like(ratio.x),
-                        _not_clipped(ratio.x), aggregation, length_scale)
+  return _weighted_loss(
+    ratio,
+    mask,
+    advantages,
+    jnp.ones_like(ratio.x),
+    _not_clipped(ratio.x),
+    aggregation,
+    length_scale,
+  )
 
 
-def sapo_loss(logprobs: jax.Array,
-              old_logprobs: jax.Array,
-              advantages: jax.Array,
-              mask: jax.Array,
-              *,
-              tau_positive: ratios.Scalar = 1.,
-              tau_negative: ratios.Scalar = 1.05,
-              aggregation: str = 'sequence-mean-token-mean',
-              length_scale: ratios.Scalar = 1.,
-              log_ratio_max: ratios.Scalar = 20.) -> loss_metrics.Result:
+def sapo_loss(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  tau_positive: ratios.Scalar = 1.0,
+  tau_negative: ratios.Scalar = 1.05,
+  aggregation: str = 'sequence-mean-token-mean',
+  length_scale: ratios.Scalar = 1.0,
+  log_ratio_max: ratios.Scalar = 20.0,
+) -> loss_metrics.Result:
   """A soft gate for a clip.
 
     J_it = 4 / tau sigmoid(tau (r_it - 1)) A_i
@@ -162,25 +190,32 @@ def sapo_loss(logprobs: jax.Array,
   objective = 4 / tau * gate * advantages[:, None]
   # sech^2(z / 2) = 4 sigmoid(z) (1 - sigmoid(z)).
   clipped = _not_clipped(ratio.x)
-  metrics = loss_metrics.of_loss(ratio, mask, advantages,
-                                 ratios.token_mean(jnp.exp(ratio.x), mask),
-                                 r * 4 * gate * jax.nn.sigmoid(-tau * (r - 1)),
-                                 clipped, clipped.low)
+  metrics = loss_metrics.of_loss(
+    ratio,
+    mask,
+    advantages,
+    ratios.token_mean(jnp.exp(ratio.x), mask),
+    r * 4 * gate * jax.nn.sigmoid(-tau * (r - 1)),
+    clipped,
+    clipped.low,
+  )
   return -ratios.aggregate(
-      ratios.token_mean(objective, mask), mask, aggregation,
-      length_scale), metrics
+    ratios.token_mean(objective, mask), mask, aggregation, length_scale
+  ), metrics
 
 
-def _token_loss(ratio,
-                mask,
-                advantages,
-                log_value,
-                coefficients,
-                clip_eps,
-                dual_clip,
-                aggregation,
-                length_scale,
-                row_ratio=None):
+def _token_loss(
+  ratio,
+  mask,
+  advantages,
+  log_value,
+  coefficients,
+  clip_eps,
+  dual_clip,
+  aggregation,
+  length_scale,
+  row_ratio=None,
+):
   """Loss of tokens that are clipped one by one; advantages [B] or [B, T]."""
   of_tokens = advantages[:, None] if advantages.ndim == 1 else advantages
   low_edge, high_edge = clips.edges(clip_eps[0], clip_eps[1], log_value.dtype)
@@ -189,28 +224,41 @@ def _token_loss(ratio,
   if row_ratio is None:
     row_ratio = ratios.token_mean(jnp.exp(log_value), mask)
   metrics = loss_metrics.of_loss(
-      ratio, mask, advantages, row_ratio,
-      jnp.where(clipped.stopped | dual, 0, coefficients), clipped, dual)
+    ratio,
+    mask,
+    advantages,
+    row_ratio,
+    jnp.where(clipped.stopped | dual, 0, coefficients),
+    clipped,
+    dual,
+  )
   return -ratios.aggregate(
-      ratios.token_mean(objective, mask), mask, aggregation,
-      length_scale), metrics
+    ratios.token_mean(objective, mask), mask, aggregation, length_scale
+  ), metrics
 
 
-def _weighted_loss(ratio, mask, advantages, weight, bound, aggregation,
-                   length_scale):
+def _weighted_loss(
+  ratio, mask, advantages, weight, bound, aggregation, length_scale
+):
   """Loss of log-probabilities with constant weights; `bound` stops none."""
   objective = weight * advantages[:, None] * ratio.logprobs
-  metrics = loss_metrics.of_loss(ratio, mask, advantages,
-                                 ratios.token_mean(jnp.exp(ratio.x), mask),
-                                 weight, _not_clipped(ratio.x),
-                                 jnp.zeros_like(bound.low))
+  metrics = loss_metrics.of_loss(
+    ratio,
+    mask,
+    advantages,
+    ratios.token_mean(jnp.exp(ratio.x), mask),
+    weight,
+    _not_clipped(ratio.x),
+    jnp.zeros_like(bound.low),
+  )
   rows = jnp.any(mask, axis=1)
   for side in ('low', 'high', 'outside'):
     metrics[f'clip/{side}_frac'] = ratios.row_mean(
-        ratios.token_mean(getattr(bound, side), mask), rows)
+      ratios.token_mean(getattr(bound, side), mask), rows
+    )
   return -ratios.aggregate(
-      ratios.token_mean(objective, mask), mask, aggregation,
-      length_scale), metrics
+    ratios.token_mean(objective, mask), mask, aggregation, length_scale
+  ), metrics
 
 
 def _not_clipped(x):

@@ -19,12 +19,14 @@ from hmpo_jax.ops import cached_attention
 
 class Weights(NamedTuple):
   """Parameters as decoding reads them, matrices in the model's dtype."""
+
   layers: tuple[base.Params, ...]  # one for each layer
   rest: base.Params
 
 
 class Prefix(NamedTuple):
   """Keys and values of N prompts; those of one serve its G responses."""
+
   keys: tuple[jax.Array, ...]  # of each layer [N, K, P, Dh]
   values: tuple[jax.Array, ...]
   valid: jax.Array  # [N, P] bool
@@ -32,6 +34,7 @@ class Prefix(NamedTuple):
 
 class Cache(NamedTuple):
   """Keys and values of the responses' tokens, room for R of each."""
+
   keys: tuple[jax.Array, ...]  # of each layer [B, K, R, Dh]
   values: tuple[jax.Array, ...]
 
@@ -40,14 +43,19 @@ def weights(model: transformer.Transformer, params: base.Params) -> Weights:
   """Takes stacked parameters apart, once for all tokens."""
   narrow = lambda x: jnp.asarray(x, model.dtype if x.ndim > 1 else None)
   layers = tuple(
-      jax.tree.map(lambda x, i=i: narrow(x[i]), params['layers'])
-      for i in range(model.num_layers))
+    jax.tree.map(lambda x, i=i: narrow(x[i]), params['layers'])
+    for i in range(model.num_layers)
+  )
   rest = {key: value for key, value in params.items() if key != 'layers'}
   return Weights(layers, jax.tree.map(narrow, rest))
 
 
-def prefill(model: transformer.Transformer, params: base.Params,
-            prompts: jax.Array, valid: jax.Array) -> tuple[jax.Array, Prefix]:
+def prefill(
+  model: transformer.Transformer,
+  params: base.Params,
+  prompts: jax.Array,
+  valid: jax.Array,
+) -> tuple[jax.Array, Prefix]:
   """Runs each prompt once.
 
   Args:
@@ -60,7 +68,8 @@ def prefill(model: transformer.Transformer, params: base.Params,
     [N, V] float32 logits of the first token of a response, and the prefix.
   """
   output = transformer.apply(
-      model, params, prompts, valid, transformer.positions_of(valid), keep=True)
+    model, params, prompts, valid, transformer.positions_of(valid), keep=True
+  )
   apart = lambda x: tuple(x.swapaxes(2, 3))
   logits = transformer.logits(model, params, output.hidden[:, -1])
   return logits, Prefix(apart(output.keys), apart(output.values), valid)
@@ -70,20 +79,28 @@ def empty(prefix: Prefix, batch: int) -> Cache:
   """A cache without room for B responses."""
   _, heads, _, width = prefix.keys[0].shape
   start = tuple(
-      jnp.zeros((batch, heads, 0, width), keys.dtype) for keys in prefix.keys)
+    jnp.zeros((batch, heads, 0, width), keys.dtype) for keys in prefix.keys
+  )
   return Cache(start, start)
 
 
 def grown(cache: Cache, length: int) -> Cache:
   """The cache with room for `length` tokens; the new room holds zeros."""
   room = length - cache.keys[0].shape[2]
-  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))),
-                      cache)
+  return jax.tree.map(
+    lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))), cache
+  )
 
 
-def step(model: transformer.Transformer, params: Weights, prefix: Prefix,
-         cache: Cache, tokens: jax.Array, positions: jax.Array,
-         slot: jax.Array) -> tuple[jax.Array, Cache]:
+def step(
+  model: transformer.Transformer,
+  params: Weights,
+  prefix: Prefix,
+  cache: Cache,
+  tokens: jax.Array,
+  positions: jax.Array,
+  slot: jax.Array,
+) -> tuple[jax.Array, Cache]:
   """Runs one token of each response.
 
   Args:
@@ -104,8 +121,9 @@ def step(model: transformer.Transformer, params: Weights, prefix: Prefix,
   x = params.rest['embed'][tokens].astype(model.dtype)
   keys, values = [], []
   for i, of_layer in enumerate(params.layers):
-    x, (key, value) = _run(layer, of_layer, x, rotation,
-                           _attend(model, prefix, cache, i, slot))
+    x, (key, value) = _run(
+      layer, of_layer, x, rotation, _attend(model, prefix, cache, i, slot)
+    )
     keys.append(key)
     values.append(value)
   hidden = _run(norm, params.rest['norm'], x)
@@ -120,18 +138,20 @@ def _run(module: nn.Module, params: base.Params, *args) -> Any:
 def _attend(model, prefix, cache, i, slot):
   """Takes up the new tokens of layer i and lets them see what is there."""
   put = lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(
-      buffer, new[:, :, None], slot, axis=2)
+    buffer, new[:, :, None], slot, axis=2
+  )
 
   def attend(query, key, value):
     own = put(cache.keys[i], key), put(cache.values[i], value)
     mixed = cached_attention.cached_attention(
-        query,
-        prefix.keys[i],
-        prefix.values[i],
-        prefix.valid,
-        *own,
-        slot + 1,
-        logits_dtype=model.logits_dtype)
+      query,
+      prefix.keys[i],
+      prefix.values[i],
+      prefix.valid,
+      *own,
+      slot + 1,
+      logits_dtype=model.logits_dtype,
+    )
     return mixed, own
 
   return attend

@@ -17,6 +17,7 @@ _MIN_BUCKET = 16  # tokens by which a cache grows by default, at least
 
 class _State(NamedTuple):
   """The loop's buffers, after `step` tokens of each response."""
+
   step: jax.Array  # [] int32
   logits: jax.Array  # [B, V] of the next token
   done: jax.Array  # [B] bool, has drawn the stop token
@@ -27,19 +28,21 @@ class _State(NamedTuple):
   cache: decoding.Cache
 
 
-def sample(model: transformer.Transformer,
-           params: base.Params,
-           prompts: jax.Array,
-           keys: jax.Array,
-           *,
-           response_len: int,
-           stop: int,
-           pad: int,
-           temperature: jax.Array | float,
-           greedy: bool = False,
-           top_k: int = 0,
-           top_p: float = 1.,
-           bucket: int = 0) -> base.Rollout:
+def sample(
+  model: transformer.Transformer,
+  params: base.Params,
+  prompts: jax.Array,
+  keys: jax.Array,
+  *,
+  response_len: int,
+  stop: int,
+  pad: int,
+  temperature: jax.Array | float,
+  greedy: bool = False,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  bucket: int = 0,
+) -> base.Rollout:
   """Draws G responses to each of N prompts, until their stop token.
 
   The token at position t of a response is drawn with fold_in(its key, t): it
@@ -87,28 +90,39 @@ def sample(model: transformer.Transformer,
       keep, mass = truncation.kept(logits, top_k, top_p)
       logits = jnp.where(keep, logits, -jnp.inf)
     draw = lambda key, row: jax.random.categorical(
-        jax.random.fold_in(key, step), row)
+      jax.random.fold_in(key, step), row
+    )
     return jax.vmap(draw)(keys, logits).astype(jnp.int32), mass
 
   def decode(state):
     alive = ~state.done
     chosen, mass = choose(state.logits, state.step)
     chosen = jnp.where(alive, chosen, pad)
-    chosen_logprobs = logprobs_lib.token_logprobs(state.logits, chosen,
-                                                  temperature)
-    logits, cache = decoding.step(model, weights, prefix, state.cache, chosen,
-                                  prompt_lens + state.step, state.step)
+    chosen_logprobs = logprobs_lib.token_logprobs(
+      state.logits, chosen, temperature
+    )
+    logits, cache = decoding.step(
+      model,
+      weights,
+      prefix,
+      state.cache,
+      chosen,
+      prompt_lens + state.step,
+      state.step,
+    )
     put = lambda buffer, column: jax.lax.dynamic_update_slice_in_dim(
-        buffer, column[:, None], state.step, axis=1)
+      buffer, column[:, None], state.step, axis=1
+    )
     return _State(
-        step=state.step + 1,
-        logits=logits,
-        done=state.done | (chosen == stop),
-        tokens=put(state.tokens, chosen),
-        mask=put(state.mask, alive),
-        logprobs=put(state.logprobs, jnp.where(alive, chosen_logprobs, 0)),
-        kept_mass=put(state.kept_mass, mass) if is_truncated else None,
-        cache=cache)
+      step=state.step + 1,
+      logits=logits,
+      done=state.done | (chosen == stop),
+      tokens=put(state.tokens, chosen),
+      mask=put(state.mask, alive),
+      logprobs=put(state.logprobs, jnp.where(alive, chosen_logprobs, 0)),
+      kept_mass=put(state.kept_mass, mass) if is_truncated else None,
+      cache=cache,
+    )
 
   running = lambda end, state: (state.step < end) & ~_all(state.done)
   state = _start(first_logits, prefix, group, response_len, is_truncated)
@@ -118,16 +132,17 @@ def sample(model: transformer.Transformer,
     state = jax.lax.while_loop(functools.partial(running, size), decode, state)
   tokens = jnp.where(state.mask, state.tokens, pad)
   return base.Rollout(
-      tokens=jnp.concatenate([jnp.repeat(prompts, group, 0), tokens], 1),
-      valid=jnp.concatenate([jnp.repeat(prompt_valid, group, 0), state.mask],
-                            1),
-      mask=state.mask,
-      logprobs=state.logprobs,
-      kept_mass=state.kept_mass)
+    tokens=jnp.concatenate([jnp.repeat(prompts, group, 0), tokens], 1),
+    valid=jnp.concatenate([jnp.repeat(prompt_valid, group, 0), state.mask], 1),
+    mask=state.mask,
+    logprobs=state.logprobs,
+    kept_mass=state.kept_mass,
+  )
 
 
-def mismatched(key: jax.Array, rollout: base.Rollout, frac: jax.Array,
-               size: jax.Array) -> base.Rollout:
+def mismatched(
+  key: jax.Array, rollout: base.Rollout, frac: jax.Array, size: jax.Array
+) -> base.Rollout:
   """A rollout of a sampler that computes some log-probabilities wrong.
 
   Each token of a response is off with probability `frac`, by +size or -size
@@ -145,21 +160,23 @@ def mismatched(key: jax.Array, rollout: base.Rollout, frac: jax.Array,
   offset = jnp.where(draws < frac / 2, size, -size)
   is_off = rollout.mask & (draws < frac)
   return rollout._replace(
-      logprobs=jnp.where(is_off, rollout.logprobs + offset, rollout.logprobs))
+    logprobs=jnp.where(is_off, rollout.logprobs + offset, rollout.logprobs)
+  )
 
 
 def _start(logits, prefix, group, response_len, is_truncated):
   batch = logits.shape[0] * group
   zeros = jnp.zeros((batch, response_len))
   return _State(
-      step=jnp.int32(0),
-      logits=jnp.repeat(logits, group, 0),
-      done=jnp.zeros(batch, bool),
-      tokens=zeros.astype(jnp.int32),
-      mask=zeros.astype(bool),
-      logprobs=zeros,
-      kept_mass=zeros if is_truncated else None,
-      cache=decoding.empty(prefix, batch))
+    step=jnp.int32(0),
+    logits=jnp.repeat(logits, group, 0),
+    done=jnp.zeros(batch, bool),
+    tokens=zeros.astype(jnp.int32),
+    mask=zeros.astype(bool),
+    logprobs=zeros,
+    kept_mass=zeros if is_truncated else None,
+    cache=decoding.empty(prefix, batch),
+  )
 
 
 @jax.custom_batching.custom_vmap

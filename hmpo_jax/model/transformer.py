@@ -23,14 +23,15 @@ from hmpo_jax.optim import qk_weights
 
 # What is kept of a layer for the backward pass, by `config.model.remat`.
 _REMAT_POLICIES = {
-    'light': jax.checkpoint_policies.save_only_these_names(*layers_lib.DEAR),
-    'dots': jax.checkpoint_policies.dots_saveable,
-    'layer': jax.checkpoint_policies.nothing_saveable,
+  'light': jax.checkpoint_policies.save_only_these_names(*layers_lib.DEAR),
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'layer': jax.checkpoint_policies.nothing_saveable,
 }
 
 
 class Output(NamedTuple):
   """What one pass over S tokens yields."""
+
   hidden: jax.Array  # [B, S, D] in the model's dtype
   max_logits: jax.Array  # [N_l, H] largest visible attention logit, no gradient
   # Of these tokens, after the rotation, for a cache; None unless asked for.
@@ -43,6 +44,7 @@ class Output(NamedTuple):
 
 class Transformer(nn.Module):
   """Hidden states of tokens; the fields are the keys of `config.model`."""
+
   vocab_size: int
   num_layers: int
   embed_dim: int
@@ -62,11 +64,13 @@ class Transformer(nn.Module):
   attention_entropy: bool = False
 
   @nn.compact
-  def __call__(self,
-               tokens: jax.Array,
-               valid: jax.Array,
-               positions: jax.Array,
-               keep: bool = False) -> Output:
+  def __call__(
+    self,
+    tokens: jax.Array,
+    valid: jax.Array,
+    positions: jax.Array,
+    keep: bool = False,
+  ) -> Output:
     """Runs S tokens.
 
     Args:
@@ -80,22 +84,26 @@ class Transformer(nn.Module):
       finite) and the largest attention logit of a valid query on a key that it
       sees, -inf if there is none.
     """
-    embed = self.param('embed', layers_lib.kernel_init,
-                       (self.vocab_size, self.embed_dim))
+    embed = self.param(
+      'embed', layers_lib.kernel_init, (self.vocab_size, self.embed_dim)
+    )
     if not self.tie_embeddings:
-      self.param('head', layers_lib.kernel_init,
-                 (self.embed_dim, self.vocab_size))
+      self.param(
+        'head', layers_lib.kernel_init, (self.embed_dim, self.vocab_size)
+      )
     rotation = layers_lib.rotation_of(positions, self.head_dim, self.rope_theta)
 
     def attend(query, key, value):
       heads, entropy = (query, key, value, valid), None
       if self.attention_entropy:
         mixed, max_logits, entropies = attention.causal_attention_and_entropy(
-            *heads, logits_dtype=self.logits_dtype)
+          *heads, logits_dtype=self.logits_dtype
+        )
         entropy = jnp.mean(entropies, (0, 1), where=valid[..., None])
       else:
         mixed, max_logits = attention.causal_attention(
-            *heads, logits_dtype=self.logits_dtype)
+          *heads, logits_dtype=self.logits_dtype
+        )
       kept = (key, value) if keep else (None, None)
       return mixed, (max_logits, *kept, entropy)
 
@@ -104,22 +112,30 @@ class Transformer(nn.Module):
       policy = _REMAT_POLICIES[self.remat]
       body = nn.remat(body, policy=policy, prevent_cse=False)
     stack = nn.scan(
-        body,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        length=self.num_layers)
+      body,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=self.num_layers,
+    )
     x, found = stack(
-        layers_lib.Layer(self.layer_config(), name='layers'),
-        embed[tokens].astype(self.dtype))
+      layers_lib.Layer(self.layer_config(), name='layers'),
+      embed[tokens].astype(self.dtype),
+    )
     x = layers_lib.RMSNorm(self.norm_eps, name='norm')(x)
     return Output(x, *found)
 
   def layer_config(self) -> layers_lib.LayerConfig:
     """What every layer is made from."""
-    return layers_lib.LayerConfig(self.num_heads, self.num_kv_heads,
-                                  self.head_dim, self.mlp_dim, self.norm_eps,
-                                  self.qk_bias, self.qk_norm,
-                                  self.remat == 'light')
+    return layers_lib.LayerConfig(
+      self.num_heads,
+      self.num_kv_heads,
+      self.head_dim,
+      self.mlp_dim,
+      self.norm_eps,
+      self.qk_bias,
+      self.qk_norm,
+      self.remat == 'light',
+    )
 
 
 def positions_of(valid: jax.Array) -> jax.Array:
@@ -127,12 +143,14 @@ def positions_of(valid: jax.Array) -> jax.Array:
   return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def apply(model: Transformer,
-          params: base.Params,
-          tokens: jax.Array,
-          valid: jax.Array,
-          positions: jax.Array,
-          keep: bool = False) -> Output:
+def apply(
+  model: Transformer,
+  params: base.Params,
+  tokens: jax.Array,
+  valid: jax.Array,
+  positions: jax.Array,
+  keep: bool = False,
+) -> Output:
   """Runs the model on its parameters; see `Transformer.__call__`."""
   output = model.apply({'params': params}, tokens, valid, positions, keep)
   assert isinstance(output, Output)  # No collection is mutable.
@@ -145,8 +163,9 @@ def head(model: Transformer, params: base.Params) -> tuple[jax.Array, int]:
   return matrix.astype(model.dtype), 0 if model.tie_embeddings else 1
 
 
-def logits(model: Transformer, params: base.Params,
-           hidden: jax.Array) -> jax.Array:
+def logits(
+  model: Transformer, params: base.Params, hidden: jax.Array
+) -> jax.Array:
   """[..., V] float32 logits of the next token, from hidden states [..., D]."""
   matrix, vocab_axis = head(model, params)
   product = precision.dot(hidden, matrix, hidden.ndim - 1, 1 - vocab_axis)
@@ -168,22 +187,25 @@ def attention_weights(params: base.Params) -> qk_weights.Attention:
   num_layers, _, num_heads, _ = block['query']['kernel'].shape
   # Kernels [N_l, D, heads, Dh] and biases [N_l, heads, Dh].
   weights = lambda name: tuple(
-      qk_weights.Weight((*path, name, leaf), -2) for leaf in block[name])
+    qk_weights.Weight((*path, name, leaf), -2) for leaf in block[name]
+  )
   gains = lambda name: tuple(
-      qk_weights.Weight((*path, name, leaf), None)
-      for leaf in block.get(name, ()))
+    qk_weights.Weight((*path, name, leaf), None) for leaf in block.get(name, ())
+  )
   return qk_weights.Attention(
-      num_heads=num_heads,
-      num_kv_heads=block['key']['kernel'].shape[2],
-      query=weights('query'),
-      key=weights('key'),
-      query_gain=gains('query_norm'),
-      key_gain=gains('key_norm'),
-      num_layers=num_layers)
+    num_heads=num_heads,
+    num_kv_heads=block['key']['kernel'].shape[2],
+    query=weights('query'),
+    key=weights('key'),
+    query_gain=gains('query_norm'),
+    key_gain=gains('key_norm'),
+    num_layers=num_layers,
+  )
 
 
-def muon_dimension_numbers(params: base.Params,
-                           heads: str = 'joint') -> base.Params:
+def muon_dimension_numbers(
+  params: base.Params, heads: str = 'joint'
+) -> base.Params:
   """Which axes of each hidden matrix Muon orthogonalises; None is AdamW's.
 
   Args:
@@ -200,13 +222,13 @@ def muon_dimension_numbers(params: base.Params,
   is_joint = heads == 'joint'
   projection = spec((1,), (2, 3) if is_joint else (3,))
   specs = {
-      'query': projection,
-      'key': projection,
-      'value': projection,
-      'out': spec((1, 2) if is_joint else (2,), (3,)),
-      'gate': spec((1,), (2,)),
-      'up': spec((1,), (2,)),
-      'down': spec((1,), (2,)),
+    'query': projection,
+    'key': projection,
+    'value': projection,
+    'out': spec((1, 2) if is_joint else (2,), (3,)),
+    'gate': spec((1,), (2,)),
+    'up': spec((1,), (2,)),
+    'down': spec((1,), (2,)),
   }
 
   def of_leaf(path, _):

@@ -56,6 +56,7 @@ _PLAIN_LENGTH = 64
 
 class _Options(NamedTuple):
   """What of attention is static."""
+
   logits_dtype: str = 'float32'
   has_entropy: bool = False
 
@@ -66,13 +67,14 @@ class _Options(NamedTuple):
 
 
 def causal_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    valid: jax.Array,
-    *,
-    block_size: int = _BLOCK_SIZE,
-    logits_dtype: str = 'float32') -> tuple[jax.Array, jax.Array]:
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  valid: jax.Array,
+  *,
+  block_size: int = _BLOCK_SIZE,
+  logits_dtype: str = 'float32',
+) -> tuple[jax.Array, jax.Array]:
   """Grouped-query attention of each token to those before it and itself.
 
   Query head h reads key head h // (H // K). Sequences of few tokens take the
@@ -105,13 +107,14 @@ def causal_attention(
 
 
 def causal_attention_and_entropy(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    valid: jax.Array,
-    *,
-    block_size: int = _BLOCK_SIZE,
-    logits_dtype: str = 'float32') -> tuple[jax.Array, jax.Array, jax.Array]:
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  valid: jax.Array,
+  *,
+  block_size: int = _BLOCK_SIZE,
+  logits_dtype: str = 'float32',
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`causal_attention`, and how far each query spreads its weights.
 
   The arguments, and what it raises, are those of `causal_attention`.
@@ -134,12 +137,14 @@ def _attend(options, query, key, value, valid, block_size):
   return _in_blocks(options, query, key, value, valid, block_size)
 
 
-def plain(query: jax.Array,
-          key: jax.Array,
-          value: jax.Array,
-          valid: jax.Array,
-          *,
-          logits_dtype: str = 'float32') -> tuple[jax.Array, jax.Array]:
+def plain(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  valid: jax.Array,
+  *,
+  logits_dtype: str = 'float32',
+) -> tuple[jax.Array, jax.Array]:
   """`causal_attention` with an array [B, K, H / K, S, S] of all logits."""
   return _plain(_Options(logits_dtype), query, key, value, valid)[:2]
 
@@ -168,15 +173,21 @@ def _plain(options, query, key, value, valid):
     top = jax.lax.stop_gradient(logits).max(axis=-1)
     # A maximum may lose NaN, of which a softmax makes NaN everywhere.
     top = jnp.where(jnp.isnan(weights[..., 0]), jnp.nan, top)
-  mixed = precision.einsum('bkgsr,brkd->bskgd', weights.astype(value.dtype), value)
+  mixed = precision.einsum(
+    'bkgsr,brkd->bskgd', weights.astype(value.dtype), value
+  )
   max_logits = reductions.nan_max(
-      jnp.where(counted, top, -jnp.inf), axis=(0, 3))
+    jnp.where(counted, top, -jnp.inf), axis=(0, 3)
+  )
   entropies = None
   if options.has_entropy:
     entropies = _entropies(logits, sees)
     entropies = entropies.transpose(0, 3, 1, 2).reshape(batch, length, heads)
-  return (mixed.reshape(query.shape).astype(query.dtype),
-          max_logits.reshape(heads).astype(jnp.float32), entropies)
+  return (
+    mixed.reshape(query.shape).astype(query.dtype),
+    max_logits.reshape(heads).astype(jnp.float32),
+    entropies,
+  )
 
 
 def _entropies(logits, sees):
@@ -191,13 +202,15 @@ def _entropies(logits, sees):
   return jnp.where(sees[..., 0], jnp.log(total) - spread / total, 0)
 
 
-def blockwise(query: jax.Array,
-              key: jax.Array,
-              value: jax.Array,
-              valid: jax.Array,
-              *,
-              block_size: int = _BLOCK_SIZE,
-              logits_dtype: str = 'float32') -> tuple[jax.Array, jax.Array]:
+def blockwise(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  valid: jax.Array,
+  *,
+  block_size: int = _BLOCK_SIZE,
+  logits_dtype: str = 'float32',
+) -> tuple[jax.Array, jax.Array]:
   """`causal_attention` in memory linear in S; reverse mode, first order only.
 
   On CPU few sequences go at once and their blocks stay in the cache; elsewhere
@@ -228,7 +241,8 @@ def _forward(options, size, query, key, value, valid):
   """The results, and what the gradient needs."""
   row = functools.partial(_forward_row, options, size)
   mixed, log_sums, max_logits, entropies = tiles.over_rows(
-      row, size, query, key, value, valid)
+    row, size, query, key, value, valid
+  )
   # By these names a rematerialised layer keeps them, and not all of this again.
   mixed = ad_checkpoint.checkpoint_name(mixed, MIXED)
   log_sums = ad_checkpoint.checkpoint_name(log_sums, LOG_SUMS)
@@ -259,13 +273,15 @@ def _forward_row(options, size, query, key, value, valid):
 
     def step(j, carry, is_diagonal=False):
       top, total, mixed, largest, spread = carry
-      logits = precision.einsum('krd,ktd->krt', queries, tiles.at(
-          keys, j)) / width**0.5 + tiles.at(hidden, j)
+      logits = precision.einsum(
+        'krd,ktd->krt', queries, tiles.at(keys, j)
+      ) / width**0.5 + tiles.at(hidden, j)
       if is_diagonal:
         logits = jnp.where(causal, logits, -jnp.inf)
       if options.is_narrow:
-        largest = jnp.maximum(largest,
-                              reductions.nan_max(logits, axis=-1)[..., None])
+        largest = jnp.maximum(
+          largest, reductions.nan_max(logits, axis=-1)[..., None]
+        )
         logits = narrow.rounded(logits, options.logits_dtype)
       higher = jnp.maximum(top, logits.max(axis=-1, keepdims=True))
       weights = jnp.exp(logits - higher)
@@ -275,21 +291,23 @@ def _forward_row(options, size, query, key, value, valid):
         below = jnp.maximum(logits - higher, jnp.finfo(dtype).min)
         raised = jnp.where(total > 0, (top - higher) * total, 0)
         spread = shrink * (spread + raised) + jnp.sum(
-            weights * below, axis=-1, keepdims=True)
+          weights * below, axis=-1, keepdims=True
+        )
       total = shrink * total + weights.sum(axis=-1, keepdims=True)
       mixed = shrink * mixed + precision.einsum(
-          'krt,ktd->krd', weights.astype(value.dtype), tiles.at(values, j))
+        'krt,ktd->krd', weights.astype(value.dtype), tiles.at(values, j)
+      )
       return higher, total, mixed, largest, spread
 
     # The lowest number rather than -inf, whose differences are NaN.
     of_rows = queries.shape[:2]
-    start = (jnp.full(
-        (*of_rows, 1),
-        jnp.finfo(dtype).min, dtype), jnp.zeros(
-            (*of_rows, 1), dtype), jnp.zeros((*of_rows, width), dtype),
-             jnp.full(
-                 (*of_rows, 1), -jnp.inf, dtype) if options.is_narrow else None,
-             jnp.zeros((*of_rows, 1), dtype) if options.has_entropy else None)
+    start = (
+      jnp.full((*of_rows, 1), jnp.finfo(dtype).min, dtype),
+      jnp.zeros((*of_rows, 1), dtype),
+      jnp.zeros((*of_rows, width), dtype),
+      jnp.full((*of_rows, 1), -jnp.inf, dtype) if options.is_narrow else None,
+      jnp.zeros((*of_rows, 1), dtype) if options.has_entropy else None,
+    )
     carry = jax.lax.fori_loop(0, i, step, start)
     top, total, mixed, largest, spread = step(i, carry, is_diagonal=True)
     # The largest weight is 1 before the division: no total is 0 but of nothing.
@@ -301,8 +319,12 @@ def _forward_row(options, size, query, key, value, valid):
       largest = jnp.where(sees, top, -jnp.inf)
     if options.has_entropy:
       spread = jnp.log(divisor) - spread / divisor
-    return None, ((mixed / divisor).astype(query.dtype),
-                  jnp.where(sees, top + jnp.log(divisor), 0), largest, spread)
+    return None, (
+      (mixed / divisor).astype(query.dtype),
+      jnp.where(sees, top + jnp.log(divisor), 0),
+      largest,
+      spread,
+    )
 
   blocks = tiles.split(query, size, groups)
   _, results = jax.lax.scan(of_queries, None, (jnp.arange(len(blocks)), blocks))
@@ -313,15 +335,17 @@ def _forward_row(options, size, query, key, value, valid):
   return mixed, log_sums, max_logits, entropies
 
 
-def _backward_row(options, size, query, key, value, valid, mixed, log_sums,
-                  gradient):
+def _backward_row(
+  options, size, query, key, value, valid, mixed, log_sums, gradient
+):
   """One sequence: gradients of query, key and value, from that of mixed."""
   length, heads, width = query.shape
   groups, dtype = heads // key.shape[1], precision.dtype_of(query)
   inner = jnp.sum(mixed.astype(dtype) * gradient.astype(dtype), axis=-1)
   queries, gradients, log_sums, inner = (
-      tiles.split(x, size, groups)
-      for x in (query, gradient, log_sums[..., None], inner[..., None]))
+    tiles.split(x, size, groups)
+    for x in (query, gradient, log_sums[..., None], inner[..., None])
+  )
   causal = tiles.causal(size, groups)
 
   def of_keys(of_queries, block):
@@ -330,21 +354,29 @@ def _backward_row(options, size, query, key, value, valid, mixed, log_sums,
     def step(i, carry, is_diagonal=False):
       of_queries, of_keys, of_values = carry
       rows, of_mixed = tiles.at(queries, i), tiles.at(gradients, i)
-      logits = precision.einsum('krd,ktd->krt', rows, keys) / width**0.5 + hidden
+      logits = (
+        precision.einsum('krd,ktd->krt', rows, keys) / width**0.5 + hidden
+      )
       logits = narrow.rounded(logits, options.logits_dtype)
       weights = jnp.exp(logits - tiles.at(log_sums, i))
       if is_diagonal:
         weights = jnp.where(causal, weights, 0)
       of_weights = precision.einsum('krd,ktd->krt', of_mixed, values)
       of_logits = (weights * (of_weights - tiles.at(inner, i))).astype(
-          query.dtype)
-      of_values += precision.einsum('krt,krd->ktd', weights.astype(value.dtype),
-                               of_mixed)
+        query.dtype
+      )
+      of_values += precision.einsum(
+        'krt,krd->ktd', weights.astype(value.dtype), of_mixed
+      )
       of_keys += precision.einsum('krt,krd->ktd', of_logits, rows)
-      new = tiles.at(of_queries, i) + precision.einsum('krt,ktd->krd', of_logits,
-                                                  keys)
-      return (jax.lax.dynamic_update_index_in_dim(of_queries, new, i,
-                                                  axis=0), of_keys, of_values)
+      new = tiles.at(of_queries, i) + precision.einsum(
+        'krt,ktd->krd', of_logits, keys
+      )
+      return (
+        jax.lax.dynamic_update_index_in_dim(of_queries, new, i, axis=0),
+        of_keys,
+        of_values,
+      )
 
     zeros = jnp.zeros(keys.shape, dtype)
     carry = step(j, (of_queries, zeros, zeros), is_diagonal=True)
@@ -352,14 +384,20 @@ def _backward_row(options, size, query, key, value, valid, mixed, log_sums,
     return of_queries, of_block
 
   keys = tiles.split(key, size)
-  blocks = (jnp.arange(len(keys)), keys, tiles.split(value, size),
-            tiles.hidden(valid, size, dtype))
-  of_query, (of_key, of_value) = jax.lax.scan(of_keys,
-                                              jnp.zeros(queries.shape, dtype),
-                                              blocks)
-  return (tiles.join(of_query / width**0.5, length, groups).astype(query.dtype),
-          tiles.join(of_key / width**0.5, length).astype(key.dtype),
-          tiles.join(of_value, length).astype(value.dtype))
+  blocks = (
+    jnp.arange(len(keys)),
+    keys,
+    tiles.split(value, size),
+    tiles.hidden(valid, size, dtype),
+  )
+  of_query, (of_key, of_value) = jax.lax.scan(
+    of_keys, jnp.zeros(queries.shape, dtype), blocks
+  )
+  return (
+    tiles.join(of_query / width**0.5, length, groups).astype(query.dtype),
+    tiles.join(of_key / width**0.5, length).astype(key.dtype),
+    tiles.join(of_value, length).astype(value.dtype),
+  )
 
 
 def _is_empty(query):
@@ -370,9 +408,11 @@ def _is_empty(query):
 def _nothing(options, query):
   """The results where there is nothing to see."""
   entropies = jnp.zeros(query.shape[:3], precision.dtype_of(query))
-  return (jnp.zeros_like(query), jnp.full(query.shape[2], -jnp.inf,
-                                          jnp.float32),
-          entropies if options.has_entropy else None)
+  return (
+    jnp.zeros_like(query),
+    jnp.full(query.shape[2], -jnp.inf, jnp.float32),
+    entropies if options.has_entropy else None,
+  )
 
 
 def _check_block_size(block_size):
@@ -390,5 +430,6 @@ def _check(options, query, key, value, valid):
   checks.shapes((batch, length), valid=valid)
   checks.same_shape(key=key, value=value)
   if query.shape[2] % key.shape[2]:
-    raise ValueError('key heads must divide query heads: '
-                     f'{query.shape=} {key.shape=}')
+    raise ValueError(
+      f'key heads must divide query heads: {query.shape=} {key.shape=}'
+    )

@@ -8,15 +8,17 @@ from hmpo_jax.kernels import precision
 from hmpo_jax.ops import narrow
 
 
-def cached_attention(query: jax.Array,
-                     shared_keys: jax.Array,
-                     shared_values: jax.Array,
-                     shared_valid: jax.Array,
-                     keys: jax.Array,
-                     values: jax.Array,
-                     length: jax.Array | int,
-                     *,
-                     logits_dtype: str = 'float32') -> jax.Array:
+def cached_attention(
+  query: jax.Array,
+  shared_keys: jax.Array,
+  shared_values: jax.Array,
+  shared_valid: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  length: jax.Array | int,
+  *,
+  logits_dtype: str = 'float32',
+) -> jax.Array:
   """Softmax attention to a prefix that G sequences share, and to their own.
 
   Sequence b has prefix b // G, query head h reads key head h // (H // K). Keys
@@ -51,9 +53,17 @@ def cached_attention(query: jax.Array,
     AssertionError: shapes or dtypes don't fit.
   """
   query, shared_keys, shared_values, keys, values = map(
-      jnp.asarray, (query, shared_keys, shared_values, keys, values))
-  _check(query, shared_keys, shared_values, shared_valid, keys, values,
-         jnp.asarray(length))
+    jnp.asarray, (query, shared_keys, shared_values, keys, values)
+  )
+  _check(
+    query,
+    shared_keys,
+    shared_values,
+    shared_valid,
+    keys,
+    values,
+    jnp.asarray(length),
+  )
   narrow.check(logits_dtype)
   batch, query_heads, width = query.shape
   if batch == 0:
@@ -72,10 +82,12 @@ def cached_attention(query: jax.Array,
 
   query = query.reshape(batch, heads, shares, width)
   shared, own = (
-      narrow.rounded(logits, logits_dtype) for logits in (
-          _logits(by_prefix(query), shared_keys, shared_valid[:, None, None]),
-          _logits(query, keys,
-                  jnp.arange(keys.shape[2]) < length)))
+    narrow.rounded(logits, logits_dtype)
+    for logits in (
+      _logits(by_prefix(query), shared_keys, shared_valid[:, None, None]),
+      _logits(query, keys, jnp.arange(keys.shape[2]) < length),
+    )
+  )
   top = jnp.maximum(by_sequence(_top(shared)), _top(own))
   if logits_dtype != 'float32':
     # Where all of them are -inf: exp(-inf + inf) would be NaN.
@@ -91,7 +103,9 @@ def cached_attention(query: jax.Array,
 
 def _logits(query, keys, valid):
   """[..., Q, S] from [..., Q, Dh] and [..., S, Dh]; -inf is not seen."""
-  logits = precision.einsum('nkqd,nksd->nkqs', query, keys) / query.shape[-1]**0.5
+  logits = (
+    precision.einsum('nkqd,nksd->nkqs', query, keys) / query.shape[-1] ** 0.5
+  )
   return jnp.where(valid, logits, -jnp.inf)
 
 
@@ -104,12 +118,15 @@ def _top(logits):
 def _sums(logits, top, values):
   """Sums of values [..., Q, Dh] by exp(logits - top), and of these weights."""
   weights = jnp.exp(logits - top)
-  mixed = precision.einsum('nkqs,nksd->nkqd', weights.astype(values.dtype), values)
+  mixed = precision.einsum(
+    'nkqs,nksd->nkqd', weights.astype(values.dtype), values
+  )
   return mixed, jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def _check(query, shared_keys, shared_values, shared_valid, keys, values,
-           length):
+def _check(
+  query, shared_keys, shared_values, shared_valid, keys, values, length
+):
   of_prefix = {'shared_keys': shared_keys, 'shared_values': shared_values}
   of_own = {'keys': keys, 'values': values}
   checks.ranks(3, query=query)

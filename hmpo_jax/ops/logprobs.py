@@ -7,8 +7,9 @@ from hmpo_jax.kernels import checks
 from hmpo_jax.kernels import precision
 
 
-def token_logprobs(logits: jax.Array, tokens: jax.Array,
-                   temperature: jax.Array | float) -> jax.Array:
+def token_logprobs(
+  logits: jax.Array, tokens: jax.Array, temperature: jax.Array | float
+) -> jax.Array:
   """Log-probability of each token under softmax(logits / temperature).
 
   Args:

@@ -55,12 +55,14 @@ def _backward(kept, gradient):
 matmul.defvjp(_forward, _backward)
 
 
-def swiglu(x: jax.Array,
-           gate: jax.Array,
-           up: jax.Array,
-           down: jax.Array,
-           *,
-           recompute: bool = False) -> jax.Array:
+def swiglu(
+  x: jax.Array,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+  *,
+  recompute: bool = False,
+) -> jax.Array:
   """(silu(x gate) * (x up)) down; reverse mode, first order.
 
   With a = x gate, b = x up, s = sigmoid(a), h = a s b, g the gradient of the
@@ -121,9 +123,10 @@ def _recomputed(x, kernels):
 def _recomputed_forward(x, kernels):
   run = lambda x: _gated(x, kernels)[0]
   y = jax.lax.platform_dependent(
-      x,
-      cpu=lambda x: _join(jax.lax.map(run, _split(x, kernels[0])), x),
-      default=run)
+    x,
+    cpu=lambda x: _join(jax.lax.map(run, _split(x, kernels[0])), x),
+    default=run,
+  )
   return y, (x, kernels)
 
 
@@ -141,13 +144,15 @@ def _recomputed_backward(kept, gradient):
       return jax.tree.map(jnp.add, sums, of_kernels), of_x
 
     zeros = tuple(
-        jnp.zeros_like(kernel, precision.dtype_of(x)) for kernel in kernels)
+      jnp.zeros_like(kernel, precision.dtype_of(x)) for kernel in kernels
+    )
     blocks = _split(x, kernels[0]), _split(gradient, kernels[0])
     sums, of_x = jax.lax.scan(add, zeros, blocks)
     return _join(of_x, x), sums
 
   of_x, sums = jax.lax.platform_dependent(
-      x, gradient, cpu=in_blocks, default=run)
+    x, gradient, cpu=in_blocks, default=run
+  )
   return of_x, _like(sums, kernels)
 
 
@@ -172,9 +177,11 @@ def _of_swiglu(x, products, kernels, gradient):
   parts = wide_a * sigmoid * wide_b, of_a, of_hidden * wide_a * sigmoid
   hidden, of_a, of_b = (part.astype(x.dtype) for part in parts)
   of_x = _product(of_a, gate, 1, 1) + _product(of_b, up, 1, 1)
-  sums = (_product(x, of_a, 0,
-                   0), _product(x, of_b, 0,
-                                0), _product(hidden, gradient, 0, 0))
+  sums = (
+    _product(x, of_a, 0, 0),
+    _product(x, of_b, 0, 0),
+    _product(hidden, gradient, 0, 0),
+  )
   return of_x.astype(x.dtype), sums
 
 
@@ -188,7 +195,7 @@ def _split(x, gate):
 
 def _join(blocks, x):
   """The inverse of `_split`."""
-  return blocks.reshape(-1, x.shape[1])[:len(x)]
+  return blocks.reshape(-1, x.shape[1])[: len(x)]
 
 
 def _like(sums, kernels):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def nan_max(x: jax.Array,
-            axis: int | tuple[int, ...] | None = None) -> jax.Array:
+def nan_max(
+  x: jax.Array, axis: int | tuple[int, ...] | None = None
+) -> jax.Array:
   """Largest entries, NaN where one is NaN.
 
   `jnp.max` promises that too, but XLA on CPUs drops NaN where it vectorises the
@@ -44,6 +45,6 @@ def digest(*arrays: jax.Array) -> jax.Array:
 
 def _scrambled(x):
   """A permutation of uint32: MurmurHash3's finalizer."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85ebca6b)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xc2b2ae35)
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

@@ -24,10 +24,11 @@ def over_rows(function: Callable, size: int, query: jax.Array, *arrays):
   fitting = max(1, _LOGITS_AT_ONCE // (query.shape[2] * size**2))
   at_once = max(n for n in range(1, min(batch, fitting) + 1) if batch % n == 0)
   return jax.lax.platform_dependent(
-      query,
-      *arrays,
-      cpu=lambda *rows: jax.lax.map(run, rows, batch_size=at_once),
-      default=lambda *rows: jax.vmap(run)(rows))
+    query,
+    *arrays,
+    cpu=lambda *rows: jax.lax.map(run, rows, batch_size=at_once),
+    default=lambda *rows: jax.vmap(run)(rows),
+  )
 
 
 def split(x: jax.Array, size: int, groups: int = 1) -> jax.Array:

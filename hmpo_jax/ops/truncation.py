@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from hmpo_jax.kernels import checks
 
 
-def kept(logits: jax.Array, top_k: int,
-         top_p: float) -> tuple[jax.Array, jax.Array]:
+def kept(
+  logits: jax.Array, top_k: int, top_p: float
+) -> tuple[jax.Array, jax.Array]:
   """The tokens that top-k and nucleus sampling draw from.
 
   First the k likeliest; of these, with their mass scaled to 1, the fewest

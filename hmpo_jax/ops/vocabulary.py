@@ -23,14 +23,15 @@ _MIN_CHUNK = 1024
 
 
 def token_logprobs_and_entropy(
-    hidden: jax.Array,
-    head: jax.Array,
-    tokens: jax.Array,
-    temperature: jax.Array | float,
-    *,
-    vocab_axis: int = 1,
-    chunk_size: int | None = None,
-    softcap: float | None = None) -> tuple[jax.Array, jax.Array]:
+  hidden: jax.Array,
+  head: jax.Array,
+  tokens: jax.Array,
+  temperature: jax.Array | float,
+  *,
+  vocab_axis: int = 1,
+  chunk_size: int | None = None,
+  softcap: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each token and the entropy of the choice.
 
   Both are of pi = softmax(u), u = softcap(hidden @ head) / temperature, with
@@ -92,9 +93,13 @@ def token_logprobs_and_entropy(
     chunk_size = max(_MIN_CHUNK, _CHUNK_ELEMENTS // max(1, len(rows)))
   options = _Options(vocab_axis, min(chunk_size, vocab_size), softcap)
   accurate = jnp.promote_types(dtype, jnp.float32)
-  values = _of_rows(options, rows, head,
-                    tokens.reshape(-1).astype(jnp.int32),
-                    jnp.asarray(temperature, accurate))
+  values = _of_rows(
+    options,
+    rows,
+    head,
+    tokens.reshape(-1).astype(jnp.int32),
+    jnp.asarray(temperature, accurate),
+  )
   logprobs, entropies = (x.reshape(tokens.shape) for x in values)
   is_token = (tokens >= 0) & (tokens < vocab_size)
   return jnp.where(is_token, logprobs, jnp.nan), entropies
@@ -102,6 +107,7 @@ def token_logprobs_and_entropy(
 
 class _Options(NamedTuple):
   """What is known before the arrays are."""
+
   vocab_axis: int
   chunk_size: int
   softcap: float | None
@@ -149,13 +155,15 @@ def _forward(options, hidden, head, tokens, temperature):
     total = decay * total + jnp.sum(weights, 1)
     place = tokens - start
     found = jnp.take_along_axis(
-        scores, jnp.clip(place, 0, size - 1)[:, None], axis=1)[:, 0]
+      scores, jnp.clip(place, 0, size - 1)[:, None], axis=1
+    )[:, 0]
     chosen = jnp.where((place >= 0) & (place < size), found, chosen)
     return new_peak, total, moment, chosen
 
   # Sums over v of exp(u_v - peak), and of that times u_v - peak.
-  peak, total, moment, chosen = _over_chunks(options, fold, head,
-                                             (lowest, zeros, zeros, zeros))
+  peak, total, moment, chosen = _over_chunks(
+    options, fold, head, (lowest, zeros, zeros, zeros)
+  )
   log_total = jnp.log(total)
   entropies = log_total - moment / total
   residuals = hidden, head, tokens, temperature, peak, log_total, entropies
@@ -178,7 +186,7 @@ def _backward(options, residuals, cotangents):
     is_chosen = jnp.arange(size) == (tokens - start)[:, None]
     slope = (slope + jnp.where(is_chosen, of_logprob, 0)) / temperature
     if options.softcap is not None:
-      slope *= 1 - (scores * (temperature / options.softcap))**2
+      slope *= 1 - (scores * (temperature / options.softcap)) ** 2
     slope = slope.astype(hidden.dtype)
     # Their slope is 0, and so is what they add.
     part = jnp.where(jnp.isneginf(part), 0, part)
@@ -187,8 +195,9 @@ def _backward(options, residuals, cotangents):
     if options.vocab_axis == 0:
       # Else XLA makes of it a product of which the CPU transposes the scores.
       of_part = jax.lax.optimization_barrier(of_part).T
-    of_head = jax.lax.dynamic_update_slice_in_dim(of_head, of_part, start,
-                                                  options.vocab_axis)
+    of_head = jax.lax.dynamic_update_slice_in_dim(
+      of_head, of_part, start, options.vocab_axis
+    )
     return of_hidden, of_head
 
   transposed = hidden.T
@@ -204,8 +213,9 @@ def _over_chunks(options: _Options, fold: Callable, head, state):
   """fold(start, size, state) on each chunk; a smaller last one by itself."""
   size = options.chunk_size
   count, rest = divmod(head.shape[options.vocab_axis], size)
-  state = jax.lax.fori_loop(0, count, lambda i, x: fold(i * size, size, x),
-                            state)
+  state = jax.lax.fori_loop(
+    0, count, lambda i, x: fold(i * size, size, x), state
+  )
   return fold(count * size, rest, state) if rest else state
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_number(name: str, value: Any, is_allowed: Callable[[float], bool],
-                 allowed: str) -> None:
+def check_number(
+  name: str, value: Any, is_allowed: Callable[[float], bool], allowed: str
+) -> None:
   """Raises ValueError if a number isn't allowed, or is none.
 
   Args:
@@ -22,9 +23,11 @@ def check_number(name: str, value: Any, is_allowed: Callable[[float], bool],
   if not is_array and not isinstance(value, (int, float)):
     raise ValueError(f'{name}={value!r}: must be a number, {allowed}')
   if jnp.ndim(value) or jnp.iscomplexobj(value):
-    raise ValueError(f'{name} of shape {jnp.shape(value)} and dtype '
-                     f'{jnp.result_type(value)}: must be one real number, '
-                     f'{allowed}')
+    raise ValueError(
+      f'{name} of shape {jnp.shape(value)} and dtype '
+      f'{jnp.result_type(value)}: must be one real number, '
+      f'{allowed}'
+    )
   if isinstance(value, jax.core.Tracer):
     return
   if not is_allowed(float(value)):

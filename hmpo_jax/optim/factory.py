@@ -14,9 +14,13 @@ from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import qk_weights
 
 
-def make(optim, hparams: base.HParams, *,
-         dimension_numbers: muon.DimensionNumbers,
-         attention: qk_weights.Blocks) -> optax.GradientTransformationExtraArgs:
+def make(
+  optim,
+  hparams: base.HParams,
+  *,
+  dimension_numbers: muon.DimensionNumbers,
+  attention: qk_weights.Blocks,
+) -> optax.GradientTransformationExtraArgs:
   """The optimizer that `config.optim` names, followed by the QK-clip.
 
   The gradients are first scaled down to a global norm of max_grad_norm. Weight
@@ -41,56 +45,72 @@ def make(optim, hparams: base.HParams, *,
   if optim.name not in OPTIMIZERS:
     raise ValueError(f'{optim.name=}: must be {" or ".join(OPTIMIZERS)}')
   optimizer = OPTIMIZERS[optim.name].make(
-      optim, hparams, dimension_numbers,
-      functools.partial(_factors, hparams.qk_learning_rate_scale, attention))
+    optim,
+    hparams,
+    dimension_numbers,
+    functools.partial(_factors, hparams.qk_learning_rate_scale, attention),
+  )
   clip = muon_clip.qk_clip(
-      hparams.tau,
-      attention=attention,
-      mode=optim.qk_clip,
-      alpha=hparams.qk_alpha,
-      monitor_tau=hparams.monitor_tau)
+    hparams.tau,
+    attention=attention,
+    mode=optim.qk_clip,
+    alpha=hparams.qk_alpha,
+    monitor_tau=hparams.monitor_tau,
+  )
   return optax.with_extra_args_support(
-      optax.chain(_clip_by_global_norm(hparams.max_grad_norm), optimizer, clip))
+    optax.chain(_clip_by_global_norm(hparams.max_grad_norm), optimizer, clip)
+  )
 
 
 def _muon_clip(optim, hparams, dimension_numbers, factors):
   return muon.muon(
-      hparams.learning_rate,
-      dimension_numbers=dimension_numbers,
-      momentum=hparams.momentum,
-      nesterov=optim.nesterov,
-      coefficients=optim.coefficients,
-      dtype=optim.products,
-      weight_decay=hparams.weight_decay,
-      adam_learning_rate=hparams.adam_learning_rate,
-      adam_weight_decay=hparams.adam_weight_decay,
-      adam_b1=optim.adam_b1,
-      adam_b2=optim.adam_b2,
-      factors=factors)
+    hparams.learning_rate,
+    dimension_numbers=dimension_numbers,
+    momentum=hparams.momentum,
+    nesterov=optim.nesterov,
+    coefficients=optim.coefficients,
+    dtype=optim.products,
+    weight_decay=hparams.weight_decay,
+    adam_learning_rate=hparams.adam_learning_rate,
+    adam_weight_decay=hparams.adam_weight_decay,
+    adam_b1=optim.adam_b1,
+    adam_b2=optim.adam_b2,
+    factors=factors,
+  )
 
 
 def _adamw(optim, hparams, dimension_numbers, factors):
   # `optax.adamw` but for the factors.
   return optax.chain(
-      optax.scale_by_adam(optim.adam_b1, optim.adam_b2),
-      optax.add_decayed_weights(hparams.weight_decay,
-                                _decayed(dimension_numbers)),
-      muon.scale_by_rates(hparams.learning_rate, factors))
+    optax.scale_by_adam(optim.adam_b1, optim.adam_b2),
+    optax.add_decayed_weights(
+      hparams.weight_decay, _decayed(dimension_numbers)
+    ),
+    muon.scale_by_rates(hparams.learning_rate, factors),
+  )
 
 
 class Optimizer(NamedTuple):
   """How one is made, and the keys of `optim` that others may not use."""
+
   make: Callable[..., optax.GradientTransformation]
   keys: tuple[str, ...]
 
 
 _ADAM = ('adam_b1', 'adam_b2')
-_MUON = ('adam_learning_rate', 'adam_weight_decay', 'momentum', 'nesterov',
-         'muon_heads', 'coefficients', 'products')
+_MUON = (
+  'adam_learning_rate',
+  'adam_weight_decay',
+  'momentum',
+  'nesterov',
+  'muon_heads',
+  'coefficients',
+  'products',
+)
 
 OPTIMIZERS = {
-    'muon_clip': Optimizer(_muon_clip, (*_MUON, *_ADAM)),
-    'adamw': Optimizer(_adamw, _ADAM),
+  'muon_clip': Optimizer(_muon_clip, (*_MUON, *_ADAM)),
+  'adamw': Optimizer(_adamw, _ADAM),
 }
 
 # Keys of `optim` that at least one of them uses, each once.
@@ -111,8 +131,9 @@ def rates_at(hparams: base.HParams, step: jax.Array) -> base.HParams:
   frac = jnp.minimum(step / hparams.decay_steps, 1)
   factor = 1 - (1 - hparams.decay) * frac
   return hparams._replace(
-      learning_rate=hparams.learning_rate * factor,
-      adam_learning_rate=hparams.adam_learning_rate * factor)
+    learning_rate=hparams.learning_rate * factor,
+    adam_learning_rate=hparams.adam_learning_rate * factor,
+  )
 
 
 def clip_state(opt_state: optax.OptState) -> muon_clip.QKClipState:
@@ -127,7 +148,8 @@ def _decayed(dimension_numbers):
   def mask(params):
     specs = muon.specs_of(dimension_numbers, params)
     return jax.tree.map(
-        lambda spec: spec is not None, specs, is_leaf=muon.is_spec)
+      lambda spec: spec is not None, specs, is_leaf=muon.is_spec
+    )
 
   return mask
 
@@ -136,13 +158,13 @@ def _factors(scale, attention, updates):
   """A factor on the learning rate for each of the updates."""
   blocks = qk_weights.resolve(attention, updates)
   kernels = {
-      weight.path
-      for block in jax.tree.leaves(blocks, is_leaf=qk_weights.is_block)
-      for weight in (*block.query, *block.key)
-      if weight.path[-1] == 'kernel'
+    weight.path
+    for block in jax.tree.leaves(blocks, is_leaf=qk_weights.is_block)
+    for weight in (*block.query, *block.key)
+    if weight.path[-1] == 'kernel'
   }
   factors = [
-      scale if path in kernels else 1. for path in qk_weights.by_path(updates)
+    scale if path in kernels else 1.0 for path in qk_weights.by_path(updates)
   ]
   return jax.tree.unflatten(jax.tree.structure(updates), factors)
 
@@ -160,7 +182,7 @@ def _clip_by_global_norm(max_norm):
     over = norm > max_norm
     factor = max_norm / jnp.where(over, norm, 1)
     return jax.tree.map(
-        lambda g: jnp.where(over, g * factor.astype(g.dtype), g),
-        updates), state
+      lambda g: jnp.where(over, g * factor.astype(g.dtype), g), updates
+    ), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)

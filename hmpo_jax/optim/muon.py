@@ -19,19 +19,21 @@ DimensionNumbers = Any | Callable[[base.Params], Any]
 Factors = Callable[[base.Params], Any]
 
 
-def muon(learning_rate: chex.Numeric,
-         *,
-         dimension_numbers: DimensionNumbers,
-         momentum: chex.Numeric = 0.95,
-         nesterov: bool = False,
-         coefficients: str = 'keller',
-         dtype: str = 'float32',
-         weight_decay: chex.Numeric = 0.,
-         adam_learning_rate: chex.Numeric,
-         adam_weight_decay: chex.Numeric = 0.,
-         adam_b1: float = 0.9,
-         adam_b2: float = 0.95,
-         factors: Factors | None = None) -> optax.GradientTransformation:
+def muon(
+  learning_rate: chex.Numeric,
+  *,
+  dimension_numbers: DimensionNumbers,
+  momentum: chex.Numeric = 0.95,
+  nesterov: bool = False,
+  coefficients: str = 'keller',
+  dtype: str = 'float32',
+  weight_decay: chex.Numeric = 0.0,
+  adam_learning_rate: chex.Numeric,
+  adam_weight_decay: chex.Numeric = 0.0,
+  adam_b1: float = 0.9,
+  adam_b2: float = 0.95,
+  factors: Factors | None = None,
+) -> optax.GradientTransformation:
   """Muon on the matrices that have dimension numbers, AdamW on all else.
 
     M <- mu M + G,  and with nesterov  N = mu M + G,  else  N = M
@@ -73,30 +75,32 @@ def muon(learning_rate: chex.Numeric,
     ValueError: momentum outside [0, 1), unknown coefficients or dtype; from
       update, dimension numbers that don't fit.
   """
-  arguments.check_number('momentum', momentum, lambda x: 0 <= x < 1,
-                         'at least 0 and below 1')
+  arguments.check_number(
+    'momentum', momentum, lambda x: 0 <= x < 1, 'at least 0 and below 1'
+  )
   orthogonal.check(coefficients, dtype)
   hidden = optax.chain(
-      optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32),
-      _scale_by_orthogonal(dimension_numbers, coefficients, dtype),
-      optax.add_decayed_weights(weight_decay),
-      scale_by_rates(learning_rate, factors))
+    optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32),
+    _scale_by_orthogonal(dimension_numbers, coefficients, dtype),
+    optax.add_decayed_weights(weight_decay),
+    scale_by_rates(learning_rate, factors),
+  )
   rest = optax.adamw(
-      adam_learning_rate,
-      b1=adam_b1,
-      b2=adam_b2,
-      weight_decay=adam_weight_decay)
+    adam_learning_rate, b1=adam_b1, b2=adam_b2, weight_decay=adam_weight_decay
+  )
 
   def labels(params):
     of_leaf = lambda spec: 'rest' if spec is None else 'hidden'
     return jax.tree.map(
-        of_leaf, specs_of(dimension_numbers, params), is_leaf=is_spec)
+      of_leaf, specs_of(dimension_numbers, params), is_leaf=is_spec
+    )
 
   return optax.partition({'hidden': hidden, 'rest': rest}, labels)
 
 
-def scale_by_rates(learning_rate: chex.Numeric,
-                   factors: Factors | None) -> optax.GradientTransformation:
+def scale_by_rates(
+  learning_rate: chex.Numeric, factors: Factors | None
+) -> optax.GradientTransformation:
   """Updates times -eta, or times -(eta c) with a factor c of its own for each.
 
   The factor meets the rate before the rate meets an array: where it is 1 no bit
@@ -111,8 +115,9 @@ def scale_by_rates(learning_rate: chex.Numeric,
 
   def update(updates, state, params=None):
     del params
-    return jax.tree.map(lambda u, factor: -(learning_rate * factor) * u,
-                        updates, factors(updates)), state
+    return jax.tree.map(
+      lambda u, factor: -(learning_rate * factor) * u, updates, factors(updates)
+    ), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)
 
@@ -135,20 +140,22 @@ def _scale_by_orthogonal(dimension_numbers, coefficients, dtype):
   def update(updates, state, params=None):
     del params
     specs = jax.tree.leaves(
-        specs_of(dimension_numbers, updates), is_leaf=is_spec)
+      specs_of(dimension_numbers, updates), is_leaf=is_spec
+    )
     # Leaves that AdamW takes are masked in `updates`.
     specs = [spec for spec in specs if spec is not None]
     leaves, treedef = jax.tree.flatten(updates)
     layouts = [
-        _Layout(leaf.shape, spec)
-        for leaf, spec in zip(leaves, specs, strict=True)
+      _Layout(leaf.shape, spec)
+      for leaf, spec in zip(leaves, specs, strict=True)
     ]
     matrices = [layout.fold(x) for layout, x in zip(layouts, leaves)]
     directions = orthogonal.orthogonalize(
-        matrices, coefficients=coefficients, dtype=dtype)
+      matrices, coefficients=coefficients, dtype=dtype
+    )
     scaled = [
-        layout.unfold(0.2 * math.sqrt(max(x.shape[-2:])) * x)
-        for layout, x in zip(layouts, directions)
+      layout.unfold(0.2 * math.sqrt(max(x.shape[-2:])) * x)
+      for layout, x in zip(layouts, directions)
     ]
     return jax.tree.unflatten(treedef, scaled), state
 
@@ -164,9 +171,11 @@ class _Layout:
     if not all(-rank <= axis < rank for axis in given):
       raise ValueError(f'{spec}: {shape} has no such axis')
     inputs, outputs = (
-        tuple(axis % rank
-              for axis in ((axes,) if isinstance(axes, int) else axes))
-        for axes in spec)
+      tuple(
+        axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)
+      )
+      for axes in spec
+    )
     named = inputs + outputs
     if len(set(named)) < len(named):
       raise ValueError(f'{spec}: an axis is named twice')
@@ -174,9 +183,9 @@ class _Layout:
     self._order = batch + named
     self._ordered = tuple(shape[axis] for axis in self._order)
     sizes = (
-        math.prod(shape[axis]
-                  for axis in axes)
-        for axes in (batch, inputs, outputs))
+      math.prod(shape[axis] for axis in axes)
+      for axes in (batch, inputs, outputs)
+    )
     self._folded = tuple(sizes)
 
   def fold(self, x):

@@ -32,6 +32,7 @@ class QKClipState(NamedTuple):
   Arrays per head are [N_l, H], or [H] for a single layer, and stand in the
   structure of the blocks of attention where there are several.
   """
+
   update_count: jax.Array  # [] int32 updates
   clipped_count: jax.Array  # [] int32 updates that clipped any head
   nonfinite_count: jax.Array  # [] int32 updates with a NaN or +inf logit
@@ -51,12 +52,12 @@ class QKClipState(NamedTuple):
 
 
 def qk_clip(
-    tau: chex.Numeric | Callable[[jax.Array], chex.Numeric],
-    *,
-    attention: qk_weights.Blocks,
-    mode: str = 'weights',
-    alpha: chex.Numeric = 0.5,
-    monitor_tau: chex.Numeric | None = None
+  tau: chex.Numeric | Callable[[jax.Array], chex.Numeric],
+  *,
+  attention: qk_weights.Blocks,
+  mode: str = 'weights',
+  alpha: chex.Numeric = 0.5,
+  monitor_tau: chex.Numeric | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Rescales the query and key weights of heads whose logits exceed tau.
 
@@ -121,10 +122,11 @@ def qk_clip(
     max_logits = _checked_logits(max_logits, blocks)
     now = tau(state.update_count) if callable(tau) else tau
     gammas = jax.tree.map(
-        functools.partial(_gamma, now, mode),
-        blocks,
-        max_logits,
-        is_leaf=qk_weights.is_block)
+      functools.partial(_gamma, now, mode),
+      blocks,
+      max_logits,
+      is_leaf=qk_weights.is_block,
+    )
     if mode != 'off':
       updates = _rescaled_tree(updates, params, blocks, gammas, mode, alpha)
     threshold = now if monitor_tau is None else monitor_tau
@@ -133,14 +135,16 @@ def qk_clip(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def muon_clip(learning_rate: chex.Numeric,
-              *,
-              tau: chex.Numeric | Callable[[jax.Array], chex.Numeric],
-              attention: qk_weights.Blocks,
-              mode: str = 'weights',
-              alpha: chex.Numeric = 0.5,
-              monitor_tau: chex.Numeric | None = None,
-              **muon_options) -> optax.GradientTransformationExtraArgs:
+def muon_clip(
+  learning_rate: chex.Numeric,
+  *,
+  tau: chex.Numeric | Callable[[jax.Array], chex.Numeric],
+  attention: qk_weights.Blocks,
+  mode: str = 'weights',
+  alpha: chex.Numeric = 0.5,
+  monitor_tau: chex.Numeric | None = None,
+  **muon_options,
+) -> optax.GradientTransformationExtraArgs:
   """Muon on hidden matrices, AdamW on all else, then the QK-clip.
 
   See "Kimi K2: Open Agentic Intelligence" by the Kimi Team
@@ -159,22 +163,27 @@ def muon_clip(learning_rate: chex.Numeric,
     A transformation whose `update` wants params and max_logits.
   """
   return optax.with_extra_args_support(
-      optax.chain(
-          muon.muon(learning_rate, **muon_options),
-          qk_clip(
-              tau,
-              attention=attention,
-              mode=mode,
-              alpha=alpha,
-              monitor_tau=monitor_tau)))
+    optax.chain(
+      muon.muon(learning_rate, **muon_options),
+      qk_clip(
+        tau,
+        attention=attention,
+        mode=mode,
+        alpha=alpha,
+        monitor_tau=monitor_tau,
+      ),
+    )
+  )
 
 
-def undone(params: Any,
-           factors: Any,
-           *,
-           attention: qk_weights.Blocks,
-           mode: str = 'weights',
-           alpha: chex.Numeric = 0.5) -> Any:
+def undone(
+  params: Any,
+  factors: Any,
+  *,
+  attention: qk_weights.Blocks,
+  mode: str = 'weights',
+  alpha: chex.Numeric = 0.5,
+) -> Any:
   """Parameters as they were before `qk_clip` rescaled them, but for rounding.
 
   Args:
@@ -195,7 +204,8 @@ def undone(params: Any,
     scale = qk_weights.spread(weight, factor, param.shape, is_stacked)
     w = param[index] + weight.offset
     leaves[weight.path] = param.at[index].set(
-        jnp.where(scale < 1, w / scale - weight.offset, param[index]))
+      jnp.where(scale < 1, w / scale - weight.offset, param[index])
+    )
   return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
 
 
@@ -212,57 +222,63 @@ def telemetry(state: QKClipState) -> dict[str, jax.Array]:
   count = jnp.maximum(state.update_count, 1)
   ever = [x.ravel() for x in jax.tree.leaves(state.ever_clipped)]
   return {
-      'clipped_frac': state.clipped_count / count,
-      'over_frac': state.over_count / count,
-      'heads_ever_clipped_frac': jnp.mean(jnp.concatenate(ever)),
-      'smallest_factor': state.smallest_factor,
-      'exploded': state.exploded,
+    'clipped_frac': state.clipped_count / count,
+    'over_frac': state.over_count / count,
+    'heads_ever_clipped_frac': jnp.mean(jnp.concatenate(ever)),
+    'smallest_factor': state.smallest_factor,
+    'exploded': state.exploded,
   }
 
 
 def _initial_state(blocks):
   fill = lambda value, dtype: jax.tree.map(
-      lambda block: jnp.full(block.shape, value, dtype),
-      blocks,
-      is_leaf=qk_weights.is_block)
+    lambda block: jnp.full(block.shape, value, dtype),
+    blocks,
+    is_leaf=qk_weights.is_block,
+  )
   # A buffer of their own for each, so that a jitted step can donate the state.
   zero = lambda: jnp.zeros((), jnp.int32)
   return QKClipState(
-      update_count=zero(),
-      clipped_count=zero(),
-      nonfinite_count=zero(),
-      over_count=zero(),
-      over_in_a_row=zero(),
-      exploded=jnp.bool_(False),
-      smallest_factor=jnp.float32(1),
-      last_max=fill(-jnp.inf, jnp.float32),
-      last_factor=fill(1, jnp.float32),
-      max_ever=fill(-jnp.inf, jnp.float32),
-      clip_count=fill(0, jnp.int32))
+    update_count=zero(),
+    clipped_count=zero(),
+    nonfinite_count=zero(),
+    over_count=zero(),
+    over_in_a_row=zero(),
+    exploded=jnp.bool_(False),
+    smallest_factor=jnp.float32(1),
+    last_max=fill(-jnp.inf, jnp.float32),
+    last_factor=fill(1, jnp.float32),
+    max_ever=fill(-jnp.inf, jnp.float32),
+    clip_count=fill(0, jnp.int32),
+  )
 
 
 def _next_state(state, max_logits, gammas, monitor_tau):
   flat = lambda tree: jnp.concatenate(
-      [leaf.ravel() for leaf in jax.tree.leaves(tree)])
+    [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+  )
   largest = reductions.nan_max(flat(max_logits))
   gamma = jnp.min(flat(gammas))
   is_over = ~(largest <= monitor_tau)  # NaN is over too.
   in_a_row = jnp.where(is_over, state.over_in_a_row + 1, 0)
-  ever = lambda old, new: jnp.maximum(old, jnp.where(
-      _is_bad(new), -jnp.inf, new))
+  ever = lambda old, new: jnp.maximum(
+    old, jnp.where(_is_bad(new), -jnp.inf, new)
+  )
   return QKClipState(
-      update_count=optax.safe_increment(state.update_count),
-      clipped_count=state.clipped_count + (gamma < 1),
-      nonfinite_count=state.nonfinite_count + _is_bad(largest),
-      over_count=state.over_count + is_over,
-      over_in_a_row=in_a_row,
-      exploded=state.exploded | (in_a_row >= EXPLODED_AFTER),
-      smallest_factor=jnp.minimum(state.smallest_factor, gamma),
-      last_max=max_logits,
-      last_factor=gammas,
-      max_ever=jax.tree.map(ever, state.max_ever, max_logits),
-      clip_count=jax.tree.map(lambda count, gamma: count + (gamma < 1),
-                              state.clip_count, gammas))
+    update_count=optax.safe_increment(state.update_count),
+    clipped_count=state.clipped_count + (gamma < 1),
+    nonfinite_count=state.nonfinite_count + _is_bad(largest),
+    over_count=state.over_count + is_over,
+    over_in_a_row=in_a_row,
+    exploded=state.exploded | (in_a_row >= EXPLODED_AFTER),
+    smallest_factor=jnp.minimum(state.smallest_factor, gamma),
+    last_max=max_logits,
+    last_factor=gammas,
+    max_ever=jax.tree.map(ever, state.max_ever, max_logits),
+    clip_count=jax.tree.map(
+      lambda count, gamma: count + (gamma < 1), state.clip_count, gammas
+    ),
+  )
 
 
 def _is_bad(max_logits):
@@ -297,7 +313,7 @@ def _split(gamma, alpha, num_keys, head_order):
     shape, axis = (size, num_keys), -2
   alpha = jnp.asarray(alpha, gamma.dtype)
   grouped = gamma.reshape(*layers, *shape)
-  key = jnp.max(grouped, axis, keepdims=True)**(1 - alpha)
+  key = jnp.max(grouped, axis, keepdims=True) ** (1 - alpha)
   query = (grouped / key).reshape(gamma.shape)
   return query, key.reshape(*layers, num_keys)
 
@@ -311,17 +327,19 @@ def _rescaled_tree(updates, params, blocks, gammas, mode, alpha):
 
   for weight, factor, is_stacked in _shares(blocks, gammas, mode, alpha):
     path = weight.path
-    changed[path] = _rescaled(changed[path], leaves[path], weight, factor,
-                              is_stacked)
+    changed[path] = _rescaled(
+      changed[path], leaves[path], weight, factor, is_stacked
+    )
   return jax.tree.unflatten(jax.tree.structure(updates), changed.values())
 
 
 def _shares(blocks, gammas, mode, alpha):
   """Each weight to rescale, its factors per head, and whether it is stacked."""
   for block, gamma in zip(
-      jax.tree.leaves(blocks, is_leaf=qk_weights.is_block),
-      jax.tree.leaves(gammas),
-      strict=True):
+    jax.tree.leaves(blocks, is_leaf=qk_weights.is_block),
+    jax.tree.leaves(gammas),
+    strict=True,
+  ):
     queries, keys, alone = qk_weights.chosen(block, mode)
     num_keys = 1 if keys[0].heads is None else block.num_kv_heads
     query, key = _split(gamma, alpha, num_keys, block.head_order)
@@ -334,8 +352,9 @@ def _rescaled(update, param, weight, factor, is_stacked):
   """Updates that lead to factor * (param + update), their bits kept at 1."""
   # Rounded to bfloat16 the difference would lose most of the scale's digits.
   dtype = functools.reduce(
-      jnp.promote_types,
-      (jnp.result_type(param), jnp.result_type(update), jnp.float32))
+    jnp.promote_types,
+    (jnp.result_type(param), jnp.result_type(update), jnp.float32),
+  )
   update = jnp.asarray(update, dtype)
   index = qk_weights.index(weight, param.ndim)
   u, w = update[index], param[index].astype(dtype) + weight.offset
@@ -367,17 +386,20 @@ def _checked_blocks(attention, mode, params):
 def _checked_logits(max_logits, blocks):
   """Float32 statistics in the structure of the blocks."""
   if max_logits is None:
-    raise TypeError('qk_clip needs the largest attention logits of this '
-                    "update's forward pass: call update(..., max_logits=...)")
+    raise TypeError(
+      'qk_clip needs the largest attention logits of this '
+      "update's forward pass: call update(..., max_logits=...)"
+    )
   leaves, structure = jax.tree.flatten(blocks, is_leaf=qk_weights.is_block)
   wanted = [block.shape for block in leaves]
   shapes = list(map(jnp.shape, jax.tree.leaves(max_logits)))
   given: Any = jax.tree.structure(max_logits)
   if given != structure or shapes != wanted:
     raise ValueError(
-        'max_logits must be [N_l, H], one number per layer and query head: '
-        f'{_outline(structure, wanted)}; got '
-        f'{_outline(given, shapes)}')
+      'max_logits must be [N_l, H], one number per layer and query head: '
+      f'{_outline(structure, wanted)}; got '
+      f'{_outline(given, shapes)}'
+    )
   return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), max_logits)
 
 

@@ -8,29 +8,31 @@ import numpy as np
 
 # What one step makes of a singular value s is a s + b s^3 + c s^5.
 COEFFICIENTS = {
-    # "Muon" by Jordan (https://kellerjordan.github.io/posts/muon/).
-    'keller': ((3.4445, -4.7750, 2.0315),) * 5,
-    # "The Polar Express" by Amsel et al. (https://arxiv.org/abs/2505.16932),
-    # the first five steps.
-    'polar_express': (
-        (8.28721201814563, -23.595886519098837, 17.300387312530933),
-        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    ),
+  # "Muon" by Jordan (https://kellerjordan.github.io/posts/muon/).
+  'keller': ((3.4445, -4.7750, 2.0315),) * 5,
+  # "The Polar Express" by Amsel et al. (https://arxiv.org/abs/2505.16932),
+  # the first five steps.
+  'polar_express': (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+  ),
 }
 DTYPES = ('float32', 'bfloat16')
 
 # Its authors divide singular values by this before each step: rounding lifts
 # some of them above 1, where the polynomials grow.
-_SAFETY = {'keller': 1., 'polar_express': 1.01}
+_SAFETY = {'keller': 1.0, 'polar_express': 1.01}
 
 
-def orthogonalize(matrices: Sequence[jax.Array],
-                  *,
-                  coefficients: str = 'keller',
-                  dtype: str = 'float32') -> list[jax.Array]:
+def orthogonalize(
+  matrices: Sequence[jax.Array],
+  *,
+  coefficients: str = 'keller',
+  dtype: str = 'float32',
+) -> list[jax.Array]:
   """Takes the singular values of each matrix to about 1.
 
     X <- M / |M|_F,  then five times  A = X X^T,  X <- a X + (b A + c A A) X
@@ -68,8 +70,8 @@ def orthogonalize(matrices: Sequence[jax.Array],
     done = _newton_schulz(stack, coefficients, dtype)
     results |= zip(members, jnp.split(done, np.cumsum(sizes)[:-1]))
   return [
-      _as_before(results[i], x) if i in results else x
-      for i, x in enumerate(matrices)
+    _as_before(results[i], x) if i in results else x
+    for i, x in enumerate(matrices)
   ]
 
 
@@ -77,7 +79,8 @@ def check(coefficients: str, dtype: str) -> None:
   """Raises ValueError for unknown coefficients or dtype."""
   if coefficients not in COEFFICIENTS:
     raise ValueError(
-        f'{coefficients=}: must be one of {", ".join(COEFFICIENTS)}')
+      f'{coefficients=}: must be one of {", ".join(COEFFICIENTS)}'
+    )
   if dtype not in DTYPES:
     raise ValueError(f'{dtype=}: must be one of {", ".join(DTYPES)}')
 
@@ -85,8 +88,9 @@ def check(coefficients: str, dtype: str) -> None:
 def _wide(matrix):
   """[batch, short, long], transposed where that needs it."""
   if not 2 <= jnp.ndim(matrix) <= 8:
-    raise AssertionError(f'a matrix of shape {jnp.shape(matrix)}: must have 2 '
-                         'to 8 axes')
+    raise AssertionError(
+      f'a matrix of shape {jnp.shape(matrix)}: must have 2 to 8 axes'
+    )
   rows, columns = matrix.shape[-2:]
   batch = matrix.reshape(-1, rows, columns)
   return jnp.swapaxes(batch, 1, 2) if rows > columns else batch
@@ -113,12 +117,13 @@ def _normalized(batch):
 
 def _newton_schulz(batch, coefficients, dtype):
   """All steps on [batch, short, long]."""
-  scale = _SAFETY[coefficients]**np.array([1, 3, 5])
+  scale = _SAFETY[coefficients] ** np.array([1, 3, 5])
   steps = jnp.asarray(COEFFICIENTS[coefficients] / scale, batch.dtype)
   run = lambda x: jax.lax.scan(_step, x, steps)[0]
   factors = batch.astype(dtype) if dtype == 'bfloat16' else batch
   return jax.lax.platform_dependent(
-      factors, cpu=lambda x: jax.lax.map(run, x), default=run)
+    factors, cpu=lambda x: jax.lax.map(run, x), default=run
+  )
 
 
 def _step(x, coefficients):
@@ -128,10 +133,11 @@ def _step(x, coefficients):
   def product(left, right):
     # Without a precision, float32 would be rounded further on GPU and TPU.
     return jnp.matmul(
-        left,
-        right,
-        precision=None if x.dtype == jnp.bfloat16 else 'highest',
-        preferred_element_type=wide)
+      left,
+      right,
+      precision=None if x.dtype == jnp.bfloat16 else 'highest',
+      preferred_element_type=wide,
+    )
 
   a, b, c = coefficients
   gram = product(x, jnp.swapaxes(x, -1, -2))

@@ -22,6 +22,7 @@ class Weight(NamedTuple):
   A projection as one kernel [D, 3, H, Dh] is three of them with parts along
   axis 1; the kernel [D, (H + 2 K) Dh] of another model is parts along axis 1.
   """
+
   # Keys, indices or names that lead to it; of a variable of NNX or a boxed
   # parameter of Linen without the `value` inside.
   path: tuple[Any, ...]
@@ -29,7 +30,7 @@ class Weight(NamedTuple):
   # number of entries; None where all heads share the whole.
   heads: int | None
   part: tuple[int, int, int] | None = None  # axis, start, stop of what counts
-  offset: float = 0.  # the model uses offset + w: 1 in norms with a gain 1 + w
+  offset: float = 0.0  # the model uses offset + w: 1 in norms with a gain 1 + w
 
 
 class Attention(NamedTuple):
@@ -39,6 +40,7 @@ class Attention(NamedTuple):
   Weight names. Norms that stand between a projection and its rotary embedding
   have their gains, and biases, in query_gain and key_gain.
   """
+
   num_heads: int  # H, query heads
   num_kv_heads: int  # K, divides num_heads
   query: tuple[Weight, ...]  # kernel, and bias if there is one
@@ -92,12 +94,14 @@ def by_path(tree: Any) -> dict[tuple, Any]:
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   in_node = collections.Counter(
-      path[:end] for path, _ in leaves for end in range(len(path)))
+    path[:end] for path, _ in leaves for end in range(len(path))
+  )
   is_boxed = lambda path: (
-      path and path[-1] == _BOXED and in_node[path[:-1]] == 1)
+    path and path[-1] == _BOXED and in_node[path[:-1]] == 1
+  )
   return {
-      tuple(map(_name, path[:-1] if is_boxed(path) else path)): leaf
-      for path, leaf in leaves
+    tuple(map(_name, path[:-1] if is_boxed(path) else path)): leaf
+    for path, leaf in leaves
   }
 
 
@@ -116,14 +120,16 @@ def chosen(block: Attention, mode: str) -> tuple[tuple, tuple, tuple]:
   if mode == 'weights':
     if has_norm:
       raise ValueError(
-          "qk_clip in mode 'weights' on attention with a norm on queries or "
-          'keys, which undoes any rescaling of their weights, so that they '
-          "would shrink without end: choose 'gain' or 'off'")
+        "qk_clip in mode 'weights' on attention with a norm on queries or "
+        'keys, which undoes any rescaling of their weights, so that they '
+        "would shrink without end: choose 'gain' or 'off'"
+      )
     return block.query, block.key, block.query_alone
   if not block.query_gain or not block.key_gain:
     raise ValueError(
-        "qk_clip in mode 'gain' needs a norm with gains on queries and on "
-        "keys, which this attention lacks: choose 'weights' or 'off'")
+      "qk_clip in mode 'gain' needs a norm with gains on queries and on "
+      "keys, which this attention lacks: choose 'weights' or 'off'"
+    )
   return block.query_gain, block.key_gain, ()
 
 
@@ -136,17 +142,23 @@ def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
     leaves: of the parameters, from `by_path`.
   """
   if block.head_order not in HEAD_ORDERS:
-    raise ValueError(f'head_order={block.head_order!r}: must be one of '
-                     f'{", ".join(HEAD_ORDERS)}')
+    raise ValueError(
+      f'head_order={block.head_order!r}: must be one of '
+      f'{", ".join(HEAD_ORDERS)}'
+    )
   heads, kv_heads = block.num_heads, block.num_kv_heads
   if not _are_ints(heads, kv_heads):
-    raise ValueError(f'num_heads={heads!r}, num_kv_heads={kv_heads!r}: must be '
-                     'integers')
+    raise ValueError(
+      f'num_heads={heads!r}, num_kv_heads={kv_heads!r}: must be integers'
+    )
   if heads < 1 or kv_heads < 1 or heads % kv_heads:
     raise ValueError(f'{kv_heads} key heads must divide {heads} query heads')
   query, key, alone = chosen(block, mode)
-  for side, weights, count in (('query', query, heads), ('key', key, kv_heads),
-                               ('query_alone', alone, heads)):
+  for side, weights, count in (
+    ('query', query, heads),
+    ('key', key, kv_heads),
+    ('query_alone', alone, heads),
+  ):
     if side != 'query_alone' and not weights:
       raise ValueError(f'{side}: no weight is named')
     for weight in weights:
@@ -154,15 +166,21 @@ def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
       if problem:
         raise ValueError(f'{side}: {weight} {problem}; got {weights}')
     if len({weight.heads is None for weight in weights}) > 1:
-      raise ValueError(f'{side}: either all weights are shared by the heads or '
-                       f'none, got {weights}')
+      raise ValueError(
+        f'{side}: either all weights are shared by the heads or '
+        f'none, got {weights}'
+      )
     if side == 'query_alone' and any(w.heads is None for w in weights):
-      raise ValueError(f'{side}: one factor a head can\'t rescale what all '
-                       f'heads share, got {weights}')
+      raise ValueError(
+        f"{side}: one factor a head can't rescale what all "
+        f'heads share, got {weights}'
+      )
     for weight in weights:
       if weight.path not in leaves:
-        raise ValueError(f'{side}: no array at {weight.path} in the '
-                         f'parameters, which hold {sorted(leaves, key=str)}')
+        raise ValueError(
+          f'{side}: no array at {weight.path} in the '
+          f'parameters, which hold {sorted(leaves, key=str)}'
+        )
       shape = leaves[weight.path].shape
       problem = _problem(weight, shape, count, block.num_layers)
       if problem:
@@ -183,8 +201,10 @@ def check_distinct(blocks: Any, mode: str, leaves: dict[tuple, Any]) -> None:
       others = named.setdefault(weight.path, [])
       for other in others:
         if _overlap(weight.part, other.part, leaves[weight.path].ndim):
-          raise ValueError(f'{weight} and {other} share entries, which would '
-                           'be rescaled twice: name each once')
+          raise ValueError(
+            f'{weight} and {other} share entries, which would '
+            'be rescaled twice: name each once'
+          )
       others.append(weight)
 
 
@@ -196,8 +216,9 @@ def _malformed(weight):
     return 'must have a tuple as its path'
   if weight.heads is not None and not _are_ints(weight.heads):
     return 'must have an axis as its heads, or None'
-  if weight.part is not None and not (len(weight.part) == 3 and
-                                      _are_ints(*weight.part)):
+  if weight.part is not None and not (
+    len(weight.part) == 3 and _are_ints(*weight.part)
+  ):
     return 'must have axis, start and stop as its part, or None'
   is_number = isinstance(weight.offset, (int, float))
   if not is_number or not math.isfinite(weight.offset):
@@ -223,8 +244,9 @@ def _problem(weight, shape, count, num_layers):
   if is_stacked and shape[:1] != (num_layers,):
     return f'must start with its {num_layers} layers'
   for axis in (weight.heads, weight.part and weight.part[0]):
-    if axis is not None and (not -rank <= axis < rank or
-                             axis % rank < is_stacked):
+    if axis is not None and (
+      not -rank <= axis < rank or axis % rank < is_stacked
+    ):
       return f'has no axis {axis} of its own'
   if weight.part:
     axis, start, stop = weight.part
@@ -254,8 +276,9 @@ def index(weight: Weight, rank: int) -> tuple[slice, ...]:
   return tuple(slices)
 
 
-def spread(weight: Weight, factor: jax.Array, shape: tuple[int, ...],
-           is_stacked: bool) -> jax.Array:
+def spread(
+  weight: Weight, factor: jax.Array, shape: tuple[int, ...], is_stacked: bool
+) -> jax.Array:
   """The factor of each head in the shape of the part, but for axes of 1.
 
   Args:

@@ -19,6 +19,7 @@ _MAX_WORKERS = 8
 
 class Check(NamedTuple):
   """What is to be told before a plan runs."""
+
   rows: list[tuple[str, str]]  # of a table, label and value
   faults: list[str]  # runs that can't start, with the reason
   objections: list[str]  # why the plan can't answer its question
@@ -27,16 +28,18 @@ class Check(NamedTuple):
 class Comparison:
   """First `check`, then `run`."""
 
-  def __init__(self,
-               plan: design.Plan,
-               name: str,
-               workdir: pathlib.Path,
-               lock: int,
-               *,
-               only: Sequence[str] = (),
-               num_seeds: int = 0,
-               num_workers: int = 0,
-               max_runs: int = 64):
+  def __init__(
+    self,
+    plan: design.Plan,
+    name: str,
+    workdir: pathlib.Path,
+    lock: int,
+    *,
+    only: Sequence[str] = (),
+    num_seeds: int = 0,
+    num_workers: int = 0,
+    max_runs: int = 64,
+  ):
     """Starts nothing yet.
 
     Args:
@@ -76,7 +79,8 @@ class Comparison:
     made = doctor.programs(planned + grid)
     if not made:
       raise config_lib.ConfigError(
-          f'no run can start: {"; ".join(faults[:1]) or "none is wanted"}')
+        f'no run can start: {"; ".join(faults[:1]) or "none is wanted"}'
+      )
     samples = [design.unreplayed(program.runs[0]) for program in made]
     first = doctor.starts(self._plan, made)
     asked = [(run, False) for run in first.values()]
@@ -86,15 +90,17 @@ class Comparison:
     found = self._launcher.probe(asked)
     self._device = found[0].device
     self._launcher.num_workers = self._num_workers or _num_workers(
-        found[0].platform)
+      found[0].platform
+    )
     starts = dict(zip(first, found))
     rows = doctor.power_rows(self._plan) + doctor.start_rows(starts)
     if with_costs:
-      costs = list(zip(made, found[len(starts):]))
+      costs = list(zip(made, found[len(starts) :]))
       rows = doctor.cost_rows(costs, self._launcher.num_workers) + rows
     objections = doctor.objections(self._plan, planned)
-    return Check(rows, faults,
-                 objections + doctor.start_objections(self._plan, starts))
+    return Check(
+      rows, faults, objections + doctor.start_objections(self._plan, starts)
+    )
 
   def run(self) -> dict[str, str]:
     """Tunes, then trains; continues what was interrupted.
@@ -109,8 +115,12 @@ class Comparison:
     settings = self._tune()
     planned = design.runs(self._plan, settings, self._workdir)
     self._launcher.refuse_others(planned)
-    folder.write_plan(self._workdir, self._name, self._device,
-                      design.describe(self._plan, planned, settings))
+    folder.write_plan(
+      self._workdir,
+      self._name,
+      self._device,
+      design.describe(self._plan, planned, settings),
+    )
     self._launcher.train(self._wanted(planned))
     return self._launcher.failures
 
@@ -119,18 +129,22 @@ class Comparison:
     folders = {run.folder for run in found}
     # A replay whose source is neither wanted nor there waits for a wider call.
     return [
-        run for run in found if run.source is None or run.source in folders or
-        (self._workdir / run.source / run_records.METRICS).exists()
+      run
+      for run in found
+      if run.source is None
+      or run.source in folders
+      or (self._workdir / run.source / run_records.METRICS).exists()
     ]
 
   def _tune(self):
     """Settings of (task, variant), from the grids of those that are needed."""
     names = tuning.needed(self._plan, self._names)
     kept = {
-        (task, name): results
-        for (task, name), results in folder.read_tuning(self._workdir).items()
-        if task in self._plan.tasks and name not in names and
-        name in design.tuned(self._plan)
+      (task, name): results
+      for (task, name), results in folder.read_tuning(self._workdir).items()
+      if task in self._plan.tasks
+      and name not in names
+      and name in design.tuned(self._plan)
     }
     if not names or not self._plan.tuning:
       return tuning.settings(self._plan, kept)
@@ -142,9 +156,8 @@ class Comparison:
     for _ in range(1 + self._plan.tuning.max_extensions):
       self._make(pending, results, grid_seeds)
       pending = {
-          key: tuning.extension(
-              points,
-              tuning.ranked(results[key])[0]) for key, points in grids.items()
+        key: tuning.extension(points, tuning.ranked(results[key])[0])
+        for key, points in grids.items()
       }
       grids = {key: points + pending[key] for key, points in grids.items()}
       if not any(pending.values()):
@@ -154,18 +167,23 @@ class Comparison:
       self._make(finals, results, self._plan.tuning.final_seeds)
     results = kept | results
     # A best point that is still on an edge stays; the report shows the grid.
-    folder.write_tuning(self._workdir, [
-        result for found in results.values()
+    folder.write_tuning(
+      self._workdir,
+      [
+        result
+        for found in results.values()
         for result in tuning.marked(found, tuning.best(self._plan, found))
-    ])
+      ],
+    )
     return tuning.settings(self._plan, results)
 
   def _make(self, grids, results, seeds):
     """Runs points of grids and adds what they came to to the results."""
-    made = [((task, name), point, run)
-            for (task, name), points in grids.items()
-            for point, run in tuning.runs(self._plan, task, name, points, seeds)
-           ]
+    made = [
+      ((task, name), point, run)
+      for (task, name), points in grids.items()
+      for point, run in tuning.runs(self._plan, task, name, points, seeds)
+    ]
     self._launcher.train([run for *_, run in made])
     for key, point, run in made:
       results[key].append(folder.result(self._plan, self._workdir, run, point))

@@ -30,13 +30,14 @@ Overrides = Mapping[str, Any]  # by dotted key of a run's configuration
 @dataclasses.dataclass(frozen=True)
 class Variant:
   """What one arm of a plan changes, and whose tuned settings it runs at."""
+
   overrides: Overrides = dataclasses.field(default_factory=dict)
   # Learning rate and clip range: `own` from its own grid, those of another
   # variant, or `base`, the plan's; what overrides name wins.
   settings: str = BASE
   # The clip range, on both sides, that clips this share of the rows of the
   # variant of `settings`, by its grid; 0 takes that variant's own.
-  clip_frac: float = 0.
+  clip_frac: float = 0.0
   replays: str = ''  # variant whose order p, of another seed, is run again
   exploratory: bool = True
   note: str = ''  # for the report: what the arm is for
@@ -45,6 +46,7 @@ class Variant:
 @dataclasses.dataclass(frozen=True)
 class Contrast:
   """A confirmatory question: one outcome of one variant against another's."""
+
   variant: str
   baseline: str
   # area (under the held-out reward) | exact_area | collapse | rung (critical
@@ -65,6 +67,7 @@ class Contrast:
 @dataclasses.dataclass(frozen=True)
 class Tuning:
   """The grid that each variant with settings of its own is tuned on."""
+
   learning_rates: Sequence[float]  # ascending
   eps: Sequence[float]  # ascending, of both sides of the clip range
   seeds: Sequence[int]  # used nowhere else
@@ -77,6 +80,7 @@ class Tuning:
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """An experiment plan; see rules.py for what must hold."""
+
   question: str
   variants: Mapping[str, Variant]
   tasks: Mapping[str, Overrides]  # the same for all variants
@@ -98,7 +102,7 @@ class Plan:
   # Of equivalence by outcome, where they aren't those of analysis/kinds.py.
   margins: Mapping[str, float] = dataclasses.field(default_factory=dict)
   target: float = 0.85  # held-out reward that is to be reached
-  failure_reward: float = 0.  # held-out reward of a run after its failure
+  failure_reward: float = 0.0  # held-out reward of a run after its failure
   # Fall below the best that a run was, see analysis/ladder.py.
   collapse_margin: float = 0.05
   # Exact match at the start outside which a task shows nothing: so high that
@@ -109,6 +113,7 @@ class Plan:
 
 class Run(NamedTuple):
   """One run of a plan."""
+
   task: str
   variant: str
   seed: int
@@ -122,10 +127,12 @@ class Run(NamedTuple):
     return str(self.folder)
 
 
-def rungs(name: str,
-          learning_rate: float,
-          multiples: Sequence[float],
-          overrides: Overrides | None = None) -> dict[str, Overrides]:
+def rungs(
+  name: str,
+  learning_rate: float,
+  multiples: Sequence[float],
+  overrides: Overrides | None = None,
+) -> dict[str, Overrides]:
   """Tasks that are the rungs of a ladder: `name-x1`, `name-x1.4` and so on.
 
   AdamW's rate of what Muon doesn't move, `optim.adam_learning_rate`, stays.
@@ -137,9 +144,11 @@ def rungs(name: str,
     overrides: of all rungs.
   """
   return {
-      f'{name}-x{multiple:g}': {
-          **(overrides or {}), RATE: float(f'{learning_rate * multiple:.6g}')
-      } for multiple in multiples
+    f'{name}-x{multiple:g}': {
+      **(overrides or {}),
+      RATE: float(f'{learning_rate * multiple:.6g}'),
+    }
+    for multiple in multiples
   }
 
 
@@ -149,8 +158,11 @@ def rate_of(plan: Plan, task: str) -> float:
   return plan.tasks[task].get(RATE, plan.base.get(RATE, default))
 
 
-def runs(plan: Plan, settings: Mapping[tuple[str, str], Overrides],
-         workdir: pathlib.PurePath) -> list[Run]:
+def runs(
+  plan: Plan,
+  settings: Mapping[tuple[str, str], Overrides],
+  workdir: pathlib.PurePath,
+) -> list[Run]:
   """All runs of a plan but those of its tuning.
 
   Args:
@@ -159,20 +171,21 @@ def runs(plan: Plan, settings: Mapping[tuple[str, str], Overrides],
     workdir: of the plan, for the runs that replay others.
   """
   return [
-      _run(plan, settings, workdir, task, name, index)
-      for index in range(len(plan.seeds))
-      for task in plan.tasks
-      for name in plan.variants
+    _run(plan, settings, workdir, task, name, index)
+    for index in range(len(plan.seeds))
+    for task in plan.tasks
+    for name in plan.variants
   ]
 
 
 def _run(plan, settings, workdir, task, name, index):
   variant, seed = plan.variants[name], plan.seeds[index]
   overrides = {
-      **plan.base,
-      **plan.tasks[task],
-      **settings.get((task, name), {}),
-      **variant.overrides, 'seed': seed
+    **plan.base,
+    **plan.tasks[task],
+    **settings.get((task, name), {}),
+    **variant.overrides,
+    'seed': seed,
   }
   source = None
   if variant.replays:
@@ -181,8 +194,8 @@ def _run(plan, settings, workdir, task, name, index):
     other = index ^ 1 if index ^ 1 < len(plan.seeds) else index - 1
     source = folder_of(task, variant.replays, plan.seeds[other])
     overrides |= {
-        'exponent.kind': 'replayed',
-        'exponent.path': str(workdir / source / 'metrics.jsonl')
+      'exponent.kind': 'replayed',
+      'exponent.path': str(workdir / source / 'metrics.jsonl'),
     }
   return Run(task, name, seed, folder_of(task, name, seed), overrides, source)
 
@@ -192,9 +205,9 @@ def unreplayed(run: Run) -> Run:
   if not run.source:
     return run
   kept = {
-      key: value
-      for key, value in run.overrides.items()
-      if key not in ('exponent.kind', 'exponent.path')
+    key: value
+    for key, value in run.overrides.items()
+    if key not in ('exponent.kind', 'exponent.path')
   }
   return run._replace(overrides=kept, source=None)
 
@@ -220,8 +233,9 @@ def configuration(run: Run, warm_start: str) -> ml_collections.ConfigDict:
   config_lib.validate(config)
   if config.control.may_stop:
     raise config_lib.ConfigError(
-        'config.control.may_stop = True: must be False in a plan, whose runs '
-        'are compared over the same steps')
+      'config.control.may_stop = True: must be False in a plan, whose runs '
+      'are compared over the same steps'
+    )
   return config
 
 
@@ -239,58 +253,60 @@ def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     node[name] = value
 
 
-def describe(plan: Plan, planned: Sequence[Run],
-             settings: Mapping[tuple[str, str], Overrides]) -> dict:
+def describe(
+  plan: Plan,
+  planned: Sequence[Run],
+  settings: Mapping[tuple[str, str], Overrides],
+) -> dict:
   """The plan as JSON, for plan.json and whoever reads its results."""
   by_task: dict = {task: {} for task in plan.tasks}
   for (task, variant), values in settings.items():
     by_task[task][variant] = plain(values)
   return {
-      'question':
-          plan.question,
-      'exploratory':
-          plan.exploratory,
-      'tasks': {
-          task: plain(keys) for task, keys in plan.tasks.items()
-      },
-      'base':
-          plain(plan.base),
-      'variants': {
-          name:
-              dataclasses.asdict(variant)
-              | {
-                  'overrides': plain(variant.overrides)
-              } for name, variant in plan.variants.items()
-      },
-      'seeds':
-          list(plan.seeds),
-      'ladders': {
-          name: {
-              task: rate_of(plan, task) for task in tasks
-          } for name, tasks in plan.ladders.items()
-      },
-      'contrasts': [{
-          'name': contrast.name
-      } | dataclasses.asdict(contrast) for contrast in plan.contrasts],
-      'margins': {
-          name: plan.margins.get(name, kind.margin)
-          for name, kind in kinds.KINDS.items()
-      },
-      **{
-          name: getattr(plan, name)
-          for name in ('reference', 'alpha', 'family', 'target',
-                       'failure_reward', 'collapse_margin')
-      },
-      'horizon':
-          horizon(plan),
-      'settings':
-          by_task,
-      'runs': [{
-          'task': run.task,
-          'variant': run.variant,
-          'seed': run.seed,
-          'folder': run.folder.as_posix()
-      } for run in planned],
+    'question': plan.question,
+    'exploratory': plan.exploratory,
+    'tasks': {task: plain(keys) for task, keys in plan.tasks.items()},
+    'base': plain(plan.base),
+    'variants': {
+      name: dataclasses.asdict(variant)
+      | {'overrides': plain(variant.overrides)}
+      for name, variant in plan.variants.items()
+    },
+    'seeds': list(plan.seeds),
+    'ladders': {
+      name: {task: rate_of(plan, task) for task in tasks}
+      for name, tasks in plan.ladders.items()
+    },
+    'contrasts': [
+      {'name': contrast.name} | dataclasses.asdict(contrast)
+      for contrast in plan.contrasts
+    ],
+    'margins': {
+      name: plan.margins.get(name, kind.margin)
+      for name, kind in kinds.KINDS.items()
+    },
+    **{
+      name: getattr(plan, name)
+      for name in (
+        'reference',
+        'alpha',
+        'family',
+        'target',
+        'failure_reward',
+        'collapse_margin',
+      )
+    },
+    'horizon': horizon(plan),
+    'settings': by_task,
+    'runs': [
+      {
+        'task': run.task,
+        'variant': run.variant,
+        'seed': run.seed,
+        'folder': run.folder.as_posix(),
+      }
+      for run in planned
+    ],
   }
 
 
@@ -305,8 +321,9 @@ def horizon_of(plan: Plan, task: str) -> int:
   return plan.tasks[task].get('num_steps', plan.base.get('num_steps', default))
 
 
-def chosen(plan: Plan, planned: Sequence[Run], only: Sequence[str],
-           num_seeds: int) -> list[Run]:
+def chosen(
+  plan: Plan, planned: Sequence[Run], only: Sequence[str], num_seeds: int
+) -> list[Run]:
   """The runs of some of the variants and of the first of the seeds.
 
   Args:
@@ -321,44 +338,44 @@ def chosen(plan: Plan, planned: Sequence[Run], only: Sequence[str],
   unknown = [name for name in only if name not in plan.variants]
   if unknown:
     raise config_lib.ConfigError(
-        f'--only: {", ".join(unknown)}: no variant of this plan; it has '
-        f'{", ".join(plan.variants)}')
-  seeds = list(plan.seeds)[:num_seeds or None]
+      f'--only: {", ".join(unknown)}: no variant of this plan; it has '
+      f'{", ".join(plan.variants)}'
+    )
+  seeds = list(plan.seeds)[: num_seeds or None]
   return [
-      run for run in planned
-      if run.seed in seeds and (not only or run.variant in only)
+    run
+    for run in planned
+    if run.seed in seeds and (not only or run.variant in only)
   ]
 
 
 def with_base(plan: Plan, overrides: Overrides) -> Plan:
   """The plan with keys of all runs overridden, on every task."""
   return dataclasses.replace(
-      plan,
-      base={
-          **plan.base,
-          **overrides
-      },
-      tasks={
-          task: {
-              **keys,
-              **{
-                  key: value for key, value in overrides.items() if key in keys
-              }
-          } for task, keys in plan.tasks.items()
-      })
+    plan,
+    base={**plan.base, **overrides},
+    tasks={
+      task: {
+        **keys,
+        **{key: value for key, value in overrides.items() if key in keys},
+      }
+      for task, keys in plan.tasks.items()
+    },
+  )
 
 
 def plain(keys):
   """JSON knows no infinity: writes it as a string."""
   return {
-      key:
-          str(value)
-          if isinstance(value, float) and not math.isfinite(value) else value
-      for key, value in keys.items()
+    key: str(value)
+    if isinstance(value, float) and not math.isfinite(value)
+    else value
+    for key, value in keys.items()
   }
 
 
 def tuned(plan: Plan) -> Iterator[str]:
   """Variants with settings of their own."""
-  return (name for name, variant in plan.variants.items()
-          if variant.settings == OWN)
+  return (
+    name for name, variant in plan.variants.items() if variant.settings == OWN
+  )

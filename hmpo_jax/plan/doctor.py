@@ -17,12 +17,13 @@ from hmpo_jax.run import session
 # On CPU two workers take so much of the time of one run after the other
 # (results/bench/runs.csv, `processes`: 8 runs in the time of 5.3).
 _SIDE_BY_SIDE = 0.66
-_WORKER_START = 10.  # seconds before a worker computes, and after
+_WORKER_START = 10.0  # seconds before a worker computes, and after
 _Row = tuple[str, str]
 
 
 class Program(NamedTuple):
   """The runs of one compiled program, and the one that stands for them."""
+
   runs: list[design.Run]
   num_steps: int
   num_evaluations: int
@@ -40,10 +41,11 @@ def programs(planned: Sequence[design.Run]) -> list[Program]:
     except config_lib.ConfigError:
       continue
     evaluations = 1 + sum(
-        session.is_evaluated(config, step + 1)
-        for step in range(config.num_steps))
+      session.is_evaluated(config, step + 1) for step in range(config.num_steps)
+    )
     program = groups.setdefault(
-        run_batch.key(config), Program([], config.num_steps, evaluations, set()))
+      run_batch.key(config), Program([], config.num_steps, evaluations, set())
+    )
     program.runs.append(run)
     warm_start = _warm_start(config)
     if warm_start not in made:
@@ -57,9 +59,9 @@ def starts(plan: design.Plan, made: Sequence[Program]) -> dict[str, design.Run]:
   later = {task for rungs in plan.ladders.values() for task in rungs[1:]}
   sound = {run.task: run for program in made for run in program.runs[::-1]}
   return {
-      task: design.unreplayed(sound[task])
-      for task in plan.tasks
-      if task in sound and task not in later
+    task: design.unreplayed(sound[task])
+    for task in plan.tasks
+    if task in sound and task not in later
   }
 
 
@@ -73,9 +75,11 @@ def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
   points = tuning.grid(plan.tuning)
   asked = ((points, plan.tuning.seeds), (points[:2], plan.tuning.final_seeds))
   return [
-      run for task in plan.tasks for name in tuning.needed(plan, names)
-      for chosen, seeds in asked
-      for _, run in tuning.runs(plan, task, name, chosen, seeds)
+    run
+    for task in plan.tasks
+    for name in tuning.needed(plan, names)
+    for chosen, seeds in asked
+    for _, run in tuning.runs(plan, task, name, chosen, seeds)
   ]
 
 
@@ -91,15 +95,20 @@ def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
   sound = [run for run in planned if not _fault(run)]
   if sound and all(_is_on_policy(run) for run in sound):
     found.append(
-        'every arm makes one update per rollout, with the policy that sampled: '
-        'all ratios are 1 and all means are one algorithm; raise '
-        'train.num_epochs or train.num_minibatches')
+      'every arm makes one update per rollout, with the policy that sampled: '
+      'all ratios are 1 and all means are one algorithm; raise '
+      'train.num_epochs or train.num_minibatches'
+    )
   n, k = len(plan.seeds), _family(plan)
-  if plan.contrasts and not plan.exploratory and not power.can_answer(
-      n, k, plan.alpha):
+  if (
+    plan.contrasts
+    and not plan.exploratory
+    and not power.can_answer(n, k, plan.alpha)
+  ):
     found.append(
-        f'{n} seeds can\'t decide {k} contrasts: the smallest p-value of a '
-        f'sign flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}')
+      f"{n} seeds can't decide {k} contrasts: the smallest p-value of a "
+      f'sign flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}'
+    )
   return found
 
 
@@ -108,75 +117,99 @@ def _family(plan):
   return max(len(plan.contrasts), plan.family if plan.contrasts else 0)
 
 
-def start_objections(plan: design.Plan,
-                     found: Mapping[str, probe.Found]) -> list[str]:
+def start_objections(
+  plan: design.Plan, found: Mapping[str, probe.Found]
+) -> list[str]:
   """Why tasks can't show a difference, from the probe of each."""
   low, high = plan.start_exact
   result = []
   for task, start in found.items():
-    text = (f'{task}: {start.start_exact:.3f} of the answers are exact before '
-            'the first step')
+    text = (
+      f'{task}: {start.start_exact:.3f} of the answers are exact before '
+      'the first step'
+    )
     if start.start_exact > high:
-      result.append(f'{text}, above {high}: little is left to learn; shorten '
-                    'warm_start.num_steps')
+      result.append(
+        f'{text}, above {high}: little is left to learn; shorten '
+        'warm_start.num_steps'
+      )
     elif start.start_exact < low:
-      result.append(f'{text}, below {low}: no response is rewarded for being '
-                    'right; lengthen warm_start.num_steps')
+      result.append(
+        f'{text}, below {low}: no response is rewarded for being '
+        'right; lengthen warm_start.num_steps'
+      )
     result += [f'{task}: {text}' for text in _of_template(plan, start)]
   return result
 
 
 def _of_template(plan, start):
   """What a response that ignores its prompt leaves to be shown."""
-  earned = (f'a response that ignores its prompt earns a reward of '
-            f'{start.template_reward:.3f}')
+  earned = (
+    f'a response that ignores its prompt earns a reward of '
+    f'{start.template_reward:.3f}'
+  )
   if start.template_reward >= start.start_reward:
-    yield (f'{earned}, the policy {start.start_reward:.3f} before the first '
-           'step: forgetting the prompt would count as learning; lengthen '
-           'warm_start.num_steps, or take another task')
+    yield (
+      f'{earned}, the policy {start.start_reward:.3f} before the first '
+      'step: forgetting the prompt would count as learning; lengthen '
+      'warm_start.num_steps, or take another task'
+    )
   if start.template_reward >= plan.target:
-    yield (f'{earned}, which reaches the target {plan.target}: raise the '
-           'target, or take another task')
+    yield (
+      f'{earned}, which reaches the target {plan.target}: raise the '
+      'target, or take another task'
+    )
 
 
 def start_rows(found: Mapping[str, probe.Found]) -> list[_Row]:
   """The start of each task, for the table."""
-  return [(f'{task}: start',
-           f'reward {start.start_reward:.3f}, exact {start.start_exact:.3f}; '
-           f'best template {start.template_reward:.3f}, '
-           f'{start.template_exact:.3f}; prompts whose responses all score '
-           f'alike {start.constant_groups:.0%}')
-          for task, start in found.items()]
+  return [
+    (
+      f'{task}: start',
+      f'reward {start.start_reward:.3f}, exact {start.start_exact:.3f}; '
+      f'best template {start.template_reward:.3f}, '
+      f'{start.template_exact:.3f}; prompts whose responses all score '
+      f'alike {start.constant_groups:.0%}',
+    )
+    for task, start in found.items()
+  ]
 
 
 def power_rows(plan: design.Plan) -> list[_Row]:
   """What differences the seeds can show, for the table."""
   return [
-      ('seeds, contrasts', f'{len(plan.seeds)}, {len(plan.contrasts)}'
-       f'{" (exploratory)" if plan.exploratory else ""}'),
-      ('smallest effect they show with power .8', f'{_effect(plan)}, if paired '
-       f'differences scatter by {plan.expected_sd:g}'),
+    (
+      'seeds, contrasts',
+      f'{len(plan.seeds)}, {len(plan.contrasts)}'
+      f'{" (exploratory)" if plan.exploratory else ""}',
+    ),
+    (
+      'smallest effect they show with power .8',
+      f'{_effect(plan)}, if paired differences scatter by {plan.expected_sd:g}',
+    ),
   ]
 
 
 def _effect(plan):
   """In held-out reward, of which there is 1 at most."""
-  effect = power.smallest_detectable(plan.expected_sd, len(plan.seeds),
-                                     plan.alpha, max(1, _family(plan)))
+  effect = power.smallest_detectable(
+    plan.expected_sd, len(plan.seeds), plan.alpha, max(1, _family(plan))
+  )
   if effect > 1:
     return 'none: it would exceed the whole range of the reward'
   return f'{effect:.3f} of held-out reward'
 
 
-def cost_rows(made: Sequence[tuple[Program, probe.Found]],
-              num_workers: int) -> list[_Row]:
+def cost_rows(
+  made: Sequence[tuple[Program, probe.Found]], num_workers: int
+) -> list[_Row]:
   """Runs, programs, time and memory, for the table.
 
   Args:
     made: each program with the timing of a run of it.
     num_workers: at once.
   """
-  seconds, compiling = 0., 0.
+  seconds, compiling = 0.0, 0.0
   for program, found in made:
     one = program.num_steps * found.step_s
     one += program.num_evaluations * found.eval_s
@@ -186,14 +219,18 @@ def cost_rows(made: Sequence[tuple[Program, probe.Found]],
   if num_workers > 1:
     seconds *= _SIDE_BY_SIDE
   largest = max(
-      len(program.runs) * found.state_bytes + found.temporary_bytes
-      for program, found in made)
+    len(program.runs) * found.state_bytes + found.temporary_bytes
+    for program, found in made
+  )
   runs = sum(len(program.runs) for program, _ in made)
   return [
-      ('runs, programs', f'{runs}, {len(made)}'),
-      ('time, estimated', f'{progress.duration(seconds + compiling)}, of which '
-       f'{progress.duration(compiling)} compilation, on {made[0][1].platform}'),
-      ('memory of the largest program, at most', f'{largest / 1e9:.2f} GB'),
+    ('runs, programs', f'{runs}, {len(made)}'),
+    (
+      'time, estimated',
+      f'{progress.duration(seconds + compiling)}, of which '
+      f'{progress.duration(compiling)} compilation, on {made[0][1].platform}',
+    ),
+    ('memory of the largest program, at most', f'{largest / 1e9:.2f} GB'),
   ]
 
 
@@ -203,7 +240,7 @@ def _warm_start(config):
   for key in traced.DOSES:
     del model[key]
   del warm['query_scale']
-  temperature = config.rollout.temperature if warm['stop_reward'] else 0.
+  temperature = config.rollout.temperature if warm['stop_reward'] else 0.0
   return repr((config.seed, model, config.task.to_dict(), warm, temperature))
 
 

@@ -21,7 +21,7 @@ from hmpo_jax.run import session
 PLAN = 'plan.json'
 WARM_STARTS = 'warm_start'  # which all runs of a plan share
 _LOCK = '.lock'
-_PATIENCE = 120.  # seconds that the workers of a killed plan are waited for
+_PATIENCE = 120.0  # seconds that the workers of a killed plan are waited for
 
 
 @contextlib.contextmanager
@@ -40,7 +40,8 @@ def claimed(workdir: pathlib.Path) -> Iterator[int]:
     lock = open(workdir / _LOCK, 'w', encoding='utf-8')
   except OSError as error:
     raise config_lib.ConfigError(
-        f'--workdir={workdir} can\'t be made: {error}') from error
+      f"--workdir={workdir} can't be made: {error}"
+    ) from error
   with lock:
     _wait(lock, workdir)
     yield lock.fileno()
@@ -55,13 +56,15 @@ def _wait(lock, workdir):
     except BlockingIOError as error:
       if time.monotonic() > until:
         raise config_lib.ConfigError(
-            f'another process is running {workdir}: wait for it, or choose '
-            'another --workdir') from error
+          f'another process is running {workdir}: wait for it, or choose '
+          'another --workdir'
+        ) from error
     if not told:
       print(
-          f'{workdir} is in use; waiting until its workers have ended',
-          file=sys.stderr,
-          flush=True)
+        f'{workdir} is in use; waiting until its workers have ended',
+        file=sys.stderr,
+        flush=True,
+      )
     told = True
     time.sleep(0.5)
 
@@ -74,19 +77,21 @@ def read(file: pathlib.Path) -> dict | None:
     return None
 
 
-def write_plan(workdir: pathlib.Path, name: str, device: str,
-               content: dict) -> None:
+def write_plan(
+  workdir: pathlib.Path, name: str, device: str, content: dict
+) -> None:
   """Writes plan.json: what `design.describe` says, and what runs it."""
   made_by = {
-      'device': device,
-      'commit': run_folder.commit(),
-      'versions': run_folder.versions()
+    'device': device,
+    'commit': run_folder.commit(),
+    'versions': run_folder.versions(),
   }
   run_folder.write_json(workdir / PLAN, {'name': name} | content | made_by)
 
 
-def write_tuning(workdir: pathlib.Path,
-                 results: Sequence[tuning.Result]) -> None:
+def write_tuning(
+  workdir: pathlib.Path, results: Sequence[tuning.Result]
+) -> None:
   """Writes tuning/tuning.csv: the whole grid, seed by seed."""
   file = workdir / tuning.FOLDER / 'tuning.csv'
   temporary = file.with_suffix('.tmp')
@@ -101,7 +106,8 @@ def write_tuning(workdir: pathlib.Path,
 
 
 def read_tuning(
-    workdir: pathlib.Path) -> dict[tuple[str, str], list[tuning.Result]]:
+  workdir: pathlib.Path,
+) -> dict[tuple[str, str], list[tuning.Result]]:
   """The results of tuning.csv by (task, variant); none without the file."""
   file = workdir / tuning.FOLDER / 'tuning.csv'
   found: dict[tuple[str, str], list[tuning.Result]] = {}
@@ -115,22 +121,30 @@ def read_tuning(
         found.setdefault(key, []).append(_tuned(row))
     except (ValueError, KeyError, TypeError, csv.Error) as error:
       raise config_lib.ConfigError(
-          f'{file}, line {reader.line_num}: damaged ({error!r}); put it back, '
-          'or take it away to have it written again') from error
+        f'{file}, line {reader.line_num}: damaged ({error!r}); put it back, '
+        'or take it away to have it written again'
+      ) from error
   return found
 
 
 def _tuned(row):
   """The result that a row of tuning.csv holds, in texts."""
-  return tuning.Result(row['task'], row['variant'], float(row['learning_rate']),
-                       float(row['eps']), int(row['seed']),
-                       float(row['area']), row['failed'] == 'True',
-                       float(row['clip_frac'] or
-                             'nan'), row['chosen'] == 'True')
+  return tuning.Result(
+    row['task'],
+    row['variant'],
+    float(row['learning_rate']),
+    float(row['eps']),
+    int(row['seed']),
+    float(row['area']),
+    row['failed'] == 'True',
+    float(row['clip_frac'] or 'nan'),
+    row['chosen'] == 'True',
+  )
 
 
-def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
-           point: tuning.Point) -> tuning.Result:
+def result(
+  plan: design.Plan, workdir: pathlib.Path, run: design.Run, point: tuning.Point
+) -> tuning.Result:
   """What a run of a grid came to.
 
   Raises:
@@ -142,13 +156,14 @@ def result(plan: design.Plan, workdir: pathlib.Path, run: design.Run,
   if not failure and not (folder / run_folder.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
   return tuning.Result(
-      run.task,
-      run.variant,
-      *point,
-      run.seed,
-      area=_area(plan, read(folder / session.START), records, failure),
-      failed=bool(failure),
-      clip_frac=_clip_frac(folder))
+    run.task,
+    run.variant,
+    *point,
+    run.seed,
+    area=_area(plan, read(folder / session.START), records, failure),
+    failed=bool(failure),
+    clip_frac=_clip_frac(folder),
+  )
 
 
 def _clip_frac(folder):
@@ -157,8 +172,8 @@ def _clip_frac(folder):
   A loss without a clip clips nothing.
   """
   shares = [
-      record.get('clip/low_frac', 0.) + record.get('clip/high_frac', 0.)
-      for record in run_records.read_measured(folder)
+    record.get('clip/low_frac', 0.0) + record.get('clip/high_frac', 0.0)
+    for record in run_records.read_measured(folder)
   ]
   known = [share for share in shares if not math.isnan(share)]
   return sum(known) / len(known) if known else math.nan

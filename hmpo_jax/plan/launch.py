@@ -44,6 +44,7 @@ class Interrupted(Exception):
 
 class Job(NamedTuple):
   """A group of runs for one worker."""
+
   runs: list[design.Run]
   num_steps: int  # of each
 
@@ -56,13 +57,14 @@ class Job(NamedTuple):
     """Two jobs with its runs."""
     middle = (len(self.runs) + 1) // 2
     return [
-        Job(self.runs[:middle], self.num_steps),
-        Job(self.runs[middle:], self.num_steps)
+      Job(self.runs[:middle], self.num_steps),
+      Job(self.runs[middle:], self.num_steps),
     ]
 
 
-def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
-            max_runs: int) -> list[Job]:
+def jobs_of(
+  pending, workdir: pathlib.Path, num_workers: int, max_runs: int
+) -> list[Job]:
   """Groups of one program each, so many that no worker stands idle.
 
   Args:
@@ -82,7 +84,7 @@ def jobs_of(pending, workdir: pathlib.Path, num_workers: int,
     parts = math.ceil(len(runs) / min(share, max_runs))
     size = math.ceil(len(runs) / parts)
     jobs += [
-        Job(runs[i:i + size], num_steps) for i in range(0, len(runs), size)
+      Job(runs[i : i + size], num_steps) for i in range(0, len(runs), size)
     ]
   # The largest first, so that they don't end alone.
   return sorted(jobs, key=lambda job: -len(job.runs) * job.num_steps)
@@ -95,11 +97,9 @@ def _saved_step(folder):
 class Launcher:
   """Has workers train runs, shows how far they are, collects failures."""
 
-  def __init__(self,
-               workdir: pathlib.Path,
-               lock: int,
-               num_workers: int,
-               max_runs: int = 64):
+  def __init__(
+    self, workdir: pathlib.Path, lock: int, num_workers: int, max_runs: int = 64
+  ):
     """Starts nothing yet.
 
     Args:
@@ -126,8 +126,10 @@ class Launcher:
       ConfigError: a folder holds a run of another configuration.
       Interrupted: a signal came; all runs are in their checkpoints.
     """
-    for stage in ([run for run in planned if not run.source],
-                  [run for run in planned if run.source]):
+    for stage in (
+      [run for run in planned if not run.source],
+      [run for run in planned if run.source],
+    ):
       pending, failures = states.ready(stage, self._workdir, self._given)
       self._fail(failures)
       if pending:
@@ -150,30 +152,37 @@ class Launcher:
     """
     runs = [run for run, _ in pending]
     request = self._request(
-        worker.PROBE, runs,
-        ['.' if is_timed else '' for _, is_timed in pending])
+      worker.PROBE, runs, ['.' if is_timed else '' for _, is_timed in pending]
+    )
     found: list[probe.Found] = []
-    code, error = self._work(request,
-                             lambda line: found.append(probe.Found(**line)))
+    code, error = self._work(
+      request, lambda line: found.append(probe.Found(**line))
+    )
     if code:
       raise config_lib.ConfigError(
-          f'the probe of the plan failed: {_reason(code, error)}')
+        f'the probe of the plan failed: {_reason(code, error)}'
+      )
     return found
 
   def _train(self, pending):
     jobs = jobs_of(pending, self._workdir, self.num_workers, self._max_runs)
     total = sum(len(job.runs) * job.num_steps for job in jobs)
     what = f'steps of {overview.count(len(pending))}'
-    with (interruption_lib.Interruption() as
-          interruption, progress_lib.Progress(total, what) as
-          progress, futures.ThreadPoolExecutor(self.num_workers) as pool):
+    with (
+      interruption_lib.Interruption() as interruption,
+      progress_lib.Progress(total, what) as progress,
+      futures.ThreadPoolExecutor(self.num_workers) as pool,
+    ):
       board = overview.Overview(
-          progress, {
-              run.name:
-                  overview.Way(
-                      _saved_step(self._workdir / run.folder), job.num_steps)
-              for job in jobs for run in job.runs
-          })
+        progress,
+        {
+          run.name: overview.Way(
+            _saved_step(self._workdir / run.folder), job.num_steps
+          )
+          for job in jobs
+          for run in job.runs
+        },
+      )
       interruption.tell = board.note
       waiting = {pool.submit(self._job, job, board) for job in jobs}
       while waiting:
@@ -184,11 +193,12 @@ class Launcher:
         for future in done:
           if not self._stopping:
             waiting |= {
-                pool.submit(self._job, job, board) for job in future.result()
+              pool.submit(self._job, job, board) for job in future.result()
             }
     if self._refused:
-      raise config_lib.ConfigError('; '.join(
-          f'{name}: {reason}' for name, reason in self._refused.items()))
+      raise config_lib.ConfigError(
+        '; '.join(f'{name}: {reason}' for name, reason in self._refused.items())
+      )
     if self._stopping:
       raise Interrupted
 
@@ -198,13 +208,16 @@ class Launcher:
       return []
     board.started(job.names)
     request = self._request(
-        worker.TRAIN, job.runs,
-        [str(self._workdir / run.folder) for run in job.runs])
+      worker.TRAIN,
+      job.runs,
+      [str(self._workdir / run.folder) for run in job.runs],
+    )
     code, error = self._work(request, lambda line: self._take(job, line, board))
     left = [
-        run for run in job.runs
-        if run.name not in self.failures | self._refused and
-        not states.is_finished(self._workdir / run.folder, job.num_steps)
+      run
+      for run in job.runs
+      if run.name not in self.failures | self._refused
+      and not states.is_finished(self._workdir / run.folder, job.num_steps)
     ]
     if not left or self._stopping:
       return []
@@ -252,18 +265,19 @@ class Launcher:
   def _request(self, task, runs, folders):
     warm = {_CONFIG_KEY: str(self._given / folder_lib.WARM_STARTS)}
     return {
-        'task':
-            task,
-        'runs': [[{
-            **run.overrides,
-            **warm
-        }, folder] for run, folder in zip(runs, folders)]
+      'task': task,
+      'runs': [
+        [{**run.overrides, **warm}, folder]
+        for run, folder in zip(runs, folders)
+      ],
     }
 
   def _work(self, request, take):
     """Exit code and last words of a worker, after all it told was taken."""
-    with (tempfile.TemporaryFile('w+', encoding='utf-8') as
-          errors, self._worker(errors) as process):
+    with (
+      tempfile.TemporaryFile('w+', encoding='utf-8') as errors,
+      self._worker(errors) as process,
+    ):
       with self._lock:
         self._workers.add(process)
       # The pipe stays open: a worker that sees it end has lost its plan. One
@@ -287,16 +301,17 @@ class Launcher:
     root = str(pathlib.Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     return subprocess.Popen(
-        COMMAND,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        # The package is found where this process found it.
-        env=os.environ | {'PYTHONPATH': path},
-        pass_fds=(self._lock_file,),
-        # A terminal's ^C is for this process, which asks the workers once.
-        start_new_session=True)
+      COMMAND,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=errors,
+      text=True,
+      # The package is found where this process found it.
+      env=os.environ | {'PYTHONPATH': path},
+      pass_fds=(self._lock_file,),
+      # A terminal's ^C is for this process, which asks the workers once.
+      start_new_session=True,
+    )
 
   def _keep(self, lines):
     with self._lock, open(self._workdir / LOG, 'a', encoding='utf-8') as log:

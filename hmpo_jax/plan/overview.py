@@ -16,6 +16,7 @@ _UNDER_WAY = (_GOING, _COMPILING)
 
 class Way(NamedTuple):
   """How far a run is."""
+
   step: int  # finished
   num_steps: int
   state: str = _WAITING
@@ -83,9 +84,11 @@ class Overview:
     """Numbers of runs by state, and the steps of those that go."""
     counts = collections.Counter(way.state for way in self._ways.values())
     steps = {way.step for way in self._ways.values() if way.state == _GOING}
-    ends = ' to '.join(map(str, sorted({min(steps), max(steps)
-                                       }))) if steps else ''
+    ends = (
+      ' to '.join(map(str, sorted({min(steps), max(steps)}))) if steps else ''
+    )
     return ', '.join(
-        f'{counts[state]} {f"at step {ends}" if state == _GOING else state}'
-        for state in _STATES
-        if counts[state])
+      f'{counts[state]} {f"at step {ends}" if state == _GOING else state}'
+      for state in _STATES
+      if counts[state]
+    )

@@ -18,6 +18,7 @@ _STEPS = 3  # timed, of which the first loads the program
 
 class Found(NamedTuple):
   """What was found of a run, whose index it has."""
+
   run: int
   platform: str
   device: str  # as JAX calls its kind
@@ -53,31 +54,33 @@ def probe(index: int, config, folder: str) -> Found:
   eval_s = time.perf_counter() - start
   _, scores = programs.collect(state)
   baselines = programs.baselines()
-  compile_s = step_s = temporary = warm_start_s = 0.
+  compile_s = step_s = temporary = warm_start_s = 0.0
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   if folder:
     compile_s, step_s, temporary = _steps(programs, state)
     warm_start_s = _warm_start(programs)
   return Found(
-      run=index,
-      platform=jax.default_backend(),
-      device=jax.devices()[0].device_kind,
-      start_reward=float(evaluation['eval/reward']),
-      start_exact=float(evaluation['eval/exact']),
-      template_reward=_of_templates(baselines, 'reward'),
-      template_exact=_of_templates(baselines, 'exact'),
-      constant_groups=_constant(config, scores.reward),
-      compile_s=compile_s,
-      step_s=step_s,
-      eval_s=eval_s,
-      warm_start_s=warm_start_s,
-      state_bytes=int(size),
-      temporary_bytes=int(temporary))
+    run=index,
+    platform=jax.default_backend(),
+    device=jax.devices()[0].device_kind,
+    start_reward=float(evaluation['eval/reward']),
+    start_exact=float(evaluation['eval/exact']),
+    template_reward=_of_templates(baselines, 'reward'),
+    template_exact=_of_templates(baselines, 'exact'),
+    constant_groups=_constant(config, scores.reward),
+    compile_s=compile_s,
+    step_s=step_s,
+    eval_s=eval_s,
+    warm_start_s=warm_start_s,
+    state_bytes=int(size),
+    temporary_bytes=int(temporary),
+  )
 
 
 def _of_templates(baselines, name):
   return max(
-      baselines.get(f'{template}_{name}', 0.) for template in task.TEMPLATES)
+    baselines.get(f'{template}_{name}', 0.0) for template in task.TEMPLATES
+  )
 
 
 def _ignore(_):

@@ -23,9 +23,11 @@ class BadOverrides(Exception):
   """What a run overrides makes no configuration."""
 
 
-def ready(planned: Sequence[design.Run],
-          workdir: pathlib.Path,
-          given: pathlib.Path | None = None):
+def ready(
+  planned: Sequence[design.Run],
+  workdir: pathlib.Path,
+  given: pathlib.Path | None = None,
+):
   """Splits runs into those to make, with their configurations, and failures.
 
   Args:
@@ -57,8 +59,9 @@ def ready(planned: Sequence[design.Run],
   return pending, failures
 
 
-def own_configuration(run: design.Run, workdir: pathlib.Path,
-                      given: pathlib.Path) -> ml_collections.ConfigDict:
+def own_configuration(
+  run: design.Run, workdir: pathlib.Path, given: pathlib.Path
+) -> ml_collections.ConfigDict:
   """The configuration of a run whose folder is its own, or new.
 
   The arguments are those of `ready`.
@@ -72,9 +75,11 @@ def own_configuration(run: design.Run, workdir: pathlib.Path,
   except config_lib.ConfigError as error:
     raise BadOverrides(str(error)) from error
   is_tuning = run.folder.parts[0] == tuning.FOLDER
-  run_folder.refuse_other_run(workdir / run.folder,
-                              run_folder.described_config(config),
-                              _TUNED if is_tuning else '')
+  run_folder.refuse_other_run(
+    workdir / run.folder,
+    run_folder.described_config(config),
+    _TUNED if is_tuning else '',
+  )
   return config
 
 

@@ -22,12 +22,14 @@ FOLDER = 'tuning'  # in the plan's folder
 
 class Point(NamedTuple):
   """A point of a grid."""
+
   learning_rate: float
   eps: float  # of both sides of the clip range
 
 
 class Result(NamedTuple):
   """What a run of a grid came to; a row of tuning.csv."""
+
   task: str
   variant: str
   learning_rate: float
@@ -47,12 +49,17 @@ def overrides_of(point: Point) -> dict[str, float]:
 def grid(tuning: design.Tuning) -> list[Point]:
   """The points that are run first."""
   return [
-      Point(rate, eps) for rate in tuning.learning_rates for eps in tuning.eps
+    Point(rate, eps) for rate in tuning.learning_rates for eps in tuning.eps
   ]
 
 
-def runs(plan: design.Plan, task: str, name: str, points: Iterable[Point],
-         seeds: Iterable[int]) -> list[tuple[Point, design.Run]]:
+def runs(
+  plan: design.Plan,
+  task: str,
+  name: str,
+  points: Iterable[Point],
+  seeds: Iterable[int],
+) -> list[tuple[Point, design.Run]]:
   """The runs of points of one variant's grid on a task."""
   seeds, found = list(seeds), []
   for point in points:
@@ -60,10 +67,11 @@ def runs(plan: design.Plan, task: str, name: str, points: Iterable[Point],
       place = f'lr={point.learning_rate:g},eps={point.eps:g}'
       folder = pathlib.PurePath(FOLDER, task, name, place, f'seed-{seed}')
       overrides = {
-          **plan.base,
-          **plan.tasks[task],
-          **plan.variants[name].overrides,
-          **overrides_of(point), 'seed': seed
+        **plan.base,
+        **plan.tasks[task],
+        **plan.variants[name].overrides,
+        **overrides_of(point),
+        'seed': seed,
       }
       found.append((point, design.Run(task, name, seed, folder, overrides)))
   return found
@@ -128,8 +136,9 @@ def _rounded(value):
   return float(f'{value:.2g}')
 
 
-def eps_that_clips(results: Sequence[Result], learning_rate: float,
-                   share: float) -> float:
+def eps_that_clips(
+  results: Sequence[Result], learning_rate: float, share: float
+) -> float:
   """eps at which a variant, at a learning rate, clips a share of its rows.
 
   Linear in log eps between the points of its grid on both sides of the share;
@@ -145,8 +154,9 @@ def eps_that_clips(results: Sequence[Result], learning_rate: float,
       shares.setdefault(result.eps, []).append(result.clip_frac)
   if not shares:
     raise config_lib.ConfigError(
-        f'tuning: no run at learning rate {learning_rate:g} has trained a row, '
-        'so none tells what it clips')
+      f'tuning: no run at learning rate {learning_rate:g} has trained a row, '
+      'so none tells what it clips'
+    )
   widths = sorted(shares)
   means = [sum(shares[eps]) / len(shares[eps]) for eps in widths]
   for i in range(len(widths) - 1):
@@ -154,14 +164,15 @@ def eps_that_clips(results: Sequence[Result], learning_rate: float,
     if low <= share <= high and low != high:
       weight = (high - share) / (high - low)
       log = (1 - weight) * math.log(widths[i]) + weight * math.log(
-          widths[i + 1])
+        widths[i + 1]
+      )
       return _rounded(math.exp(log))
   nearest = min(range(len(widths)), key=lambda i: abs(means[i] - share))
   return widths[nearest]
 
 
 def settings(
-    plan: design.Plan, results: Mapping[tuple[str, str], Sequence[Result]]
+  plan: design.Plan, results: Mapping[tuple[str, str], Sequence[Result]]
 ) -> dict[tuple[str, str], dict[str, float]]:
   """The tuned keys of each (task, variant) that doesn't run at the plan's.
 
@@ -180,8 +191,10 @@ def settings(
       point = best(plan, results[task, of])
       if variant.clip_frac:
         point = point._replace(
-            eps=eps_that_clips(results[task, of], point.learning_rate,
-                               variant.clip_frac))
+          eps=eps_that_clips(
+            results[task, of], point.learning_rate, variant.clip_frac
+          )
+        )
       found[task, name] = overrides_of(point)
   return found
 
@@ -199,6 +212,6 @@ def marked(results: Sequence[Result], chosen: Point) -> list[Result]:
   """Results of one grid with the chosen point's marked, in a fixed order."""
   order = lambda r: (r.learning_rate, r.eps, r.seed)
   return [
-      r._replace(chosen=Point(r.learning_rate, r.eps) == chosen)
-      for r in sorted(results, key=order)
+    r._replace(chosen=Point(r.learning_rate, r.eps) == chosen)
+    for r in sorted(results, key=order)
   ]

@@ -35,7 +35,7 @@ def main() -> int:
   tell = _teller()
   compile_cache.switch_on()
   members = [
-      (_config(overrides), folder) for overrides, folder in request['runs']
+    (_config(overrides), folder) for overrides, folder in request['runs']
   ]
   with command_line.reported():
     if request['task'] == PROBE:

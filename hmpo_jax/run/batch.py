@@ -35,6 +35,7 @@ _SHARED = ('num_steps', 'eval', 'checkpoint', 'mechanism')
 
 class Report(NamedTuple):
   """What a group tells of itself while it trains."""
+
   kind: str  # step, note, failed, refused, done
   run: int = -1  # index of the run; a step is all runs'
   text: str = ''  # of a note, or why a run failed or was refused
@@ -51,8 +52,8 @@ def key(config):
   """
   shared = [config[name] for name in _SHARED if name in config]
   plain = tuple(
-      tuple(part.items()) if hasattr(part, 'items') else part
-      for part in shared)
+    tuple(part.items()) if hasattr(part, 'items') else part for part in shared
+  )
   replay = config.exponent.kind == 'replayed'
   alone = config.reward.function and config.to_json_best_effort()
   return traced.static(config), plain, replay, alone
@@ -74,8 +75,10 @@ def train(members: Sequence[tuple], tell: Tell) -> None:
     Interrupted: a signal came; the step was finished and is in checkpoints.
     OSError: the disk takes no more; what was written is whole.
   """
-  with (interruption_lib.Interruption() as interruption, contextlib.ExitStack()
-        as stack):
+  with (
+    interruption_lib.Interruption() as interruption,
+    contextlib.ExitStack() as stack,
+  ):
     opened = {}
     for index, (config, folder) in enumerate(members):
       try:
@@ -85,8 +88,9 @@ def train(members: Sequence[tuple], tell: Tell) -> None:
         tell(Report('failed', index, str(error)))
         continue
       try:
-        opened[index] = _open(stack, config, programs, controller, folder,
-                              _noting(tell, index))
+        opened[index] = _open(
+          stack, config, programs, controller, folder, _noting(tell, index)
+        )
       except config_lib.ConfigError as error:
         # Another process or environment has the folder: no fault of the run.
         tell(Report('refused', index, str(error)))
@@ -113,16 +117,19 @@ class _Group:
     first = next(iter(opened.values()))
     self._config, self._static = first.config, first.programs.static
     is_judged_here = bool(self._config.reward.function)
-    self._devices = jax.devices()[:1 if is_judged_here else None]
+    self._devices = jax.devices()[: 1 if is_judged_here else None]
     self._place = functools.partial(
-        _placed, list(opened), devices=self._devices)
+      _placed, list(opened), devices=self._devices
+    )
     self._slots = {index: slot for slot, index in enumerate(opened)}
     over_runs = functools.partial(run_axis.over_runs, devices=self._devices)
     self._step: Callable = jax.jit(
-        over_runs(functools.partial(learner.train_step, self._static)),
-        donate_argnums=0)
+      over_runs(functools.partial(learner.train_step, self._static)),
+      donate_argnums=0,
+    )
     evaluate = lambda params, hparams, prompts: learner.evaluate(
-        self._static, params, prompts, hparams.pays_exact)
+      self._static, params, prompts, hparams.pays_exact
+    )
     self._evaluate: Callable = jax.jit(over_runs(evaluate))
     if is_judged_here:
       self._step, self._evaluate = _on_host(first.programs)
@@ -143,7 +150,8 @@ class _Group:
       except rewards_lib.RewardError as error:
         self._save()
         raise rewards_lib.RewardError(
-            f'step {self.finished + 1}: {error}') from error
+          f'step {self.finished + 1}: {error}'
+        ) from error
       if session.is_saved(self._config, self.finished):
         self._save()
     for index, run in self._runs.items():
@@ -159,8 +167,8 @@ class _Group:
     saved = [set(run.saved_steps()) for run in self._runs.values()]
     self.finished = max(set.intersection(*saved), default=0)
     states = {
-        i: run.restore(self.finished) if self.finished else run.first_state()
-        for i, run in self._runs.items()
+      i: run.restore(self.finished) if self.finished else run.first_state()
+      for i, run in self._runs.items()
     }
     self._states = self._place(states)
     self._take_settings()
@@ -202,14 +210,15 @@ class _Group:
 
   def _take_settings(self):
     """The traced parts of all runs, as their controllers left them."""
-    self._hparams = self._place({
-        i: run.hparams for i, run in self._opened.items()
-    })
+    self._hparams = self._place(
+      {i: run.hparams for i, run in self._opened.items()}
+    )
 
   def _save(self):
     for index, run in self._runs.items():
       run.save(
-          checkpoint.place(run_axis.take(self._states, self._slots[index])))
+        checkpoint.place(run_axis.take(self._states, self._slots[index]))
+      )
 
   def _evaluations(self):
     params = self._states.params
@@ -226,7 +235,8 @@ def _on_host(programs):
 
   def step(states, hparams, measured):
     state, metrics = programs.step(
-        alone(states), bool(measured), alone(hparams))
+      alone(states), bool(measured), alone(hparams)
+    )
     return run_axis.stack([state]), run_axis.stack([metrics])
 
   def evaluate(params, *_):
@@ -252,7 +262,8 @@ def _open(stack, config, programs, controller, folder, note):
   with contextlib.ExitStack() as own:
     own.enter_context(run_folder.claimed(folder, description))
     run = own.enter_context(
-        session.OpenRun(config, programs, controller, folder, note))
+      session.OpenRun(config, programs, controller, folder, note)
+    )
     stack.push(own.pop_all())
   return run
 

@@ -29,13 +29,15 @@ _OVERHEAD_BYTES = 2**20  # of a checkpoint beside its arrays, generously
 _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
 _STEP = re.compile('0|[1-9][0-9]*')  # name of a checkpoint's folder
 _UNFINISHED = re.compile(r'[0-9]+\.orbax-checkpoint-tmp.*')
-_UNSCORED = -1.  # below every reward
+_UNSCORED = -1.0  # below every reward
 
 
 def _is_for_user(record):
   """Not orbax's logs, unless asked for: what fails there is raised here."""
-  return ('/orbax/' not in record.pathname or
-          absl_logging.get_verbosity() > absl_logging.WARNING)
+  return (
+    '/orbax/' not in record.pathname
+    or absl_logging.get_verbosity() > absl_logging.WARNING
+  )
 
 
 absl_logging.get_absl_logger().addFilter(_is_for_user)
@@ -64,6 +66,7 @@ def is_full(error: BaseException | None) -> bool:
 
 class Restored(NamedTuple):
   """What a checkpoint held."""
+
   step: int
   state: Any
   extra: dict
@@ -75,8 +78,9 @@ class Checkpointer:
   A context manager; leaving it waits for the last save and its seal.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int, note: Callable[[str],
-                                                                     None]):
+  def __init__(
+    self, folder: pathlib.Path, keep: int, note: Callable[[str], None]
+  ):
     """Opens a folder, made if missing.
 
     What is damaged or unfinished, newest first, is moved into damaged/.
@@ -96,9 +100,11 @@ class Checkpointer:
     # Without `best_fn` no score is on disk, and what a process finds there,
     # which has none for it, stays for ever.
     self._manager = ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=score))
+      folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy, best_fn=score
+      ),
+    )
     self._pool = futures.ThreadPoolExecutor(1)
     self._sealing: futures.Future | None = None
 
@@ -121,8 +127,9 @@ class Checkpointer:
       with _translated_errors():
         self._manager.close()
 
-  def save(self, step: int, state: Any, extra: dict,
-           score: float | None) -> None:
+  def save(
+    self, step: int, state: Any, extra: dict, score: float | None
+  ) -> None:
     """Saves a pytree of arrays and a JSON-able dict; returns before the end.
 
     The arrays are copied to the host first: the caller may donate them.
@@ -139,8 +146,9 @@ class Checkpointer:
     """
     self.wait()
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(_without_keys(state)),
-        extra=ocp.args.JsonSave(extra))
+      state=ocp.args.StandardSave(_without_keys(state)),
+      extra=ocp.args.JsonSave(extra),
+    )
     _require_room(self._folder, state)
     with _translated_errors():
       metrics = {'score': _UNSCORED if score is None else score}
@@ -170,10 +178,12 @@ class Checkpointer:
     if step is None:
       return None
     found = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_without_keys(like)),
-            extra=ocp.args.JsonRestore()))
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_without_keys(like)),
+        extra=ocp.args.JsonRestore(),
+      ),
+    )
     return Restored(step, _with_keys(found['state'], like), found['extra'])
 
   def steps(self) -> list[int]:
@@ -199,9 +209,14 @@ class Checkpointer:
 
 def newest_step(folder: pathlib.Path) -> int:
   """The newest step in a folder of checkpoints that has its seal; 0 if none."""
-  return max((step for step, path in _step_folders(folder).items()
-              if _seal_of(path).exists()),
-             default=0)
+  return max(
+    (
+      step
+      for step, path in _step_folders(folder).items()
+      if _seal_of(path).exists()
+    ),
+    default=0,
+  )
 
 
 def place(tree: Any) -> Any:
@@ -222,7 +237,8 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
   _require_room(folder.parent, tree)
   # Threads of a save that failed may still write: what failed must be told.
   with tempfile.TemporaryDirectory(
-      dir=folder.parent, prefix='.', ignore_cleanup_errors=True) as scratch:
+    dir=folder.parent, prefix='.', ignore_cleanup_errors=True
+  ) as scratch:
     made = pathlib.Path(scratch) / 'tree'
     with _translated_errors(), ocp.StandardCheckpointer() as saver:
       saver.save(made, tree)
@@ -234,8 +250,9 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
         raise
 
 
-def restore_tree(folder: pathlib.Path, like: Any,
-                 note: Callable[[str], None]) -> Any | None:
+def restore_tree(
+  folder: pathlib.Path, like: Any, note: Callable[[str], None]
+) -> Any | None:
   """The pytree of a folder, None if there is none or it is damaged.
 
   Args:
@@ -261,8 +278,9 @@ def _require_room(folder, tree):
   free = shutil.disk_usage(folder).free
   if free < needed:
     raise SaveError(
-        f'checkpoint not written: {folder} has {free:,} bytes free, '
-        f'{needed:,} are needed') from OSError(errno.ENOSPC, 'no room')
+      f'checkpoint not written: {folder} has {free:,} bytes free, '
+      f'{needed:,} are needed'
+    ) from OSError(errno.ENOSPC, 'no room')
 
 
 @contextlib.contextmanager
@@ -284,9 +302,9 @@ def _step_folders(folder):
   these is a step.
   """
   return {
-      int(path.name): path
-      for path in folder.glob('*')
-      if _STEP.fullmatch(path.name) and path.is_dir()
+    int(path.name): path
+    for path in folder.glob('*')
+    if _STEP.fullmatch(path.name) and path.is_dir()
   }
 
 
@@ -351,7 +369,8 @@ def _on_default_device(like):
   """Shapes with a sharding: without one, orbax takes the one it saved."""
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+  )
 
 
 def _without_keys(tree):

@@ -43,9 +43,11 @@ def reported() -> Iterator[None]:
     text = (str(error) or 'MemoryError').splitlines()[0]
     if isinstance(error, RuntimeError) and _NO_MEMORY not in text:
       raise
-    refuse(f'out of memory ({text}): the run folder is whole; raise '
-           'config.train.num_microbatches, set config.model.remat = \'layer\', '
-           'or make config.rollout, config.model or config.eval smaller')
+    refuse(
+      f'out of memory ({text}): the run folder is whole; raise '
+      "config.train.num_microbatches, set config.model.remat = 'layer', "
+      'or make config.rollout, config.model or config.eval smaller'
+    )
   except trainer.Stopped as stop:
     print(f'stopped: {stop}', file=sys.stderr)
     sys.exit(stop.exit_code)
@@ -54,11 +56,12 @@ def reported() -> Iterator[None]:
     if not is_full and not isinstance(error, checkpoint.SaveError):
       refuse(error)
     remedy = 'make room' if is_full else 'mend that'
-    progress.tell(f'error: {error}; the run folder is whole: {remedy}, then '
-                  'the same command resumes')
+    progress.tell(
+      f'error: {error}; the run folder is whole: {remedy}, then '
+      'the same command resumes'
+    )
     # The folder is closed; threads of orbax that failed too would still talk.
-    os._exit(
-        interruption.EXIT_CODE if is_full else BAD_INPUT)
+    os._exit(interruption.EXIT_CODE if is_full else BAD_INPUT)
   except KeyboardInterrupt:
     progress.tell('interrupted: the same command goes on')
     sys.exit(interruption.EXIT_CODE)
@@ -114,7 +117,8 @@ def override(argument: str) -> tuple[str, str]:
     raise config_lib.ConfigError(_unknown(argument, '--config.KEY=VALUE'))
   if not key or not equals:
     raise config_lib.ConfigError(
-        f'argument {argument!r}: must be --config.KEY=VALUE')
+      f'argument {argument!r}: must be --config.KEY=VALUE'
+    )
   return key, text
 
 
@@ -130,14 +134,16 @@ def _is_stray(argument):
   """Whether an argument looks like a flag and is none."""
   name = argument.removeprefix('--').partition('=')[0]
   known = (name, name.removeprefix('no'), name.partition('.')[0])
-  return argument.startswith('--') and not any(flag in flags.FLAGS
-                                               for flag in known)
+  return argument.startswith('--') and not any(
+    flag in flags.FLAGS for flag in known
+  )
 
 
 def _missing(error):
   """An error of absl, in our words where a flag must be given."""
-  found = re.search(r'Flag (--\w+) must have a value other than None',
-                    str(error))
+  found = re.search(
+    r'Flag (--\w+) must have a value other than None', str(error)
+  )
   return f'{found[1]} must be given' if found else str(error)
 
 
@@ -157,8 +163,10 @@ def _unknown(argument, *others):
   if others and key in config_lib.flat(config_lib.default_config().to_dict()):
     near = [f'--config.{key}']
   hint = f'did you mean {near[0]}? ' if near else ''
-  return (f'argument {argument!r}: unknown; {hint}known are '
-          f'{", ".join([*names, *others])}')
+  return (
+    f'argument {argument!r}: unknown; {hint}known are '
+    f'{", ".join([*names, *others])}'
+  )
 
 
 def _refuse_place(argument):

@@ -20,7 +20,7 @@ import jax
 MAX_BYTES = 1 << 30  # what a start leaves is below
 _MIN_COMPILE_TIME = 'jax_persistent_cache_min_compile_time_secs'
 _FOLDER = 'jax_compilation_cache_dir'
-_JAX_DEFAULTS = {_MIN_COMPILE_TIME: 1., _FOLDER: None}
+_JAX_DEFAULTS = {_MIN_COMPILE_TIME: 1.0, _FOLDER: None}
 _STAMP = 'checked'
 _ZSTD = b'\x28\xb5\x2f\xfd'  # how a file starts that zstd compressed
 
@@ -37,7 +37,7 @@ def switch_on() -> None:
   if not getattr(jax.config, 'jax_enable_compilation_cache'):
     return
   if not _is_set(_MIN_COMPILE_TIME):
-    jax.config.update(_MIN_COMPILE_TIME, 0.)
+    jax.config.update(_MIN_COMPILE_TIME, 0.0)
   if _is_set(_FOLDER):
     return
   path = folder()
@@ -95,15 +95,18 @@ def tidy(path: pathlib.Path, max_bytes: int = MAX_BYTES) -> None:
 
 def _warn(reason):
   print(
-      f'warning: compiled programs are not kept ({reason}): see '
-      'JAX_COMPILATION_CACHE_DIR',
-      file=sys.stderr)
+    f'warning: compiled programs are not kept ({reason}): see '
+    'JAX_COMPILATION_CACHE_DIR',
+    file=sys.stderr,
+  )
 
 
 def _is_set(name):
   """Whether the user set an option of JAX, be it to its default."""
-  return (name.upper() in os.environ or
-          getattr(jax.config, name) != _JAX_DEFAULTS[name])
+  return (
+    name.upper() in os.environ
+    or getattr(jax.config, name) != _JAX_DEFAULTS[name]
+  )
 
 
 def _entries(path) -> Iterator[tuple[pathlib.Path, os.stat_result]]:

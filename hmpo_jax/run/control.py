@@ -24,6 +24,7 @@ _LARGEST_LOW = 0.99
 
 class Settings(NamedTuple):
   """What a controller may decide; Python numbers, as they stand in the log."""
+
   learning_rate: float  # optim.learning_rate; Adam's moves by the same factor
   epsilon: float  # loss.clip_eps_high; the low side moves by the same factor
   p: float  # loss.p
@@ -32,6 +33,7 @@ class Settings(NamedTuple):
 
 class Change(NamedTuple):
   """One decision, as control.jsonl holds it."""
+
   name: str
   before: float
   asked: float | str  # text where it was no finite number
@@ -41,6 +43,7 @@ class Change(NamedTuple):
 
 class Answer(NamedTuple):
   """What came of one call of a controller."""
+
   settings: Settings
   changes: list[Change]
   stop: str  # reason for which it asks to stop; '' if it doesn't
@@ -50,24 +53,28 @@ class Answer(NamedTuple):
   def line(self, may_stop: bool) -> dict:
     """What control.jsonl holds of it, beside the step."""
     return {
-        'changes': [change._asdict() for change in self.changes],
-        'stop': self.stop,
-        'stopped': bool(self.stop) and may_stop,
-        'error': self.error,
-        'lost': self.lost,
+      'changes': [change._asdict() for change in self.changes],
+      'stop': self.stop,
+      'stopped': bool(self.stop) and may_stop,
+      'error': self.error,
+      'lost': self.lost,
     }
 
 
 def first_settings(config) -> Settings:
   """What holds until the first decision."""
   low, high = config.loss.clip_eps_low, config.loss.clip_eps_high
-  return Settings(config.optim.learning_rate,
-                  high if math.isfinite(high) else low, config.loss.p,
-                  config.control.agm_iterations)
+  return Settings(
+    config.optim.learning_rate,
+    high if math.isfinite(high) else low,
+    config.loss.p,
+    config.control.agm_iterations,
+  )
 
 
-def applied(hparams: base.HParams, first: Settings,
-            settings: Settings) -> base.HParams:
+def applied(
+  hparams: base.HParams, first: Settings, settings: Settings
+) -> base.HParams:
   """The traced configuration with what was decided.
 
   Args:
@@ -78,31 +85,37 @@ def applied(hparams: base.HParams, first: Settings,
   if settings.learning_rate != first.learning_rate:
     # From a rate of 0 no factor leads anywhere: Adam's stays.
     factor = (
-        settings.learning_rate /
-        first.learning_rate if first.learning_rate else 1.)
+      settings.learning_rate / first.learning_rate
+      if first.learning_rate
+      else 1.0
+    )
     hparams = hparams._replace(
-        learning_rate=jnp.float32(settings.learning_rate),
-        adam_learning_rate=hparams.adam_learning_rate * factor)
+      learning_rate=jnp.float32(settings.learning_rate),
+      adam_learning_rate=hparams.adam_learning_rate * factor,
+    )
   if settings.epsilon != first.epsilon:
     low = hparams.loss['clip_eps_low']
     moved = jnp.minimum(low * (settings.epsilon / first.epsilon), _LARGEST_LOW)
     hparams = hparams._replace(
-        loss=hparams.loss | {
-            'clip_eps_low': jnp.where(low < 1, moved, low),  # 1 is open
-            'clip_eps_high': jnp.float32(settings.epsilon)
-        })
+      loss=hparams.loss
+      | {
+        'clip_eps_low': jnp.where(low < 1, moved, low),  # 1 is open
+        'clip_eps_high': jnp.float32(settings.epsilon),
+      }
+    )
   if settings.p != first.p:
     hparams = hparams._replace(
-        exponent=hparams.exponent._replace(start=jnp.float32(settings.p)))
+      exponent=hparams.exponent._replace(start=jnp.float32(settings.p))
+    )
   return hparams
 
 
 def settings_of(record: Mapping, first: Settings) -> Settings:
   """The settings that held in a step, from its record."""
   held = {
-      name: record[f'control/{name}']
-      for name in Settings._fields
-      if f'control/{name}' in record
+    name: record[f'control/{name}']
+    for name in Settings._fields
+    if f'control/{name}' in record
   }
   return first._replace(**held)
 
@@ -128,8 +141,9 @@ class Controller:
     """
     self._config = config
     control = config.control
-    self._host = host_function.HostFunction('control', control.function,
-                                            control.timeout, config)
+    self._host = host_function.HostFunction(
+      'control', control.function, control.timeout, config
+    )
 
   def is_due(self, step: int) -> bool:
     """Whether it decides after a step."""
@@ -148,9 +162,8 @@ class Controller:
       is_lost = isinstance(failure, host_function.Lost)
       return Answer(settings, [], '', str(failure), is_lost)
     changes = [
-        self._change(name,
-                     settings._asdict().get(name), value)
-        for name, value in asked.items()
+      self._change(name, settings._asdict().get(name), value)
+      for name, value in asked.items()
     ]
     decided = {c.name: c.after for c in changes if c.name in Settings._fields}
     return Answer(settings._replace(**decided), changes, stop)
@@ -158,9 +171,9 @@ class Controller:
   def held(self, settings: Settings) -> dict:
     """What a record says of the settings that it can change."""
     return {
-        f'control/{name}': value
-        for name, value in settings._asdict().items()
-        if not _refusal(self._config, name)
+      f'control/{name}': value
+      for name, value in settings._asdict().items()
+      if not _refusal(self._config, name)
     }
 
   def replay(self, records: Iterable[Mapping]) -> Iterator[tuple[int, Answer]]:
@@ -182,12 +195,16 @@ class Controller:
 
   def _change(self, name, before, asked):
     """One decision within its bounds."""
-    refusal = 'must be a finite number' if isinstance(asked, str) else _refusal(
-        self._config, name)
+    refusal = (
+      'must be a finite number'
+      if isinstance(asked, str)
+      else _refusal(self._config, name)
+    )
     if refusal:
       return Change(name, before, asked, before, refusal)
     low, high = (
-        self._config.control[f'{name}_{end}'] for end in ('low', 'high'))
+      self._config.control[f'{name}_{end}'] for end in ('low', 'high')
+    )
     after = min(max(asked, low), high)
     note = '' if after == asked else f'must be from {low} to {high}'
     if name == 'agm_iterations' and after != round(after):
@@ -211,15 +228,15 @@ def _refusal(config, name):
   taken, kind = losses.options(config.loss.name), config.exponent.kind
   loss = f'loss.name = {config.loss.name!r}'
   reasons = {
-      'batch_size': ((True, 'the shape of the program is fixed'),),
-      'epsilon': (
-          ('clip_eps_high' not in taken, f'{loss} has no clip range'),
-          (math.isinf(config.loss.clip_eps_high), 'loss.clip_eps_high is inf'),
-          (config.tracking.rate > 0, 'tracking.rate moves the range'),
-      ),
-      'p': (
-          ('p' not in taken, f'{loss} has no order'),
-          (kind != 'fixed', f'exponent.kind = {kind!r} moves the order'),
-      ),
+    'batch_size': ((True, 'the shape of the program is fixed'),),
+    'epsilon': (
+      ('clip_eps_high' not in taken, f'{loss} has no clip range'),
+      (math.isinf(config.loss.clip_eps_high), 'loss.clip_eps_high is inf'),
+      (config.tracking.rate > 0, 'tracking.rate moves the range'),
+    ),
+    'p': (
+      ('p' not in taken, f'{loss} has no order'),
+      (kind != 'fixed', f'exponent.kind = {kind!r} moves the order'),
+    ),
   }
   return next((why for holds, why in reasons.get(name, ()) if holds), '')

@@ -47,6 +47,7 @@ class FullConvergence:
   nearer updates stay to the policy that sampled the sooner that holds, whatever
   the run learns, so this stands here to be replayed, not to be obeyed.
   """
+
   suffix = ''  # of the histories
 
   def __init__(self):
@@ -55,21 +56,25 @@ class FullConvergence:
   def __call__(self, record: Mapping) -> dict:
     """Whether to end the run, from the record of a step."""
     a, h = (
-        np.array(record[f'{name}_history{self.suffix}'])
-        for name in ('arithmetic', 'harmonic'))
+      np.array(record[f'{name}_history{self.suffix}'])
+      for name in ('arithmetic', 'harmonic')
+    )
     distances = np.abs(a - h) / (np.abs(a) + np.abs(h) + 1e-8)
     self._rates.append(1 - np.mean(distances) if distances.size else 0.5)
     converged = (
-        len(self._rates) == _WINDOW and np.mean(self._rates) > 0.99 and
-        np.var(self._rates) < 1e-6)
+      len(self._rates) == _WINDOW
+      and np.mean(self._rates) > 0.99
+      and np.var(self._rates) < 1e-6
+    )
     return {
-        'early_stop': {
-            'should_stop': bool(converged),
-            'reason': 'agm_full_convergence'
-        }
+      'early_stop': {
+        'should_stop': bool(converged),
+        'reason': 'agm_full_convergence',
+      }
     }
 
 
 class ClipNormalisedConvergence(FullConvergence):
   """The same of the histories in half-widths of the clip range."""
+
   suffix = '_clip'

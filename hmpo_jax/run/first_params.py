@@ -16,8 +16,9 @@ from hmpo_jax.run import folder as run_folder
 from hmpo_jax.training import programs as programs_lib
 
 
-def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,
-       note) -> base.Params:
+def of(
+  config, programs: programs_lib.Programs, workdir: pathlib.Path, note
+) -> base.Params:
   """Parameters of the warm start, from the cache where it holds them.
 
   Query weights are then multiplied by warm_start.query_scale, which all share
@@ -33,35 +34,34 @@ def of(config, programs: programs_lib.Programs, workdir: pathlib.Path,
   warm, static = config.warm_start, traced.of_warm_start(programs.static)
   folder = run_folder.placed(warm.folder or workdir / 'warm_start')
   identity = {
-      'model':
-          static.model.to_dict(),
-      # The content of a file decides, not its place.
-      'task':
-          dict(static.task.to_dict(), prompts=''),
-      'warm_start': [
-          warm.num_steps, warm.batch_size, warm.learning_rate, warm.optimizer,
-          warm.muon_learning_rate
-      ],
-      # Sampled at the run's temperature.
-      'stop': [warm.stop_reward, config.rollout.temperature]
-              if warm.stop_reward else [],
-      'seed':
-          config.seed,
-      # Of files too only those that it sees: all arms share a warm start.
-      'inputs': {
-          key: digest
-          for key, digest in run_folder.inputs(config).items()
-          if key.startswith('task.')
-      },
-      'versions':
-          run_folder.versions(),
-      'settings':
-          run_folder.settings(),
-      'cpu':
-          run_folder.cpu(),
+    'model': static.model.to_dict(),
+    # The content of a file decides, not its place.
+    'task': dict(static.task.to_dict(), prompts=''),
+    'warm_start': [
+      warm.num_steps,
+      warm.batch_size,
+      warm.learning_rate,
+      warm.optimizer,
+      warm.muon_learning_rate,
+    ],
+    # Sampled at the run's temperature.
+    'stop': [warm.stop_reward, config.rollout.temperature]
+    if warm.stop_reward
+    else [],
+    'seed': config.seed,
+    # Of files too only those that it sees: all arms share a warm start.
+    'inputs': {
+      key: digest
+      for key, digest in run_folder.inputs(config).items()
+      if key.startswith('task.')
+    },
+    'versions': run_folder.versions(),
+    'settings': run_folder.settings(),
+    'cpu': run_folder.cpu(),
   }
-  digest = hashlib.sha256(json.dumps(identity,
-                                     sort_keys=True).encode()).hexdigest()[:16]
+  digest = hashlib.sha256(
+    json.dumps(identity, sort_keys=True).encode()
+  ).hexdigest()[:16]
   target = jax.eval_shape(programs.warm_params)
   params = checkpoint.restore_tree(folder / digest, target, note)
   if params is None:

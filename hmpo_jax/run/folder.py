@@ -20,8 +20,11 @@ from hmpo_jax import config as config_lib
 from hmpo_jax.run import growth
 from hmpo_jax.tasks import host_function
 
-_JAX_SETTINGS = ('jax_default_matmul_precision', 'jax_disable_jit',
-                 'jax_threefry_partitionable')
+_JAX_SETTINGS = (
+  'jax_default_matmul_precision',
+  'jax_disable_jit',
+  'jax_threefry_partitionable',
+)
 _THREADS = 'settings.cpu_threads'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Keys that name a file which is read before the first step.
@@ -45,12 +48,12 @@ _CONTENT = ('checkpoints', 'metrics.jsonl', SUMMARY)
 def describe(config) -> dict:
   """What config.json says of a run: all that is needed to do it again."""
   return described_config(config) | {
-      'inputs': inputs(config),
-      'settings': settings(),
-      'commit': commit(),
-      'versions': versions(),
-      'device': jax.devices()[0].device_kind,
-      'cpu': cpu(),
+    'inputs': inputs(config),
+    'settings': settings(),
+    'commit': commit(),
+    'versions': versions(),
+    'device': jax.devices()[0].device_kind,
+    'cpu': cpu(),
   }
 
 
@@ -66,15 +69,13 @@ def inputs(config) -> dict[str, str]:
   """
   named = {key: config_lib.lookup(config, key) for key in _FILES + _FUNCTIONS}
   files = {
-      key:
-          host_function.source(name)
-          if key in _FUNCTIONS else pathlib.Path(name)
-      for key, name in named.items()
+    key: host_function.source(name) if key in _FUNCTIONS else pathlib.Path(name)
+    for key, name in named.items()
   }
   return {
-      key: hashlib.sha256(file.read_bytes()).hexdigest()
-      for key, file in files.items()
-      if file and file.is_file()
+    key: hashlib.sha256(file.read_bytes()).hexdigest()
+    for key, file in files.items()
+    if file and file.is_file()
   }
 
 
@@ -87,8 +88,7 @@ def changed_functions(workdir: pathlib.Path, config) -> list[str]:
   """
   known, now = _sources(_content(workdir)), inputs(config)
   return [
-      key for key in _FUNCTIONS
-      if key in known and now.get(key, '') != known[key]
+    key for key in _FUNCTIONS if key in known and now.get(key, '') != known[key]
   ]
 
 
@@ -101,35 +101,37 @@ def write_functions(workdir: pathlib.Path, config, step: int) -> list[str]:
   changed = changed_functions(workdir, config)
   if changed:
     content, now = _content(workdir), inputs(config)
-    content.setdefault('changes', []).append({
-        'after_step': step,
-        'inputs': {
-            key: now.get(key, '') for key in changed
-        }
-    })
+    content.setdefault('changes', []).append(
+      {'after_step': step, 'inputs': {key: now.get(key, '') for key in changed}}
+    )
     write_json(workdir / CONFIG, content)
-  return [(f'warning: the source of config.{key} has changed since step {step}'
-           ': the records after it are of another function, as config.json '
-           'says') for key in changed]
+  return [
+    (
+      f'warning: the source of config.{key} has changed since step {step}'
+      ': the records after it are of another function, as config.json '
+      'says'
+    )
+    for key in changed
+  ]
 
 
 def last_change(workdir: pathlib.Path, key: str) -> int:
   """The step after which the source of a function changed; 0 if it did not."""
   changes = _content(workdir).get('changes', [])
-  return max((c['after_step'] for c in changes if key in c['inputs']),
-             default=0)
+  return max(
+    (c['after_step'] for c in changes if key in c['inputs']), default=0
+  )
 
 
 def settings() -> dict[str, str]:
   """What else decides a run's bits: the platform and settings of JAX."""
   backend = jax.default_backend()
   threads = {'cpu_threads': str(cpu_threads())} if backend == 'cpu' else {}
-  return {
-      'platform': backend,
-      'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
-  } | threads | {
-      name: str(getattr(jax.config, name)) for name in _JAX_SETTINGS
-  }
+  return (
+    {'platform': backend, 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
+    | threads
+    | {name: str(getattr(jax.config, name)) for name in _JAX_SETTINGS}
+  )
 
 
 def cpu_threads() -> int:
@@ -169,14 +171,16 @@ def doubts(workdir: pathlib.Path) -> str:
   content = json.loads(file.read_text(encoding='utf-8'))
   here = {'device': jax.devices()[0].device_kind, 'cpu': cpu()}
   reasons = [
-      f'its {name} was {content[name]!r} and is {value!r} here'
-      for name, value in here.items()
-      if content.get(name, value) != value
+    f'its {name} was {content[name]!r} and is {value!r} here'
+    for name, value in here.items()
+    if content.get(name, value) != value
   ]
   there = content.get('settings', {})
   if there.get('platform') == 'cpu' and 'cpu_threads' not in there:
-    reasons.append('it did not record the number of its CPU threads, which is '
-                   f'{cpu_threads()} here')
+    reasons.append(
+      'it did not record the number of its CPU threads, which is '
+      f'{cpu_threads()} here'
+    )
   return '; '.join(reasons)
 
 
@@ -185,9 +189,9 @@ def versions() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def refuse_other_run(workdir: pathlib.Path,
-                     description: dict,
-                     bound: str = '') -> None:
+def refuse_other_run(
+  workdir: pathlib.Path, description: dict, bound: str = ''
+) -> None:
   """Checks that a folder is new or holds the run that is described.
 
   That run may have fewer steps than described, see growth.py.
@@ -207,43 +211,51 @@ def refuse_other_run(workdir: pathlib.Path,
     orphans = [name for name in _CONTENT if (workdir / name).exists()]
     if orphans:
       raise config_lib.ConfigError(
-          f'{workdir} holds {", ".join(orphans)} but no {CONFIG}, so whose run '
-          'it is can\'t be told: choose another --workdir')
+        f'{workdir} holds {", ".join(orphans)} but no {CONFIG}, so whose run '
+        "it is can't be told: choose another --workdir"
+      )
     return
   theirs = _read_description(file)
   if 'settings' in description:
     # What only one side records, the other is too old or too new to know.
     theirs['settings'] = {
-        key: theirs['settings'].get(key, value)
-        for key, value in description['settings'].items()
+      key: theirs['settings'].get(key, value)
+      for key, value in description['settings'].items()
     }
   parts = [part for part in _IDENTITY if part in description]
-  theirs_flat, ours_flat = ({
+  theirs_flat, ours_flat = (
+    {
       key: value
       for part in parts
       for key, value in config_lib.flat(side[part], f'{part}.').items()
-  }
-                            for side in (theirs, description))
+    }
+    for side in (theirs, description)
+  )
   differing = {
-      key: f'{key}: {there} there, {here} here' for key, there, here in
-      _differences(theirs_flat, ours_flat, 'inputs' in parts)
+    key: f'{key}: {there} there, {here} here'
+    for key, there, here in _differences(
+      theirs_flat, ours_flat, 'inputs' in parts
+    )
   }
   length = f'config.{_LENGTH}'
   if list(differing) == [length]:
-    bound = bound or growth.refusal(theirs['config'],
-                                    description['config']['num_steps'])
+    bound = bound or growth.refusal(
+      theirs['config'], description['config']['num_steps']
+    )
     if not bound:
       return
     differing[length] += f', and {bound}'
   if _THREADS in differing:
     count = theirs['settings']['cpu_threads']
     differing[_THREADS] += (
-        f' (NPROC={count} in front of the command makes it {count} here, with '
-        'the same bits)')
+      f' (NPROC={count} in front of the command makes it {count} here, with '
+      'the same bits)'
+    )
   if differing:
     raise config_lib.ConfigError(
-        f'{workdir} holds a run of another configuration or version '
-        f'({"; ".join(differing.values())}): choose another --workdir')
+      f'{workdir} holds a run of another configuration or version '
+      f'({"; ".join(differing.values())}): choose another --workdir'
+    )
 
 
 @contextlib.contextmanager
@@ -261,14 +273,16 @@ def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise config_lib.ConfigError(
-        f'--workdir={workdir} can\'t be made: {error}') from error
+      f"--workdir={workdir} can't be made: {error}"
+    ) from error
   with open(workdir / _LOCK, 'w', encoding='utf-8') as lock:
     try:
       hold(lock, workdir)
     except BlockingIOError as error:
       raise config_lib.ConfigError(
-          f'another process is writing {workdir}: wait for it, or choose '
-          'another --workdir') from error
+        f'another process is writing {workdir}: wait for it, or choose '
+        'another --workdir'
+      ) from error
     refuse_other_run(workdir, description)
     if not (workdir / CONFIG).exists():
       write_json(workdir / CONFIG, description)
@@ -289,9 +303,10 @@ def hold(lock: TextIO, workdir: pathlib.Path) -> None:
     raise
   except OSError as error:
     raise config_lib.ConfigError(
-        f'{workdir}: its file system has no locks ({error.strerror}), without '
-        'which two processes could write there at once: choose a --workdir on '
-        'another') from error
+      f'{workdir}: its file system has no locks ({error.strerror}), without '
+      'which two processes could write there at once: choose a --workdir on '
+      'another'
+    ) from error
 
 
 def placed(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -310,14 +325,16 @@ def refuse_place(name: str) -> None:
   """Raises ConfigError if a name is none that runs can use for a path."""
   if _REMOTE.match(name):
     raise config_lib.ConfigError(
-        f'{name!r} is no path on this machine: mount the storage, and name the '
-        'folder where it is mounted')
+      f'{name!r} is no path on this machine: mount the storage, and name the '
+      'folder where it is mounted'
+    )
   try:
     name.encode('utf-8')
   except UnicodeEncodeError as error:
     raise config_lib.ConfigError(
-        f'{name!a} is not encoded in UTF-8, as all names must be that stand in '
-        'files of a run: rename it') from error
+      f'{name!a} is not encoded in UTF-8, as all names must be that stand in '
+      'files of a run: rename it'
+    ) from error
 
 
 def write_json(file: pathlib.Path, content: dict) -> None:
@@ -345,9 +362,9 @@ def _move(workdir, config):
   content = _content(workdir)
   ours = config_lib.flat(content['config'], '')
   moved = {
-      key: config[key]
-      for key in _PLACES + _FUNCTIONS
-      if key in config and config[key] != ours.get(key)
+    key: config[key]
+    for key in _PLACES + _FUNCTIONS
+    if key in config and config[key] != ours.get(key)
   }
   for key, value in moved.items():
     section, _, name = key.partition('.')
@@ -373,7 +390,8 @@ def _refuse_file(workdir):
   for path in (workdir, *workdir.parents):
     if path.exists() and not path.is_dir():
       raise config_lib.ConfigError(
-          f'--workdir={workdir}: {path} is not a folder')
+        f'--workdir={workdir}: {path} is not a folder'
+      )
 
 
 def _read_description(file):
@@ -384,8 +402,9 @@ def _read_description(file):
     return {part: dict(description[part]) for part in _IDENTITY}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise config_lib.ConfigError(
-        f'{file} is not the description of a run ({error!r}): put it back, or '
-        'choose another --workdir') from error
+      f'{file} is not the description of a run ({error!r}): put it back, or '
+      'choose another --workdir'
+    ) from error
 
 
 def _differences(theirs, ours, has_digests):
@@ -398,8 +417,11 @@ def _differences(theirs, ours, has_digests):
     if name in _FUNCTIONS:
       digests = [side.get(f'inputs.{name}') for side in (theirs, ours)]
       is_same = None not in digests and digests[0] == digests[1]
-      if part == 'inputs' or (is_same or not has_digests) and (
-          _function(there) == _function(here)):
+      if (
+        part == 'inputs'
+        or (is_same or not has_digests)
+        and (_function(there) == _function(here))
+      ):
         continue
     yield key, there, here
 
@@ -425,10 +447,11 @@ def commit() -> str:
     return 'unknown'  # git would name the commit of a folder around it
   try:
     result = subprocess.run(
-        ['git', '-C', str(root), 'describe', '--always', '--dirty'],
-        capture_output=True,
-        text=True,
-        check=False)
+      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
   except FileNotFoundError:
     return 'unknown'
   return result.stdout.strip() or 'unknown'

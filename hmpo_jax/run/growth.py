@@ -19,11 +19,15 @@ def refusal(config: Mapping, num_steps: int) -> str:
   """
   exponent, controller = config['exponent'], config['control']['function']
   if num_steps < config['num_steps']:
-    return 'a run can\'t be made shorter'
+    return "a run can't be made shorter"
   if exponent['kind'] in _SCHEDULES:
-    return (f'a run can\'t be made longer with config.exponent.kind = '
-            f'{exponent["kind"]!r}: its order was laid out for the shorter one')
+    return (
+      f"a run can't be made longer with config.exponent.kind = "
+      f'{exponent["kind"]!r}: its order was laid out for the shorter one'
+    )
   if controller:
-    return (f'a run can\'t be made longer with config.control.function = '
-            f'{controller!r}: it may decide otherwise in a longer one')
+    return (
+      f"a run can't be made longer with config.control.function = "
+      f'{controller!r}: it may decide otherwise in a longer one'
+    )
   return ''

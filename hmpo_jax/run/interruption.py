@@ -23,9 +23,9 @@ class Interruption:
     waits_for: what the process does before it ends, for that line.
   """
 
-  def __init__(self,
-               tell: Callable[[str], None] | None = None,
-               waits_for: str = ''):
+  def __init__(
+    self, tell: Callable[[str], None] | None = None, waits_for: str = ''
+  ):
     self.tell, self.waits_for = tell, waits_for
     self._asked = threading.Event()
     self._reader, self._writer = socket.socketpair()
@@ -37,9 +37,10 @@ class Interruption:
       return self
     self._writer.setblocking(False)
     self._former_wakeup = signal.set_wakeup_fd(
-        self._writer.fileno(), warn_on_full_buffer=False)
+      self._writer.fileno(), warn_on_full_buffer=False
+    )
     self._former = {
-        number: signal.signal(number, lambda *_: None) for number in _SIGNALS
+      number: signal.signal(number, lambda *_: None) for number in _SIGNALS
     }
     threading.Thread(target=self._watch, daemon=True).start()
     return self
@@ -67,6 +68,8 @@ class Interruption:
         self._asked.set()
         if self.tell:
           # A terminal that takes no more may not keep the second signal.
-          line = (f'interrupted: waits for {self.waits_for}; a second signal '
-                  'ends it at once')
+          line = (
+            f'interrupted: waits for {self.waits_for}; a second signal '
+            'ends it at once'
+          )
           threading.Thread(target=self.tell, args=(line,), daemon=True).start()

@@ -16,12 +16,26 @@ from hmpo_jax.training import update
 
 _OF_UPDATES = 'qk/max_logit_per_update'  # a list with a value of each
 # Means over updates that are 0 in one without a signal.
-_WITH_SIGNAL = ('advantage/effective_mean', 'advantage/effective_variance',
-                'update/cosine')
+_WITH_SIGNAL = (
+  'advantage/effective_mean',
+  'advantage/effective_variance',
+  'update/cosine',
+)
 # Of the trained rows and tokens, all 0 in a step without any.
-_OF_ROWS = ('agm/', 'clip/low_frac', 'clip/high_frac', 'clip/outside_frac',
-            'clip/dual_frac', 'kl_old/', 'log_ratio/', 'mean/',
-            'policy/entropy', 'ratio/', 'token_weight/', 'advantage/effective_')
+_OF_ROWS = (
+  'agm/',
+  'clip/low_frac',
+  'clip/high_frac',
+  'clip/outside_frac',
+  'clip/dual_frac',
+  'kl_old/',
+  'log_ratio/',
+  'mean/',
+  'policy/entropy',
+  'ratio/',
+  'token_weight/',
+  'advantage/effective_',
+)
 
 
 def of(record: Mapping, nonfinite: Collection[str] = ()) -> dict:
@@ -63,8 +77,9 @@ def missing(record: Mapping, nonfinite: Collection[str] = ()) -> set[str]:
   step = record['step']
   found = {name for name in nonfinite if name in record}
   found |= {
-      name for name in record
-      if tensorboard.measured_at(name, record) not in (None, step)
+    name
+    for name in record
+    if tensorboard.measured_at(name, record) not in (None, step)
   }
   found |= set(mechanism.undefined(record)) | set(_without_signal(record))
   if record.get('ratio/max') == 0:  # of a trained row it is positive

@@ -14,7 +14,7 @@ from rich import text as rich_text
 
 _PARTS = 10  # of the steps, each with a number on the one line
 # Steps of a language model take minutes; rich looks back 30 s by default.
-_SPEED_SECONDS = 3600.
+_SPEED_SECONDS = 3600.0
 # Of a pipe that nobody reads any more, and of a terminal that was closed.
 _GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)
 
@@ -74,16 +74,17 @@ class Progress:
     self._start: int | None = None  # finished steps at the first update
     self._part = 0  # of _PARTS, the last one that the line shows
     self._is_begun = self._in_line = False
-    self._began = 0.
+    self._began = 0.0
     self._file = outliving(sys.stderr)
     self._console = rich_console.Console(file=self._file, highlight=False)
     self._bar = _Bar(
-        rich_progress.TextColumn('step {task.completed:.0f}/{task.total:.0f}'),
-        rich_progress.BarColumn(bar_width=20),
-        rich_progress.TimeRemainingColumn(),
-        console=self._console,
-        speed_estimate_period=_SPEED_SECONDS,
-        disable=not self._console.is_terminal)
+      rich_progress.TextColumn('step {task.completed:.0f}/{task.total:.0f}'),
+      rich_progress.BarColumn(bar_width=20),
+      rich_progress.TimeRemainingColumn(),
+      console=self._console,
+      speed_estimate_period=_SPEED_SECONDS,
+      disable=not self._console.is_terminal,
+    )
     self._task = self._bar.add_task('', total=total_steps, text='compiling')
 
   def __enter__(self):
@@ -105,7 +106,8 @@ class Progress:
       self._start, self._began = step, time.monotonic()
       self._part = self._part_of(step - 1)
     text = '  '.join(
-        f'{name} {_shown(value)}' for name, value in fields.items())
+      f'{name} {_shown(value)}' for name, value in fields.items()
+    )
     self._bar.update(self._task, completed=step, text=text)
     if not self._console.is_terminal:
       self._lengthen(step, *next(iter(fields.items())), is_first)

@@ -32,11 +32,13 @@ Value = bool | int | float | list
 class Writer:
   """Appends one record for each step; a kill loses a part of one at most."""
 
-  def __init__(self,
-               workdir: pathlib.Path,
-               step: int,
-               *,
-               config: ml_collections.ConfigDict | None = None):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    step: int,
+    *,
+    config: ml_collections.ConfigDict | None = None,
+  ):
     """Opens the files of a run folder, made if missing.
 
     Args:
@@ -52,8 +54,9 @@ class Writer:
     records = _keep_until(workdir / METRICS, step)
     if len(records) != step:
       raise config_lib.ConfigError(
-          f'{workdir / METRICS} holds {len(records)} of the {step} steps that '
-          'the checkpoint has: put it back, or choose another --workdir')
+        f'{workdir / METRICS} holds {len(records)} of the {step} steps that '
+        'the checkpoint has: put it back, or choose another --workdir'
+      )
     _keep_until(workdir / TIMING, step)
     _keep_until(workdir / FAULTS, step)
     if (workdir / CONTROL).exists():
@@ -67,7 +70,8 @@ class Writer:
     self._files = {name: self._opened(name) for name in _APPENDED}
     moved = {name for r in records for name, value in r.items() if value}
     self._board = tensorboard.Board(
-        workdir / 'tensorboard', step, config=config, moved=moved)
+      workdir / 'tensorboard', step, config=config, moved=moved
+    )
 
   def __enter__(self):
     return self
@@ -80,11 +84,13 @@ class Writer:
     """The record of the last step; empty before the first."""
     return self._last
 
-  def write(self,
-            step: int,
-            values: Mapping,
-            timing: Mapping,
-            fault: Mapping | None = None) -> None:
+  def write(
+    self,
+    step: int,
+    values: Mapping,
+    timing: Mapping,
+    fault: Mapping | None = None,
+  ) -> None:
     """Appends the record of a step, which `last` is then, and its times.
 
     Args:
@@ -124,10 +130,12 @@ class Writer:
   def show(self, step: int, values: Mapping) -> None:
     """Shows values in TensorBoard that no record has: before the first step."""
     self._board.show(
-        step, {
-            name: value if tensorboard.is_for_board(name) else plain(value)
-            for name, value in values.items()
-        })
+      step,
+      {
+        name: value if tensorboard.is_for_board(name) else plain(value)
+        for name, value in values.items()
+      },
+    )
 
   def write_control(self, step: int, answer: Mapping) -> None:
     """Appends what a controller answered to the record of a step."""
@@ -165,12 +173,12 @@ def read_measured(workdir: pathlib.Path) -> list[dict]:
     ConfigError: a file is damaged.
   """
   names = {
-      fault['step']: fault.get(_NAMES, ())
-      for fault in _whole_lines(workdir / FAULTS)
+    fault['step']: fault.get(_NAMES, ())
+    for fault in _whole_lines(workdir / FAULTS)
   }
   return [
-      measured.of(record, names.get(record['step'], ()))
-      for record in read(workdir)
+    measured.of(record, names.get(record['step'], ()))
+    for record in read(workdir)
   ]
 
 
@@ -196,8 +204,10 @@ def start_over(workdir: pathlib.Path, due: int) -> str:
   text = f'{workdir} holds records up to step {count}'
   if count < due:
     return f'{text} and no checkpoint yet: starts over from step 1'
-  return (f'warning: {text} but none of their checkpoints: starts over from '
-          f'step 1; the records are kept in {_set_aside(workdir)}')
+  return (
+    f'warning: {text} but none of their checkpoints: starts over from '
+    f'step 1; the records are kept in {_set_aside(workdir)}'
+  )
 
 
 def plain(value) -> Value:
@@ -214,12 +224,12 @@ def _finite(value, last):
   """The value or, where it is not finite, the last one; and whether it was."""
   if isinstance(value, list):
     known = last if isinstance(last, list) and last else [None]
-    last = known[:len(value)] + known[-1:] * (len(value) - len(known))
+    last = known[: len(value)] + known[-1:] * (len(value) - len(known))
     pairs = [_finite(item, old) for item, old in zip(value, last)]
     return [item for item, _ in pairs], any(bad for _, bad in pairs)
   if math.isfinite(value):
     return value, False
-  return 0. if last is None else last, True
+  return 0.0 if last is None else last, True
 
 
 def _columns(record):
@@ -238,9 +248,9 @@ def _table(records):
 def _row(cells):
   """A line of CSV; a boolean is 0 or 1: readers take the text False as true."""
   text = io.StringIO()
-  csv.writer(
-      text, lineterminator='\n').writerow(
-          int(cell) if isinstance(cell, bool) else cell for cell in cells)
+  csv.writer(text, lineterminator='\n').writerow(
+    int(cell) if isinstance(cell, bool) else cell for cell in cells
+  )
   return text.getvalue()
 
 
@@ -286,8 +296,9 @@ def _refuse(constant):
 
 
 def _damaged(place, error):
-  return config_lib.ConfigError(f'{place}: damaged ({error!r}); put it back, '
-                                'or choose another --workdir')
+  return config_lib.ConfigError(
+    f'{place}: damaged ({error!r}); put it back, or choose another --workdir'
+  )
 
 
 def _set_aside(workdir):

@@ -32,6 +32,7 @@ _REWARD = 'reward.function'
 
 class Check(NamedTuple):
   """What `verify` found."""
+
   start: int  # finished steps before the first that was done again
   end: int  # the last one
   num_arrays: int  # of the state, compared at the end
@@ -40,6 +41,7 @@ class Check(NamedTuple):
 
 class Suspect(NamedTuple):
   """An array of a step with values that are not finite."""
+
   place: str  # 'rollout' or the number of the update, from 0
   name: str
   num_bad: int  # values that are not finite
@@ -48,6 +50,7 @@ class Suspect(NamedTuple):
 
 class Start(NamedTuple):
   """What an update starts from."""
+
   learned: update.Learned
   batch: base.Batch
 
@@ -58,7 +61,8 @@ class Recorded:
   def __init__(self, workdir: pathlib.Path, note):
     if not (workdir / run_folder.CONFIG).is_file():
       raise config_lib.ConfigError(
-          f'--workdir={workdir} holds no run: there is no {run_folder.CONFIG}')
+        f'--workdir={workdir} holds no run: there is no {run_folder.CONFIG}'
+      )
     self._workdir = workdir
     self._note = note
     self.config = config_files.load(str(workdir / run_folder.CONFIG), {})
@@ -79,32 +83,40 @@ class Recorded:
     with self._checkpoints() as saver:
       steps = [step for step in saver.steps() if step >= changed]
       if len(steps) < (2 if changed else 1):
-        since = changed and (f' of steps since {changed}, after which '
-                             f'config.{_REWARD} was changed')
+        since = changed and (
+          f' of steps since {changed}, after which config.{_REWARD} was changed'
+        )
         raise config_lib.ConfigError(
-            f'{self._workdir} has no checkpoint to verify{since or ""}')
+          f'{self._workdir} has no checkpoint to verify{since or ""}'
+        )
       start = steps[0] if len(steps) > 1 else 0
       state = self._at(start, saver)
       recorded = saver.restore(state, steps[-1]).state
     records = self._records
     if len(records) < steps[-1]:
       raise config_lib.ConfigError(
-          f'{self._workdir} holds records of {len(records)} steps and a '
-          f'checkpoint of {steps[-1]}')
+        f'{self._workdir} holds records of {len(records)} steps and a '
+        f'checkpoint of {steps[-1]}'
+      )
     for step in range(start + 1, steps[-1] + 1):
       state, values = self._step(state, step)
       if records[step - 1]['eval/step'] == step:
         values |= self.programs.evaluate(state.params)
       values |= telemetry.cut(values, self._settings(step).agm_iterations)
       previous = records[step - 2] if step > 1 else {}
-      values |= telemetry.histories(values, previous,
-                                    self.config.control.history)
+      values |= telemetry.histories(
+        values, previous, self.config.control.history
+      )
       difference = _record_difference(step, values, records[step - 1])
       if difference:
         return Check(start, step, 0, difference)
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return Check(start, steps[-1], len(leaves),
-                 _state_difference(leaves, jax.tree.leaves(recorded)))
+    return Check(
+      start,
+      steps[-1],
+      len(leaves),
+      _state_difference(leaves, jax.tree.leaves(recorded)),
+    )
 
   def suspects(self, step: int) -> Iterator[Suspect]:
     """Does one step again and finds what was not finite, in order.
@@ -115,7 +127,8 @@ class Recorded:
     last = len(self._records)
     if not 1 <= step <= last:
       raise config_lib.ConfigError(
-          f'--step={step}: must be from 1 to {last}, the steps of the run')
+        f'--step={step}: must be from 1 to {last}, the steps of the run'
+      )
     with self._checkpoints() as saver:
       before = [s for s in saver.steps() if s < step]
       start = before[-1] if before else 0
@@ -162,7 +175,8 @@ class Recorded:
     updates = self._updates(state, rollout, scores)
     for number, (learned, minibatch) in enumerate(updates):
       yield from _nonfinite(
-          str(number), _trace(static, learned, hparams, minibatch))
+        str(number), _trace(static, learned, hparams, minibatch)
+      )
 
   def _updates(self, state, rollout, scores):
     """What each update of a step starts from."""
@@ -170,31 +184,38 @@ class Recorded:
     batch, orders, _ = _prepare(static, state, hparams, rollout, scores)
     learned = learner.at_first_update(hparams, state)
     for number, rows in enumerate(orders):
-      minibatch = learner.take(static, batch, rows,
-                               jax.numpy.asarray(number == 0))
+      minibatch = learner.take(
+        static, batch, rows, jax.numpy.asarray(number == 0)
+      )
       yield Start(learned, minibatch)
       learned, _ = _update(static, learned, hparams, minibatch)
 
   def _checkpoints(self):
-    return checkpoint.Checkpointer(self._workdir / session.CHECKPOINTS,
-                                   self.config.checkpoint.keep, self._note)
+    return checkpoint.Checkpointer(
+      self._workdir / session.CHECKPOINTS,
+      self.config.checkpoint.keep,
+      self._note,
+    )
 
   def _at(self, step, saver):
     """State after a step of which there is a checkpoint, or after none."""
-    params = first_params.of(self.config, self.programs, self._workdir,
-                             self._note)
+    params = first_params.of(
+      self.config, self.programs, self._workdir, self._note
+    )
     state = checkpoint.place(self.programs.first_state(params))
     return saver.restore(state, step).state if step else state
 
   def _step(self, state, step):
-    return self.programs.step(state, self._is_measured(step),
-                              self._hparams(step))
+    return self.programs.step(
+      state, self._is_measured(step), self._hparams(step)
+    )
 
   def _is_measured(self, step):
     """Also where its record says so: the run may have ended there once."""
-    records = self._records[step - 1:step]
+    records = self._records[step - 1 : step]
     return session.is_measured(self.config, step) or any(
-        record.get('mechanism/step') == step for record in records)
+      record.get('mechanism/step') == step for record in records
+    )
 
   def _settings(self, step):
     """What held in a step; after the last record, what held there."""
@@ -208,19 +229,28 @@ class Recorded:
     return factory.rates_at(self._hparams(int(state.step) + 1), state.step)
 
   def _hparams(self, step):
-    return control.applied(self.programs.hparams, self._first,
-                           self._settings(step))
+    return control.applied(
+      self.programs.hparams, self._first, self._settings(step)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_ratio(static, hparams, start):
   batch = start.batch
-  logprobs, *_ = policy.forward(static, start.learned.params, batch.tokens,
-                                batch.valid, batch.mask, hparams.temperature)
-  old_logprobs = jax.numpy.where(batch.is_on_policy, logprobs,
-                                 batch.old_logprobs)
-  return ratios.log_ratio(logprobs, old_logprobs, batch.mask,
-                          hparams.loss['log_ratio_max']).x
+  logprobs, *_ = policy.forward(
+    static,
+    start.learned.params,
+    batch.tokens,
+    batch.valid,
+    batch.mask,
+    hparams.temperature,
+  )
+  old_logprobs = jax.numpy.where(
+    batch.is_on_policy, logprobs, batch.old_logprobs
+  )
+  return ratios.log_ratio(
+    logprobs, old_logprobs, batch.mask, hparams.loss['log_ratio_max']
+  ).x
 
 
 _prepare = jax.jit(learner.prepare, static_argnums=0)
@@ -245,9 +275,10 @@ def opened(workdir: str | pathlib.Path, note) -> Iterator[Recorded]:
   with run_folder.claimed(workdir, run_folder.describe(recorded.config)):
     if _REWARD in run_folder.changed_functions(workdir, recorded.config):
       raise config_lib.ConfigError(
-          f'{workdir}: the source of config.{_REWARD} = '
-          f'{recorded.config.reward.function!r} is not what its last steps '
-          'were made with: put it back')
+        f'{workdir}: the source of config.{_REWARD} = '
+        f'{recorded.config.reward.function!r} is not what its last steps '
+        'were made with: put it back'
+      )
     yield recorded
 
 
@@ -283,5 +314,6 @@ def _state_difference(leaves, recorded):
 
 
 def _name(path):
-  return jax.tree_util.keystr(path).replace("['", '/').replace("']",
-                                                               '').lstrip('./')
+  return (
+    jax.tree_util.keystr(path).replace("['", '/').replace("']", '').lstrip('./')
+  )

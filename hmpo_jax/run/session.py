@@ -35,6 +35,7 @@ class NumericalFault(Exception):
   Attributes:
     summary: of the run, where it came to its end that way.
   """
+
   summary: dict | None = None
 
 
@@ -74,9 +75,14 @@ class OpenRun(contextlib.AbstractContextManager):
   and `save` where it is due; after the last one `finish`.
   """
 
-  def __init__(self, config, programs: programs_lib.Programs,
-               controller: control.Controller | None, workdir: pathlib.Path,
-               note):
+  def __init__(
+    self,
+    config,
+    programs: programs_lib.Programs,
+    controller: control.Controller | None,
+    workdir: pathlib.Path,
+    note,
+  ):
     """Opens the checkpoints, and no other file yet.
 
     Args:
@@ -99,8 +105,10 @@ class OpenRun(contextlib.AbstractContextManager):
     self._writer: run_records.Writer  # once it is known where to go on
     self._stack = contextlib.ExitStack()
     self._saver = self._stack.enter_context(
-        checkpoint.Checkpointer(workdir / CHECKPOINTS, config.checkpoint.keep,
-                                note))
+      checkpoint.Checkpointer(
+        workdir / CHECKPOINTS, config.checkpoint.keep, note
+      )
+    )
 
   def __exit__(self, *error):
     return self._stack.__exit__(*error)
@@ -126,22 +134,24 @@ class OpenRun(contextlib.AbstractContextManager):
 
   def first_state(self) -> learner.TrainState:
     """The state before the first step."""
-    params = first_params.of(self.config, self.programs, self.workdir,
-                             self._note)
+    params = first_params.of(
+      self.config, self.programs, self.workdir, self._note
+    )
     return checkpoint.place(self.programs.first_state(params))
 
   def begin(self, evaluation: base.Metrics) -> None:
     """Starts from `first_state`, with its held-out metrics."""
     first = _plain(evaluation) | {'eval/step': 0}
     self._extra = {
-        'tokens': 0,
-        'eval': first,
-        'first_eval': first,
-        'settings': self._settings._asdict(),
-        'early_stop': ''
+      'tokens': 0,
+      'eval': first,
+      'first_eval': first,
+      'settings': self._settings._asdict(),
+      'early_stop': '',
     }
-    if told := run_records.start_over(self.workdir,
-                                      self.config.checkpoint.every):
+    if told := run_records.start_over(
+      self.workdir, self.config.checkpoint.every
+    ):
       self._note(told)
     run_folder.write_json(self.workdir / START, first)
     run_folder.write_functions(self.workdir, self.config, 0)
@@ -162,20 +172,27 @@ class OpenRun(contextlib.AbstractContextManager):
     restored = self._saver.restore(self.first_state(), step)
     self.step, self._extra = restored.step, restored.extra
     self._settings = control.Settings(**self._extra['settings'])
-    for line in run_folder.write_functions(self.workdir, self.config,
-                                           self.step):
+    for line in run_folder.write_functions(
+      self.workdir, self.config, self.step
+    ):
       self._note(line)
     self._open_writer()
     self._catch_up()
     doubts = run_folder.doubts(self.workdir)
     if doubts:
       self._note(
-          f'warning: from step {self.step + 1} on the run may have other '
-          f'bits than it would have had: {doubts}')
+        f'warning: from step {self.step + 1} on the run may have other '
+        f'bits than it would have had: {doubts}'
+      )
     return restored.state
 
-  def write(self, key: jax.Array, metrics: base.Metrics,
-            evaluation: base.Metrics | None, timing: dict[str, float]) -> dict:
+  def write(
+    self,
+    key: jax.Array,
+    metrics: base.Metrics,
+    evaluation: base.Metrics | None,
+    timing: dict[str, float],
+  ) -> dict:
     """Takes the next step.
 
     Args:
@@ -204,18 +221,24 @@ class OpenRun(contextlib.AbstractContextManager):
       else:
         evaluation = None
     self._extra = extra
-    record = metrics | (evaluation or {}) | extra['eval'] | {
-        'total/episodes':
-            step * config.rollout.num_prompts * config.rollout.group_size,
-        'total/tokens':
-            extra['tokens'],
-    }
+    record = (
+      metrics
+      | (evaluation or {})
+      | extra['eval']
+      | {
+        'total/episodes': step
+        * config.rollout.num_prompts
+        * config.rollout.group_size,
+        'total/tokens': extra['tokens'],
+      }
+    )
     record |= telemetry.fields(
-        record,
-        self._writer.last,
-        step=step,
-        iterations=self._settings.agm_iterations,
-        history=config.control.history)
+      record,
+      self._writer.last,
+      step=step,
+      iterations=self._settings.agm_iterations,
+      history=config.control.history,
+    )
     if self.controller:
       record |= self.controller.held(self._settings)
     causes = numerical_skips(record)
@@ -224,9 +247,11 @@ class OpenRun(contextlib.AbstractContextManager):
     self._warn_if_still(record, causes)
     skips = int(record['skipped/in_a_row'])
     if skips >= config.train.max_skips:
-      reason = (f'step {step}: {skips} updates in a row were skipped for a '
-                'numerical cause, see skipped/* in metrics.jsonl; a skipped '
-                'update changes nothing, so the checkpoints are sound')
+      reason = (
+        f'step {step}: {skips} updates in a row were skipped for a '
+        'numerical cause, see skipped/* in metrics.jsonl; a skipped '
+        'update changes nothing, so the checkpoints are sound'
+      )
       fail(self.workdir, reason, step, is_final=True)
       raise NumericalFault(reason)
     self._ask()
@@ -252,12 +277,17 @@ class OpenRun(contextlib.AbstractContextManager):
     """
     self._saver.wait()
     summary = summary_lib.make(
-        run_records.read_measured(self.workdir), self._extra,
-        self.programs.baselines(), self.config)
+      run_records.read_measured(self.workdir),
+      self._extra,
+      self.programs.baselines(),
+      self.config,
+    )
     if not summary_lib.num_sound(summary):
-      reason = (f'step {self.step}: every update of the run was skipped for a '
-                'numerical cause, see skipped/* in metrics.jsonl; nothing was '
-                'learned')
+      reason = (
+        f'step {self.step}: every update of the run was skipped for a '
+        'numerical cause, see skipped/* in metrics.jsonl; nothing was '
+        'learned'
+      )
       fail(self.workdir, reason, self.step, is_final=True)
       fault = NumericalFault(reason)
       fault.summary = summary
@@ -267,7 +297,8 @@ class OpenRun(contextlib.AbstractContextManager):
 
   def _open_writer(self):
     self._writer = self._stack.enter_context(
-        run_records.Writer(self.workdir, self.step, config=self.config))
+      run_records.Writer(self.workdir, self.step, config=self.config)
+    )
     # It can go on: no word of how it ended holds any longer.
     (self.workdir / FAILED).unlink(missing_ok=True)
     run_folder.lengthen(self.workdir, self.config.num_steps)
@@ -282,13 +313,15 @@ class OpenRun(contextlib.AbstractContextManager):
     self._writer.write_control(self.step, answer.line(may_stop))
     self._settings = answer.settings
     self._extra |= {
-        'settings': answer.settings._asdict(),
-        'early_stop': answer.stop if may_stop else ''
+      'settings': answer.settings._asdict(),
+      'early_stop': answer.stop if may_stop else '',
     }
     if answer.error:
-      self._note(f'warning: step {self.step}: config.control.function = '
-                 f'{self.config.control.function!r} {answer.error}; all stays '
-                 'as it is')
+      self._note(
+        f'warning: step {self.step}: config.control.function = '
+        f'{self.config.control.function!r} {answer.error}; all stays '
+        'as it is'
+      )
     if answer.lost:
       self._catch_up()
 
@@ -300,27 +333,34 @@ class OpenRun(contextlib.AbstractContextManager):
     log = run_records.read_control(self.workdir)
     lost = {line['step'] for line in log if line.get('lost')}
     for step, answer in self.controller.replay(
-        record for record in run_records.read(self.workdir)
-        if record['step'] not in lost):
+      record
+      for record in run_records.read(self.workdir)
+      if record['step'] not in lost
+    ):
       settings = answer.settings
       if answer.lost:
-        self._note(f'warning: config.control.function = {name!r} '
-                   f'{answer.error} on the record of step {step}; it is not '
-                   f'shown those up to step {self.step}')
+        self._note(
+          f'warning: config.control.function = {name!r} '
+          f'{answer.error} on the record of step {step}; it is not '
+          f'shown those up to step {self.step}'
+        )
         return
     if settings != self._settings:
       self._note(
-          f'warning: config.control.function = {name!r} decides otherwise '
-          f'than it did up to step {self.step}, on the same records; what it '
-          'decided then holds')
+        f'warning: config.control.function = {name!r} decides otherwise '
+        f'than it did up to step {self.step}, on the same records; what it '
+        'decided then holds'
+      )
 
   def _fault(self, causes, key):
     """What faults.jsonl holds of the step's skips; {} without any."""
     if not causes:
       return {}
-    self._note(f'warning: step {self.step} skipped updates, {causes}; look '
-               'with python experiments/replay.py --workdir='
-               f'{self.workdir} --step={self.step}')
+    self._note(
+      f'warning: step {self.step} skipped updates, {causes}; look '
+      'with python experiments/replay.py --workdir='
+      f'{self.workdir} --step={self.step}'
+    )
     return {'skipped': causes, 'key': jax.random.key_data(key).tolist()}
 
   def _warn_if_still(self, record, causes):
@@ -329,15 +369,15 @@ class OpenRun(contextlib.AbstractContextManager):
     self._still = 0 if moved else self._still + 1
     if self._still == _PATIENCE:
       self._note(
-          f'warning: no importance ratio left 1 in {_PATIENCE} steps, so every '
-          'mean is the same algorithm here; reuse rollouts (config.train.'
-          'num_epochs, num_minibatches) or raise the learning rate')
+        f'warning: no importance ratio left 1 in {_PATIENCE} steps, so every '
+        'mean is the same algorithm here; reuse rollouts (config.train.'
+        'num_epochs, num_minibatches) or raise the learning rate'
+      )
 
 
-def fail(workdir: pathlib.Path,
-         reason: str,
-         step: int,
-         is_final: bool = False) -> None:
+def fail(
+  workdir: pathlib.Path, reason: str, step: int, is_final: bool = False
+) -> None:
   """Says in a run folder that its run failed after so many steps.
 
   Args:
@@ -347,11 +387,9 @@ def fail(workdir: pathlib.Path,
     is_final: it would fail again.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  run_folder.write_json(workdir / FAILED, {
-      'reason': reason,
-      'step': step,
-      'final': is_final
-  })
+  run_folder.write_json(
+    workdir / FAILED, {'reason': reason, 'step': step, 'final': is_final}
+  )
 
 
 def numerical_skips(record: dict) -> dict[str, int]:
@@ -363,7 +401,7 @@ def numerical_skips(record: dict) -> dict[str, int]:
 def _plain(evaluation):
   """What records and checkpoints hold of an evaluation."""
   return {
-      name: run_records.plain(value)
-      for name, value in evaluation.items()
-      if not tensorboard.is_for_board(name)
+    name: run_records.plain(value)
+    for name, value in evaluation.items()
+    if not tensorboard.is_for_board(name)
   }

@@ -13,9 +13,9 @@ from hmpo_jax.training import update
 _EVALUATIONS = ('first_eval', 'eval')
 _UNKNOWN = 'not measured'
 _BASELINES = {
-    'majority': 'commonest tokens',
-    'modal': 'commonest answer',
-    'random': 'random tokens'
+  'majority': 'commonest tokens',
+  'modal': 'commonest answer',
+  'random': 'random tokens',
 }
 
 
@@ -36,61 +36,39 @@ def make(records, extra, baselines, config):
   first, last = (_evaluated(extra[key], config) for key in _EVALUATIONS)
   over = functools.partial(_over, records)
   return {
-      'steps':
-          len(records),
-      'updates':
-          len(records) * config.train.num_epochs * config.train.num_minibatches,
-      'early_stop':
-          extra['early_stop'],
-      **_controlled(records, extra['settings']),
-      'episodes':
-          records[-1]['total/episodes'],
-      'tokens':
-          records[-1]['total/tokens'],
-      'heldout_reward_first':
-          first['eval/reward'],
-      'heldout_reward_first_stderr':
-          first['eval/reward_stderr'],
-      'heldout_reward_last':
-          last['eval/reward'],
-      'heldout_reward_last_stderr':
-          last['eval/reward_stderr'],
-      'heldout_exact_first':
-          first['eval/exact'],
-      'heldout_exact_last':
-          last['eval/exact'],
-      'heldout_nan_rewards':
-          int(last['eval/nan_rewards']),
-      'gap_closed':
-          _gap_closed(first['eval/reward'], last['eval/reward']),
-      **baselines,
-      'reward_last_10':
-          _over(records[-10:], np.mean, 'reward/mean'),
-      'ratio_mean':
-          over(np.mean, 'ratio/mean'),
-      'clip_low_frac':
-          over(np.mean, 'clip/low_frac'),
-      'clip_high_frac':
-          over(np.mean, 'clip/high_frac'),
-      'sigma':
-          over(np.mean, 'log_ratio/last_update_sigma'),
-      **_compared(records),
-      'max_logit':
-          over(np.max, 'qk/max_logit'),
-      'updates_over_monitor_tau_frac':
-          over(np.mean, 'qk/over_monitor_tau_frac'),
-      'exploded':
-          bool(over(np.max, 'qk/exploded')),
-      'updates_qk_clipped_frac':
-          over(np.mean, 'qk/clipped_frac'),
-      'heads_ever_clipped_frac':
-          over(np.max, 'qk/heads_ever_clipped_frac'),
-      'smallest_factor':
-          over(np.min, 'qk/factor_min'),
-      'skipped': {
-          cause: sum(int(record[f'skipped/{cause}']) for record in records)
-          for cause in update.SKIP_CAUSES
-      },
+    'steps': len(records),
+    'updates': len(records)
+    * config.train.num_epochs
+    * config.train.num_minibatches,
+    'early_stop': extra['early_stop'],
+    **_controlled(records, extra['settings']),
+    'episodes': records[-1]['total/episodes'],
+    'tokens': records[-1]['total/tokens'],
+    'heldout_reward_first': first['eval/reward'],
+    'heldout_reward_first_stderr': first['eval/reward_stderr'],
+    'heldout_reward_last': last['eval/reward'],
+    'heldout_reward_last_stderr': last['eval/reward_stderr'],
+    'heldout_exact_first': first['eval/exact'],
+    'heldout_exact_last': last['eval/exact'],
+    'heldout_nan_rewards': int(last['eval/nan_rewards']),
+    'gap_closed': _gap_closed(first['eval/reward'], last['eval/reward']),
+    **baselines,
+    'reward_last_10': _over(records[-10:], np.mean, 'reward/mean'),
+    'ratio_mean': over(np.mean, 'ratio/mean'),
+    'clip_low_frac': over(np.mean, 'clip/low_frac'),
+    'clip_high_frac': over(np.mean, 'clip/high_frac'),
+    'sigma': over(np.mean, 'log_ratio/last_update_sigma'),
+    **_compared(records),
+    'max_logit': over(np.max, 'qk/max_logit'),
+    'updates_over_monitor_tau_frac': over(np.mean, 'qk/over_monitor_tau_frac'),
+    'exploded': bool(over(np.max, 'qk/exploded')),
+    'updates_qk_clipped_frac': over(np.mean, 'qk/clipped_frac'),
+    'heads_ever_clipped_frac': over(np.max, 'qk/heads_ever_clipped_frac'),
+    'smallest_factor': over(np.min, 'qk/factor_min'),
+    'skipped': {
+      cause: sum(int(record[f'skipped/{cause}']) for record in records)
+      for cause in update.SKIP_CAUSES
+    },
   }
 
 
@@ -178,43 +156,67 @@ def _compared(records):
 
 def rows(summary, workdir):
   """The closing table of a summary: label and value."""
-  skipped = ', '.join(f'{count} {cause}'
-                      for cause, count in summary['skipped'].items()
-                      if count) or 'none'
+  skipped = (
+    ', '.join(
+      f'{count} {cause}' for cause, count in summary['skipped'].items() if count
+    )
+    or 'none'
+  )
   show = lambda name, form: _shown(summary[name], form)
-  pair = lambda name: _span(*(show(f'{name}_{end}', '.3f')
-                              for end in ('first', 'last')))
+  pair = lambda name: _span(
+    *(show(f'{name}_{end}', '.3f') for end in ('first', 'last'))
+  )
   nan_rewards = summary.get('heldout_nan_rewards')
   return [
-      ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
-      *([('ended by the controller',
-          summary['early_stop'])] if summary.get('early_stop') else []),
-      *([('changed by the controller',
-          _moved(summary['controlled']))] if 'controlled' in summary else []),
-      ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
-      ('held-out reward', pair('heldout_reward')),
-      ('its standard error', show('heldout_reward_last_stderr', '.3f')),
-      *([('held-out rewards that are NaN',
-          f'{nan_rewards}, which count as 0')] if nan_rewards else []),
-      ('share of the gap to 1 closed', show('gap_closed', '.0%')),
-      ('held-out exact match', pair('heldout_exact')),
-      *((f'{name} (reward, exact)', f'{summary[f"{key}_reward"]:.3f}, '
-         f'{summary[f"{key}_exact"]:.3f}')
-        for key, name in _BASELINES.items()
-        if f'{key}_reward' in summary),
-      ('mean ratio', show('ratio_mean', '.4f')),
-      ('clipped low, high',
-       f'{show("clip_low_frac", ".1%")}, {show("clip_high_frac", ".1%")}'),
-      ('sigma of the log-ratios, last update', show('sigma', '.3f')),
-      *([('cosine of gradients p = 0, -1 (unclipped)',
-          _cosines(summary))] if 'cosine' in summary else []),
-      ('largest attention logit', show('max_logit', '.1f')),
-      ('updates with one above monitor_tau',
-       f'{show("updates_over_monitor_tau_frac", ".1%")}'
-       f'{", exploded" if summary["exploded"] else ""}'),
-      ('updates that QK-clip changed', show('updates_qk_clipped_frac', '.1%')),
-      ('updates skipped', skipped),
-      ('folder', str(workdir)),
+    ('steps, updates', f'{summary["steps"]}, {summary["updates"]}'),
+    *(
+      [('ended by the controller', summary['early_stop'])]
+      if summary.get('early_stop')
+      else []
+    ),
+    *(
+      [('changed by the controller', _moved(summary['controlled']))]
+      if 'controlled' in summary
+      else []
+    ),
+    ('episodes, tokens', f'{summary["episodes"]}, {summary["tokens"]}'),
+    ('held-out reward', pair('heldout_reward')),
+    ('its standard error', show('heldout_reward_last_stderr', '.3f')),
+    *(
+      [('held-out rewards that are NaN', f'{nan_rewards}, which count as 0')]
+      if nan_rewards
+      else []
+    ),
+    ('share of the gap to 1 closed', show('gap_closed', '.0%')),
+    ('held-out exact match', pair('heldout_exact')),
+    *(
+      (
+        f'{name} (reward, exact)',
+        f'{summary[f"{key}_reward"]:.3f}, {summary[f"{key}_exact"]:.3f}',
+      )
+      for key, name in _BASELINES.items()
+      if f'{key}_reward' in summary
+    ),
+    ('mean ratio', show('ratio_mean', '.4f')),
+    (
+      'clipped low, high',
+      f'{show("clip_low_frac", ".1%")}, {show("clip_high_frac", ".1%")}',
+    ),
+    ('sigma of the log-ratios, last update', show('sigma', '.3f')),
+    *(
+      [('cosine of gradients p = 0, -1 (unclipped)', _cosines(summary))]
+      if 'cosine' in summary
+      else []
+    ),
+    ('largest attention logit', show('max_logit', '.1f')),
+    (
+      'updates with one above monitor_tau',
+      f'{show("updates_over_monitor_tau_frac", ".1%")}'
+      f'{", exploded" if summary["exploded"] else ""}',
+    ),
+    ('updates that QK-clip changed', show('updates_qk_clipped_frac', '.1%')),
+    ('updates skipped', skipped),
+    ('folder', str(workdir)),
   ]
 
 
@@ -231,12 +233,14 @@ def _moved(controlled):
 def _cosines(summary):
   """Both cosines, and how often they are defined where that isn't always."""
   show = lambda end, form: (
-      f'{_shown(summary[f"cosine{end}"], form)} '
-      f'({_shown(summary[f"cosine_unclipped{end}"], form)})')
+    f'{_shown(summary[f"cosine{end}"], form)} '
+    f'({_shown(summary[f"cosine_unclipped{end}"], form)})'
+  )
   count = summary.get('cosines', 0)
   if all(
-      summary.get(f'{name}_defined', count) == count
-      for name in ('cosine', 'cosine_unclipped')):
+    summary.get(f'{name}_defined', count) == count
+    for name in ('cosine', 'cosine_unclipped')
+  ):
     return show('', '.3f')
   counts = show('_defined', 'd')
   if summary['cosine_unclipped'] is None:

@@ -14,20 +14,33 @@ import numpy as np
 from hmpo_jax.run import records as run_records
 
 # What the histories over steps are made of: of a list, its first entry.
-_SOURCES = ({
+_SOURCES = (
+  {
     'arithmetic_history': 'agm/arithmetic',
     'harmonic_history': 'agm/harmonic',
-}, {
+  },
+  {
     'arithmetic_history_clip': 'agm/arithmetic_iterates_clip',
     'harmonic_history_clip': 'agm/harmonic_iterates_clip',
-})
-_ITERATES = ('agm/arithmetic_iterates', 'agm/harmonic_iterates',
-             'agm/arithmetic_iterates_clip', 'agm/harmonic_iterates_clip')
+  },
+)
+_ITERATES = (
+  'agm/arithmetic_iterates',
+  'agm/harmonic_iterates',
+  'agm/arithmetic_iterates_clip',
+  'agm/harmonic_iterates_clip',
+)
 _LEAST_RETURN = 1e-8  # below it a relative change means nothing
 
 
-def fields(record: Mapping, previous: Mapping, *, step: int, iterations: int,
-           history: int) -> dict:
+def fields(
+  record: Mapping,
+  previous: Mapping,
+  *,
+  step: int,
+  iterations: int,
+  history: int,
+) -> dict:
   """What controllers read of a step.
 
   Args:
@@ -55,21 +68,25 @@ def fields(record: Mapping, previous: Mapping, *, step: int, iterations: int,
   rate = np.nan_to_num(record['qk/clipped_frac'])
   before = previous.get('train_reward_mean', reward)
   change = abs(reward - before) / max(abs(before), _LEAST_RETURN)
-  return cut(record, iterations) | histories(record, previous, history) | {
+  return (
+    cut(record, iterations)
+    | histories(record, previous, history)
+    | {
       'td_mean': record['advantage/mean'],
-      'td_var': np.float32(record['advantage/std'])**2,
+      'td_var': np.float32(record['advantage/std']) ** 2,
       'q_rel_change': np.float32(change),
       'train_reward_mean': record['reward/mean'],
       'eval_reward': record['eval/reward'],
       'eval_is_new': record['eval/step'] == step,
       'muon_clip_active': bool(rate > 0),
       'muon_clip_rate': rate,
-  }
+    }
+  )
 
 
 def cut(values: Mapping, iterations: int) -> dict:
   """The iterates of a step: start and K = `iterations` later ones."""
-  return {name: values[name][:iterations + 1] for name in _ITERATES}
+  return {name: values[name][: iterations + 1] for name in _ITERATES}
 
 
 def histories(record: Mapping, previous: Mapping, length: int) -> dict:
@@ -88,8 +105,8 @@ def histories(record: Mapping, previous: Mapping, length: int) -> dict:
   result = {}
   for sources in _SOURCES:
     new = {
-        name: run_records.plain(np.ravel(record[source])[:1])
-        for name, source in sources.items()
+      name: run_records.plain(np.ravel(record[source])[:1])
+      for name, source in sources.items()
     }
     is_measured = np.all(np.isfinite(list(new.values())))
     for name, value in new.items():

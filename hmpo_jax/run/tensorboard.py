@@ -37,38 +37,74 @@ _OTHER = '7_other'
 # Group and how the names of its metrics begin. TensorBoard sorts the groups by
 # name, and opens on the first two.
 GROUPS = {
-    '1_reward': ('reward/', 'eval/reward', 'eval/exact', 'eval/share'),
-    '2_stability': ('qk/', 'skipped/'),
-    '3_ratios': ('ratio/', 'log_ratio/', 'token_weight/', 'clip/', 'mean/',
-                 'kl_old/', 'histogram/'),
-    '4_advantage': ('advantage/',),
-    '5_learning':
-        ('loss/', 'grad/', 'update/', 'mechanism/', 'policy/', 'kl/', 'total/'),
-    '6_agm': ('agm/', 'exponent/'),
-    _OTHER:
-        ('rollout/', 'control/', 'eval/length', 'eval/nan_rewards', 'eval/step',
-         'margin/', 'nonfinite', 'step_s', 'eval_s', 'tokens_per_s'),
+  '1_reward': ('reward/', 'eval/reward', 'eval/exact', 'eval/share'),
+  '2_stability': ('qk/', 'skipped/'),
+  '3_ratios': (
+    'ratio/',
+    'log_ratio/',
+    'token_weight/',
+    'clip/',
+    'mean/',
+    'kl_old/',
+    'histogram/',
+  ),
+  '4_advantage': ('advantage/',),
+  '5_learning': (
+    'loss/',
+    'grad/',
+    'update/',
+    'mechanism/',
+    'policy/',
+    'kl/',
+    'total/',
+  ),
+  '6_agm': ('agm/', 'exponent/'),
+  _OTHER: (
+    'rollout/',
+    'control/',
+    'eval/length',
+    'eval/nan_rewards',
+    'eval/step',
+    'margin/',
+    'nonfinite',
+    'step_s',
+    'eval_s',
+    'tokens_per_s',
+  ),
 }
 
 # Lists that are shown as histograms, and metrics that show nothing new.
 _LISTS = ('qk/max_logit_per_head', 'qk/entropy_per_head')
 _NUM_BINS = 30  # of a list, as many as TensorBoard draws
-_TOLD = ('qk/max_logit_per_update', 'eval/step', 'mechanism/step',
-         'rollout/digest', 'agm/arithmetic_iterates', 'agm/harmonic_iterates')
+_TOLD = (
+  'qk/max_logit_per_update',
+  'eval/step',
+  'mechanism/step',
+  'rollout/digest',
+  'agm/arithmetic_iterates',
+  'agm/harmonic_iterates',
+)
 # What controllers read under names of their own is in other metrics already.
-_FOR_CONTROLLERS = ('arithmetic_history', 'harmonic_history', 'td_',
-                    'q_rel_change', 'train_reward_mean', 'eval_reward',
-                    'eval_is_new', 'muon_clip_')
+_FOR_CONTROLLERS = (
+  'arithmetic_history',
+  'harmonic_history',
+  'td_',
+  'q_rel_change',
+  'train_reward_mean',
+  'eval_reward',
+  'eval_is_new',
+  'muon_clip_',
+)
 # Shown from their first value that is not 0: of options that are mostly off.
 _QUIET = ('exponent/', 'clip/dual_frac')
 
 # Values that stay in the records until they are measured again, and the metric
 # that says when that was.
 _MEASURED = {
-    'eval/': 'eval/step',
-    'eval_reward': 'eval/step',
-    'mechanism/': 'mechanism/step',
-    'qk/clip_drift': 'mechanism/step',
+  'eval/': 'eval/step',
+  'eval_reward': 'eval/step',
+  'mechanism/': 'mechanism/step',
+  'qk/clip_drift': 'mechanism/step',
 }
 
 
@@ -104,67 +140,58 @@ _REWARD = ('eval/reward', 'margin/eval_reward_low', 'margin/eval_reward_high')
 # line has the colour of its run: what is compared between runs, or has another
 # scale, has a chart of its own.
 LAYOUT = {
-    # TensorBoard puts those with margins behind the others of a category.
-    'Held-out reward': {
-        'mean and its standard error': ['Margin', [*map(tag, _REWARD)]],
-    },
-    'Rewards and advantages of the rollouts': {
-        'mean reward':
-            _lines('reward/mean'),
-        'variance of the rewards in a group':
-            _lines('advantage/reward_variance'),
-        'variance of the effective advantages A M':
-            _lines('advantage/effective_variance'),
-    },
-    'Stability': {
-        'largest attention logit':
-            _lines('qk/max_logit'),
-        'share of updates that QK-clip changed':
-            _lines('qk/clipped_frac'),
-        'skipped updates': ['Multiline', [f'^{tag("skipped/")}(?!in_a_row)']],
-        'attention logit beside tau and monitor_tau':
-            _lines('qk/max_logit', 'qk/tau', 'qk/monitor_tau'),
-    },
-    'Ratios': {
-        'mean ratio': _lines('ratio/mean'),
-        'rows stopped low': _lines('clip/low_frac'),
-        'rows stopped high': _lines('clip/high_frac'),
-        'rows outside the range, stopped or not': _lines('clip/outside_frac'),
-    },
-    'Learning': {
-        'order p':
-            _lines('mean/p'),
-        'sigma of the log-ratios, last update':
-            _lines('log_ratio/last_update_sigma'),
-    },
-    'AGM': {
-        'arithmetic mean A': _lines('agm/arithmetic'),
-        'geometric mean G': _lines('agm/geometric'),
-        'harmonic mean H': _lines('agm/harmonic'),
-        'gap A - H': _lines('agm/gap'),
-        'A-H convergence rate': _lines('agm/convergence_rate'),
-    },
+  # TensorBoard puts those with margins behind the others of a category.
+  'Held-out reward': {
+    'mean and its standard error': ['Margin', [*map(tag, _REWARD)]],
+  },
+  'Rewards and advantages of the rollouts': {
+    'mean reward': _lines('reward/mean'),
+    'variance of the rewards in a group': _lines('advantage/reward_variance'),
+    'variance of the effective advantages A M': _lines(
+      'advantage/effective_variance'
+    ),
+  },
+  'Stability': {
+    'largest attention logit': _lines('qk/max_logit'),
+    'share of updates that QK-clip changed': _lines('qk/clipped_frac'),
+    'skipped updates': ['Multiline', [f'^{tag("skipped/")}(?!in_a_row)']],
+    'attention logit beside tau and monitor_tau': _lines(
+      'qk/max_logit', 'qk/tau', 'qk/monitor_tau'
+    ),
+  },
+  'Ratios': {
+    'mean ratio': _lines('ratio/mean'),
+    'rows stopped low': _lines('clip/low_frac'),
+    'rows stopped high': _lines('clip/high_frac'),
+    'rows outside the range, stopped or not': _lines('clip/outside_frac'),
+  },
+  'Learning': {
+    'order p': _lines('mean/p'),
+    'sigma of the log-ratios, last update': _lines(
+      'log_ratio/last_update_sigma'
+    ),
+  },
+  'AGM': {
+    'arithmetic mean A': _lines('agm/arithmetic'),
+    'geometric mean G': _lines('agm/geometric'),
+    'harmonic mean H': _lines('agm/harmonic'),
+    'gap A - H': _lines('agm/gap'),
+    'A-H convergence rate': _lines('agm/convergence_rate'),
+  },
 }
 
 # What TensorBoard tells beside a name, of what no record has.
 _DESCRIPTIONS = {
-    'histogram/log_row_ratio':
-        'Log of the ratio M_i of each row, nats, over all updates of a step; '
-        'at the ends what is beyond a factor of e.',
-    'histogram/log_token_weight':
-        'Log of n times the weight of each of n tokens in the gradient of its '
-        'row: 0 where all weigh the same; at the ends what is beyond a factor '
-        'of e.',
-    'qk/max_logit_per_head':
-        'Largest visible attention logit of each head of each layer.',
-    'qk/entropy_per_head':
-        'Entropy of the attention weights of each head of each layer, nats.',
-    'qk/tau':
-        'What the QK-clip holds attention logits to: optim.tau.',
-    'qk/monitor_tau':
-        'What attention logits are counted above: optim.monitor_tau.',
-    'margin/':
-        'Held-out reward less and plus its standard error.',
+  'histogram/log_row_ratio': 'Log of the ratio M_i of each row, nats, over all updates of a step; '
+  'at the ends what is beyond a factor of e.',
+  'histogram/log_token_weight': 'Log of n times the weight of each of n tokens in the gradient of its '
+  'row: 0 where all weigh the same; at the ends what is beyond a factor '
+  'of e.',
+  'qk/max_logit_per_head': 'Largest visible attention logit of each head of each layer.',
+  'qk/entropy_per_head': 'Entropy of the attention weights of each head of each layer, nats.',
+  'qk/tau': 'What the QK-clip holds attention logits to: optim.tau.',
+  'qk/monitor_tau': 'What attention logits are counted above: optim.monitor_tau.',
+  'margin/': 'Held-out reward less and plus its standard error.',
 }
 
 # Without its data class, field 4, which tensorboardX does not know, TensorBoard
@@ -180,12 +207,14 @@ class Board:
   and the run would wait for it without end.
   """
 
-  def __init__(self,
-               folder: pathlib.Path,
-               step: int,
-               *,
-               config: ml_collections.ConfigDict | None = None,
-               moved: Collection[str] = ()):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    step: int,
+    *,
+    config: ml_collections.ConfigDict | None = None,
+    moved: Collection[str] = (),
+  ):
     """Opens an event file of its own, beside those that are there.
 
     Args:
@@ -223,13 +252,14 @@ class Board:
         step are left out.
     """
     measured = {
-        name: value
-        for name, value in values.items()
-        if name != 'step' and measured_at(name, values) in (None, step)
+      name: value
+      for name, value in values.items()
+      if name != 'step' and measured_at(name, values) in (None, step)
     }
     self._moved |= {
-        name for name, value in measured.items()
-        if name.startswith(_QUIET) and value
+      name
+      for name, value in measured.items()
+      if name.startswith(_QUIET) and value
     }
     shown = []
     for name, value in _with_margins(self._levels | measured).items():
@@ -280,8 +310,8 @@ def _with_margins(values):
   if reward is None or stderr is None:
     return values
   return dict(values) | {
-      _REWARD[1]: reward - stderr,
-      _REWARD[2]: reward + stderr
+    _REWARD[1]: reward - stderr,
+    _REWARD[2]: reward + stderr,
   }
 
 
@@ -289,8 +319,11 @@ def _shown(name, value):
   """Values of a Summary for one metric; none where there is nothing to show."""
   if name.startswith(_HISTOGRAM):
     return _histogram(name, np.asarray(value), np.array(histograms.EDGES))
-  if name.startswith(_TOLD +
-                     _FOR_CONTROLLERS) or isinstance(value, list) and not value:
+  if (
+    name.startswith(_TOLD + _FOR_CONTROLLERS)
+    or isinstance(value, list)
+    and not value
+  ):
     return []
   if name in _LISTS:
     # Not 'auto': one logit that explodes would ask NumPy for billions of bins.
@@ -316,17 +349,17 @@ def _histogram(name, counts, edges):
   if not filled.size:
     return []
   rows = np.stack([edges[:-1], edges[1:], counts], axis=1, dtype=np.float32)
-  rows = rows[max(filled[0] - 1, 0):filled[-1] + 2]
+  rows = rows[max(filled[0] - 1, 0) : filled[-1] + 2]
   plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name='histograms')
   metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
   shape = [tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in rows.shape]
   tensor = tensor_pb2.TensorProto(
-      dtype='DT_FLOAT',
-      tensor_content=rows.tobytes(),
-      tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=shape))
+    dtype='DT_FLOAT',
+    tensor_content=rows.tobytes(),
+    tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=shape),
+  )
   return [
-      summary_pb2.Summary.Value(
-          tag=tag(name), metadata=metadata, tensor=tensor)
+    summary_pb2.Summary.Value(tag=tag(name), metadata=metadata, tensor=tensor)
   ]
 
 
@@ -354,10 +387,8 @@ def _hyperparameters(config):
   its server cannot pass it on as a number.
   """
   values = {
-      key:
-          str(value)
-          if isinstance(value, float) and math.isinf(value) else value
-      for key, value in config_lib.flat(config.to_dict()).items()
+    key: str(value) if isinstance(value, float) and math.isinf(value) else value
+    for key, value in config_lib.flat(config.to_dict()).items()
   }
   _, start, _ = summary.hparams(values, {})
   return start
@@ -371,9 +402,10 @@ def _code(name, text):
 def _table(values):
   """Markdown table of sampled responses."""
   columns = [values[f'{_SAMPLE}{name}'] for name in _COLUMNS]
-  rows = [[_tokens(prompt),
-           _tokens(response), f'{float(reward):.3g}']
-          for prompt, response, reward in zip(*columns)]
+  rows = [
+    [_tokens(prompt), _tokens(response), f'{float(reward):.3g}']
+    for prompt, response, reward in zip(*columns)
+  ]
   head = [list(_COLUMNS), ['---'] * len(_COLUMNS)]
   return '\n'.join('| ' + ' | '.join(row) + ' |' for row in head + rows)
 

@@ -19,21 +19,25 @@ from hmpo_jax.training import programs as programs_lib
 
 class Stopped(Exception):
   """A run that ended early; its folder is sound, and says how far it came."""
+
   exit_code: int
 
 
 class Interrupted(Stopped):
   """A signal asked for the end; the same command goes on from there."""
+
   exit_code = interruption_lib.EXIT_CODE
 
 
 class NumericalStop(Stopped):
   """Update after update, or every one, was skipped for a numerical cause."""
+
   exit_code = 3
 
 
 class RewardStop(Stopped):
   """The reward function failed; repaired, the same command goes on."""
+
   exit_code = 2
 
 
@@ -56,8 +60,8 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     OSError: the disk takes no more; what was written is whole.
   """
   with interruption_lib.Interruption(
-      progress_lib.tell,
-      'the start of the run, which compiles') as interruption:
+    progress_lib.tell, 'the start of the run, which compiles'
+  ) as interruption:
     return _train(config, run_folder.placed(workdir), interruption)
 
 
@@ -68,8 +72,9 @@ def _train(config, workdir, interruption):
   description = run_folder.describe(config)
   # What a run has come to is shown under any settings.
   run_folder.refuse_other_run(
-      workdir,
-      {part: description[part] for part in description if part != 'settings'})
+    workdir,
+    {part: description[part] for part in description if part != 'settings'},
+  )
   summary = summary_lib.read(workdir / run_folder.SUMMARY, config.num_steps)
   if summary is None:
     with run_folder.claimed(workdir, description):
@@ -84,17 +89,21 @@ def _train(config, workdir, interruption):
   else:
     for key in run_folder.changed_functions(workdir, config):
       progress_lib.tell(
-          f'warning: the source of config.{key} has changed since '
-          'this run ended: the summary is of the former')
+        f'warning: the source of config.{key} has changed since '
+        'this run ended: the summary is of the former'
+      )
   progress_lib.summary_table(summary_lib.rows(summary, workdir))
   return summary
 
 
 def _run(config, workdir, programs, controller, interruption):
   """Trains from the newest checkpoint, or from the warm start."""
-  with (progress_lib.Progress(config.num_steps) as
-        progress, session.OpenRun(config, programs, controller, workdir,
-                                   progress.note) as run):
+  with (
+    progress_lib.Progress(config.num_steps) as progress,
+    session.OpenRun(
+      config, programs, controller, workdir, progress.note
+    ) as run,
+  ):
     interruption.tell = progress.note
     state = run.restore()
     if state is None:
@@ -103,12 +112,13 @@ def _run(config, workdir, programs, controller, interruption):
     asked, record = interruption.is_asked(), None
     while not run.is_over:
       if asked:
-        raise Interrupted(f'interrupted after step {run.step}: the same '
-                          'command goes on from there')
-      interruption.waits_for = (
-          f'step {run.step + 1} and its checkpoint' +
-          ('' if record else ', while programs compile, which takes up to '
-           'minutes'))
+        raise Interrupted(
+          f'interrupted after step {run.step}: the same '
+          'command goes on from there'
+        )
+      interruption.waits_for = f'step {run.step + 1} and its checkpoint' + (
+        '' if record else ', while programs compile, which takes up to minutes'
+      )
       try:
         state, *made = _step(run, programs, state)
       except rewards_lib.RewardError as error:
@@ -130,8 +140,9 @@ def _step(run, programs, state):
   config, step = run.config, run.step + 1
   key = learner.step_key(state)
   start = time.perf_counter()
-  state, metrics = programs.step(state, session.is_measured(config, step),
-                                 run.hparams)
+  state, metrics = programs.step(
+    state, session.is_measured(config, step), run.hparams
+  )
   metrics = jax.device_get(metrics)
   timing = {'step_s': time.perf_counter() - start}
   evaluation = None
@@ -144,11 +155,13 @@ def _step(run, programs, state):
 
 def _show(progress, record):
   progress.update(
-      record['step'], {
-          'reward': float(record['reward/mean']),
-          'held-out': float(record['eval/reward']),
-          'clip low': float(record['clip/low_frac']),
-          'clip high': float(record['clip/high_frac']),
-          'max logit': float(record['qk/max_logit']),
-          'tokens/s': record['tokens_per_s'],
-      })
+    record['step'],
+    {
+      'reward': float(record['reward/mean']),
+      'held-out': float(record['eval/reward']),
+      'clip low': float(record['clip/low_frac']),
+      'clip high': float(record['clip/high_frac']),
+      'max logit': float(record['qk/max_logit']),
+      'tokens/s': record['tokens_per_s'],
+    },
+  )

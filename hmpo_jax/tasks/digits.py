@@ -24,8 +24,9 @@ def sort(num_digits: int) -> task.Task:
   def answer(prompt):
     return jnp.append(jnp.sort(prompt[:num_digits]), STOP).astype(jnp.int32)
 
-  return task.Task('sort', VOCAB_SIZE, PAD, STOP, num_digits + 1,
-                   num_digits + 1, draw, answer)
+  return task.Task(
+    'sort', VOCAB_SIZE, PAD, STOP, num_digits + 1, num_digits + 1, draw, answer
+  )
 
 
 def addition(num_digits: int) -> task.Task:
@@ -42,13 +43,12 @@ def addition(num_digits: int) -> task.Task:
   def draw(key):
     digits = ZERO + jax.random.randint(key, (2, num_digits), 0, 10)
     return jnp.concatenate(
-        [digits[0],
-         jnp.array([PLUS]), digits[1],
-         jnp.array([EQUALS])]).astype(jnp.int32)
+      [digits[0], jnp.array([PLUS]), digits[1], jnp.array([EQUALS])]
+    ).astype(jnp.int32)
 
   def answer(prompt):
     first = prompt[:num_digits][::-1] - ZERO
-    second = prompt[num_digits + 1:2 * num_digits + 1][::-1] - ZERO
+    second = prompt[num_digits + 1 : 2 * num_digits + 1][::-1] - ZERO
 
     def add(carry, pair):
       total = pair[0] + pair[1] + carry
@@ -62,8 +62,16 @@ def addition(num_digits: int) -> task.Task:
     tokens = jnp.where(places < length, tokens, PAD)
     return jnp.where(places == length, STOP, tokens).astype(jnp.int32)
 
-  return task.Task('addition', VOCAB_SIZE, PAD, STOP, 2 * num_digits + 2,
-                   num_digits + 2, draw, answer)
+  return task.Task(
+    'addition',
+    VOCAB_SIZE,
+    PAD,
+    STOP,
+    2 * num_digits + 2,
+    num_digits + 2,
+    draw,
+    answer,
+  )
 
 
 def mapped_copy(num_digits: int) -> task.Task:
@@ -83,8 +91,16 @@ def mapped_copy(num_digits: int) -> task.Task:
   # 7 d + 3 modulo 10 reaches every digit and maps none to itself.
   answer = lambda prompt: ZERO + (7 * (prompt - ZERO) + 3) % 10
 
-  return task.Task('mapped_copy', VOCAB_SIZE, PAD, NO_STOP, num_digits,
-                   num_digits, draw, answer)
+  return task.Task(
+    'mapped_copy',
+    VOCAB_SIZE,
+    PAD,
+    NO_STOP,
+    num_digits,
+    num_digits,
+    draw,
+    answer,
+  )
 
 
 TASKS = {'sort': sort, 'addition': addition, 'mapped_copy': mapped_copy}

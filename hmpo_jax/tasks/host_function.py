@@ -22,10 +22,12 @@ from hmpo_jax import config as config_lib
 from hmpo_jax.tasks import host_worker
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_START = ('import sys; sys.path.insert(0, sys.argv[1]); from hmpo_jax import '
-          'host_worker; host_worker.serve(sys.argv[2:])')
-_GRACE = 5.  # seconds for a process that was asked to end
-_LOOK = 1.  # seconds between two looks whether the process is there
+_START = (
+  'import sys; sys.path.insert(0, sys.argv[1]); from hmpo_jax import '
+  'host_worker; host_worker.serve(sys.argv[2:])'
+)
+_GRACE = 5.0  # seconds for a process that was asked to end
+_LOOK = 1.0  # seconds between two looks whether the process is there
 
 
 class Failure(Exception):
@@ -61,8 +63,9 @@ class HostFunction:
       self._start()
     except Failure as failure:
       raise config_lib.ConfigError(
-          f'config.{section}.function = {name!r}: must be module:function or '
-          f'file.py:function; {failure}') from failure
+        f'config.{section}.function = {name!r}: must be module:function or '
+        f'file.py:function; {failure}'
+      ) from failure
 
   def call(self, method: str, *arguments):
     """What the function returned, as a method of `host_worker.Host` reads it.
@@ -84,7 +87,8 @@ class HostFunction:
   def _start(self):
     place, _, function = self._name.rpartition(':')
     self._host = (
-        host_worker.Host() if _is_ours(place) else _Process(_path(place)))
+      host_worker.Host() if _is_ours(place) else _Process(_path(place))
+    )
     doing = 'importing'
     try:
       is_class = self._ask('load', place, function)
@@ -102,8 +106,9 @@ class HostFunction:
       reply = self._host.answer(pickle.dumps((method, arguments)), timeout)
     except _TimedOut:
       self._host = None
-      raise Lost(f'took longer than config.{self._section}.timeout = '
-                 f'{self._timeout} s') from None
+      raise Lost(
+        f'took longer than config.{self._section}.timeout = {self._timeout} s'
+      ) from None
     except _Ended as ended:
       self._host = None
       raise Lost(str(ended)) from None
@@ -153,16 +158,18 @@ class _Process:
     with theirs:
       arguments = [_ROOT, theirs.fileno(), reader, *path]
       self._process = subprocess.Popen(
-          [sys.executable, '-P', '-c', _START, *map(str, arguments)],
-          stdin=subprocess.DEVNULL,
-          pass_fds=(theirs.fileno(), reader),
-          # What it computes with JAX it computes on the host.
-          env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-          # A terminal's ^C is for this process; and a group to be killed.
-          start_new_session=True)
+        [sys.executable, '-P', '-c', _START, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(theirs.fileno(), reader),
+        # What it computes with JAX it computes on the host.
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+        # A terminal's ^C is for this process; and a group to be killed.
+        start_new_session=True,
+      )
     os.close(reader)
-    self._end = weakref.finalize(self, _end, self._process, self._channel,
-                                 self._lifeline)
+    self._end = weakref.finalize(
+      self, _end, self._process, self._channel, self._lifeline
+    )
 
   def answer(self, request: bytes, timeout: float | None = None) -> bytes:
     """See `host_worker.Host.answer`.
@@ -230,6 +237,9 @@ def _is_ours(place):
 
 def _path(place):
   """sys.path of a function's process: first the folder of its file, or this."""
-  folder = os.path.dirname(
-      os.path.realpath(place)) if place.endswith('.py') else os.getcwd()
+  folder = (
+    os.path.dirname(os.path.realpath(place))
+    if place.endswith('.py')
+    else os.getcwd()
+  )
   return [folder, *filter(None, sys.path)]

@@ -62,8 +62,11 @@ class Host:
         `import` would make of it: what it pickles other processes can read.
       function: its name there.
     """
-    module = _of_file(place) if place.endswith(
-        '.py') else importlib.import_module(place)
+    module = (
+      _of_file(place)
+      if place.endswith('.py')
+      else importlib.import_module(place)
+    )
     self._folder = os.path.dirname(getattr(module, '__file__', None) or '')
     self._function = getattr(module, function)
     if not callable(self._function):
@@ -82,6 +85,7 @@ class Host:
       takes = False
     if takes:
       import ml_collections  # noqa: PLC0415
+
       self._function = self._function(config=ml_collections.ConfigDict(config))
     else:
       self._function = self._function()
@@ -98,10 +102,12 @@ class Host:
 
   def _described(self, error):
     """The exception with its place: the last in the folder of the function."""
-    frames = [(frame.f_code.co_filename, line)
-              for frame, line in traceback.walk_tb(error.__traceback__)
-              if frame.f_code.co_filename not in _OURS and
-              not frame.f_code.co_filename.startswith('<frozen')]
+    frames = [
+      (frame.f_code.co_filename, line)
+      for frame, line in traceback.walk_tb(error.__traceback__)
+      if frame.f_code.co_filename not in _OURS
+      and not frame.f_code.co_filename.startswith('<frozen')
+    ]
     own = [at for at in frames if os.path.dirname(at[0]) == self._folder]
     text = _in_one_line(error, f'{type(error).__name__}: ')
     if not frames or isinstance(error, SyntaxError):  # which names it itself

@@ -22,8 +22,9 @@ from hmpo_jax.tasks import task as task_lib
 
 
 @functools.lru_cache
-def load(file: str, vocab_size: int, pad: int, stop: int,
-         response_len: int) -> task_lib.Task:
+def load(
+  file: str, vocab_size: int, pad: int, stop: int, response_len: int
+) -> task_lib.Task:
   """Reads a file of prompts, once in a process.
 
   Args:
@@ -47,8 +48,8 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
   for (number, _), prompt in zip(lines, map(tuple, prompts)):
     if numbers.setdefault(prompt, number) != number:
       raise _error(
-          file, f'line {number} holds the prompt of line {numbers[prompt]} '
-          'again')
+        file, f'line {number} holds the prompt of line {numbers[prompt]} again'
+      )
   answers = []
   for number, line in lines:
     if 'answer' in line:
@@ -62,24 +63,39 @@ def load(file: str, vocab_size: int, pad: int, stop: int,
   if bool(jnp.all(jax.vmap(task_lib.is_held_out)(table))):
     raise _error(file, 'all its prompts fall into the held-out sixteenth')
   has_answers = len(answers) == len(prompts)
-  right = jnp.array([
+  right = jnp.array(
+    [
       a + pad_to(a, response_len)
       for a in (answers if has_answers else [[]] * len(prompts))
-  ], jnp.int32)
+    ],
+    jnp.int32,
+  )
   draw = lambda key: table[jax.random.randint(key, (), 0, len(prompts))]
   answer = lambda prompt: right[jnp.argmax(jnp.all(table == prompt, axis=1))]
-  return task_lib.Task('file', vocab_size, pad, stop, prompt_len, response_len,
-                       draw, answer, has_answers)
+  return task_lib.Task(
+    'file',
+    vocab_size,
+    pad,
+    stop,
+    prompt_len,
+    response_len,
+    draw,
+    answer,
+    has_answers,
+  )
 
 
 def unanswered(file: str) -> config_lib.ConfigError:
   """The error for a file of `load` in which an answer is missed."""
   number, line = next(
-      (number, line) for number, line in _read(file) if 'answer' not in line)
+    (number, line) for number, line in _read(file) if 'answer' not in line
+  )
   return _error(
-      file, f'line {number} has no "answer"{_near(line, "answer")}: all must '
-      'have one, unless config.reward.function is given and '
-      'config.warm_start.num_steps is 0')
+    file,
+    f'line {number} has no "answer"{_near(line, "answer")}: all must '
+    'have one, unless config.reward.function is given and '
+    'config.warm_start.num_steps is 0',
+  )
 
 
 def _read(file):
@@ -98,8 +114,10 @@ def _read(file):
       raise _error(file, f'line {number} is no JSON ({error})') from error
     if not isinstance(content, dict) or 'prompt' not in content:
       raise _error(
-          file, f'line {number} must be an object with a "prompt"'
-          f'{_near(content, "prompt")}')
+        file,
+        f'line {number} must be an object with a "prompt"'
+        f'{_near(content, "prompt")}',
+      )
     lines.append((number, content))
   if not lines:
     raise _error(file, 'is empty; it must hold a JSON object in every line')
@@ -116,12 +134,16 @@ def _near(content, name):
 def _end_fault(answer, stop, response_len):
   """What is wrong with the end of an answer; '' if nothing."""
   if stop < 0 and len(answer) != response_len:
-    return (f'must have config.task.response_len = {response_len} tokens, as '
-            f'no stop token ends a response, has {len(answer)}')
+    return (
+      f'must have config.task.response_len = {response_len} tokens, as '
+      f'no stop token ends a response, has {len(answer)}'
+    )
   if stop >= 0 and (len(answer) > response_len or answer[-1] != stop):
-    return (f'must end with the stop token {stop} and have at most '
-            f'config.task.response_len = {response_len} tokens, got '
-            f'{answer!r:.60}')
+    return (
+      f'must end with the stop token {stop} and have at most '
+      f'config.task.response_len = {response_len} tokens, got '
+      f'{answer!r:.60}'
+    )
   return ''
 
 
@@ -129,13 +151,19 @@ def _tokens(file, number, line, name, *, vocab_size, pad):
   """The token list of a line, checked."""
   tokens = line[name]
   is_token = lambda t: (
-      isinstance(t, int) and not isinstance(t, bool) and 0 <= t < vocab_size and
-      t != pad)
-  if not isinstance(tokens, list) or not tokens or not all(
-      map(is_token, tokens)):
+    isinstance(t, int)
+    and not isinstance(t, bool)
+    and 0 <= t < vocab_size
+    and t != pad
+  )
+  if (
+    not isinstance(tokens, list) or not tokens or not all(map(is_token, tokens))
+  ):
     raise _error(
-        file, f'line {number}: "{name}" must be a list of integers from 0 to '
-        f'{vocab_size - 1} without the padding {pad}, got {tokens!r:.60}')
+      file,
+      f'line {number}: "{name}" must be a list of integers from 0 to '
+      f'{vocab_size - 1} without the padding {pad}, got {tokens!r:.60}',
+    )
   return tokens
 
 

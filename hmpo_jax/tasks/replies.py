@@ -42,8 +42,9 @@ def decisions(result) -> tuple[dict[str, float | str], str]:
   if result is None:
     return {}, ''
   if not isinstance(result, Mapping):
-    raise Refused(f'returned {type(result).__name__}, must be a dict of '
-                  'decisions or None')
+    raise Refused(
+      f'returned {type(result).__name__}, must be a dict of decisions or None'
+    )
   nested = result.get('hyperparams')
   flat = (dict(nested) if isinstance(nested, Mapping) else {}) | dict(result)
   asked = {name: _number(flat[name]) for name in _NAMES if name in flat}

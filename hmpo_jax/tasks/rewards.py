@@ -47,18 +47,23 @@ class HostReward:
     """
     tokens, valid = np.asarray(rollout.tokens), np.asarray(rollout.valid)
     part = lambda columns: [
-        row[keep].tolist()
-        for row, keep in zip(tokens[:, columns], valid[:, columns])
+      row[keep].tolist()
+      for row, keep in zip(tokens[:, columns], valid[:, columns])
     ]
     result = self._call(
-        part(slice(self._prompt_len)), part(slice(self._prompt_len, None)))
+      part(slice(self._prompt_len)), part(slice(self._prompt_len, None))
+    )
     reward = np.asarray(result, np.float32)
     if reward.shape != (len(tokens),):
-      raise self._error(f'returned shape {reward.shape}, must be one number '
-                        f'for each of {len(tokens)} responses')
+      raise self._error(
+        f'returned shape {reward.shape}, must be one number '
+        f'for each of {len(tokens)} responses'
+      )
     if np.any((reward < 0) | (reward > 1)):
-      raise self._error(f'returned values from {np.nanmin(reward):.6g} to '
-                        f'{np.nanmax(reward):.6g}, must be from 0 to 1')
+      raise self._error(
+        f'returned values from {np.nanmin(reward):.6g} to '
+        f'{np.nanmax(reward):.6g}, must be from 0 to 1'
+      )
     exact = (reward == 1).astype(np.float32)
     return task_lib.Score(jnp.asarray(reward), jnp.asarray(exact))
 

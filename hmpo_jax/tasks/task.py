@@ -27,6 +27,7 @@ class Task(NamedTuple):
   to the right response [T] int32, ended by `stop` and padded on the right, or
   to padding where no answers are known.
   """
+
   name: str
   vocab_size: int
   pad: int
@@ -40,6 +41,7 @@ class Task(NamedTuple):
 
 class Score(NamedTuple):
   """What a verifier says of responses; all [B] float32 in [0, 1]."""
+
   reward: jax.Array  # what is paid
   exact: jax.Array  # 1 where the response is the answer, else 0
   # Share of the answer's tokens that stand at their place; None where a
@@ -47,11 +49,13 @@ class Score(NamedTuple):
   share: jax.Array | None = None
 
 
-def score(task: Task,
-          prompts: jax.Array,
-          tokens: jax.Array,
-          mask: jax.Array,
-          pays_exact: jax.Array | bool = False) -> Score:
+def score(
+  task: Task,
+  prompts: jax.Array,
+  tokens: jax.Array,
+  mask: jax.Array,
+  pays_exact: jax.Array | bool = False,
+) -> Score:
   """Compares responses with the right answers, token by token.
 
   The stop token is one of the answer's tokens, so that the share is 1 exactly
@@ -82,16 +86,19 @@ def is_held_out(prompt: jax.Array) -> jax.Array:
   Another seed is no held-out set: on small tasks it overlaps the training
   prompts by 28 to 100 %. A hash of the prompt itself never does.
   """
-  mix = lambda i, state: (state ^ prompt[i].astype(jnp.uint32)) * jnp.uint32(
-      16777619)
+  mix = lambda i, state: (
+    (state ^ prompt[i].astype(jnp.uint32)) * jnp.uint32(16777619)
+  )
   state = jax.lax.fori_loop(0, prompt.shape[0], mix, jnp.uint32(2166136261))
   return (state >> 8) % _HELD_OUT_SHARE == 0
 
 
 def draw_training(task: Task, key: jax.Array) -> jax.Array:
   """A prompt [P] that is not held out; the key is consumed."""
-  redraw = lambda state: (state[0] + 1,
-                          task.draw(jax.random.fold_in(key, state[0])))
+  redraw = lambda state: (
+    state[0] + 1,
+    task.draw(jax.random.fold_in(key, state[0])),
+  )
   goes_on = lambda state: is_held_out(state[1]) & (state[0] <= _MAX_REDRAWS)
   return jax.lax.while_loop(goes_on, redraw, redraw((0, None)))[1]
 
@@ -123,9 +130,10 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
     prompts, held_out = jax.device_get(draw(round_))
     if np.all(held_out):
       raise ValueError(
-          f'task {task.name}: all of {len(prompts)} prompts that it drew are '
-          'held out, by their hash, so that none is left for training: give '
-          'more different prompts')
+        f'task {task.name}: all of {len(prompts)} prompts that it drew are '
+        'held out, by their hash, so that none is left for training: give '
+        'more different prompts'
+      )
     before = len(kept)
     for prompt in prompts[held_out]:
       kept.setdefault(prompt.tobytes(), prompt)
@@ -134,21 +142,23 @@ def held_out_prompts(task: Task, num: int) -> np.ndarray:
   if len(kept) >= num:
     return np.stack(list(kept.values())[:num])
   raise ValueError(
-      f'task {task.name} has only {len(kept)} different held-out prompts, '
-      f'config.eval.num_prompts = {num}: ask for fewer, or give longer or more '
-      'prompts')
+    f'task {task.name} has only {len(kept)} different held-out prompts, '
+    f'config.eval.num_prompts = {num}: ask for fewer, or give longer or more '
+    'prompts'
+  )
 
 
-def score_rollout(task: Task,
-                  rollout: base.Rollout,
-                  pays_exact: jax.Array | bool = False) -> Score:
+def score_rollout(
+  task: Task, rollout: base.Rollout, pays_exact: jax.Array | bool = False
+) -> Score:
   """`score` of the responses of a rollout."""
   prompts, responses = jnp.split(rollout.tokens, [task.prompt_len], axis=1)
   return score(task, prompts, responses, rollout.mask, pays_exact)
 
 
-def baselines(task: Task, prompts: jax.Array,
-              judge: Callable[[base.Rollout], Score]) -> dict[str, float]:
+def baselines(
+  task: Task, prompts: jax.Array, judge: Callable[[base.Rollout], Score]
+) -> dict[str, float]:
   """Rewards that need no skill, on prompts [M, P].
 
   Where answers are known there are two templates, the best responses that
@@ -163,11 +173,13 @@ def baselines(task: Task, prompts: jax.Array,
     is_stop = tokens == task.stop
     mask = jnp.cumsum(is_stop, 1) - is_stop == 0
     scores = judge(
-        base.Rollout(
-            tokens=jnp.concatenate([prompts, tokens], 1),
-            valid=jnp.concatenate([prompts != task.pad, mask], 1),
-            mask=mask,
-            logprobs=jnp.zeros(mask.shape)))
+      base.Rollout(
+        tokens=jnp.concatenate([prompts, tokens], 1),
+        valid=jnp.concatenate([prompts != task.pad, mask], 1),
+        mask=mask,
+        logprobs=jnp.zeros(mask.shape),
+      )
+    )
     if jnp.isnan(scores.reward).all():
       continue
     result[f'{name}_reward'] = float(jnp.nan_to_num(scores.reward).mean())
@@ -182,13 +194,12 @@ def _unskilled(task, num):
   if not task.has_answers:
     return {'random': random}
   answers = jax.vmap(lambda key: task.answer(draw_training(task, key)))(
-      jax.random.split(base.random_key(1), 4096))
+    jax.random.split(base.random_key(1), 4096)
+  )
   counts = jax.nn.one_hot(answers, task.vocab_size).sum(0)
   whole, times = np.unique(np.asarray(answers), axis=0, return_counts=True)
   templates = jnp.argmax(counts, -1), jnp.asarray(whole[np.argmax(times)])
   return {
-      name: jnp.broadcast_to(template, shape)
-      for name, template in zip(TEMPLATES, templates)
-  } | {
-      'random': random
-  }
+    name: jnp.broadcast_to(template, shape)
+    for name, template in zip(TEMPLATES, templates)
+  } | {'random': random}

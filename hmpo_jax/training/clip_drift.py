@@ -20,8 +20,13 @@ def keys(static) -> tuple[str, ...]:
   return 'qk/clip_drift_k3', 'qk/clip_drift_abs_max'
 
 
-def measure(static, learned: update.Learned, hparams: base.HParams,
-            batch: base.Batch, cause: jax.Array) -> base.Metrics:
+def measure(
+  static,
+  learned: update.Learned,
+  hparams: base.HParams,
+  batch: base.Batch,
+  cause: jax.Array,
+) -> base.Metrics:
   """Compares the policy before and after the clip of the last update.
 
   The one before is what the same update makes without the clip, but for the
@@ -46,13 +51,15 @@ def measure(static, learned: update.Learned, hparams: base.HParams,
 
   def logprobs(is_undone):
     params = muon_clip.undone(
-        learned.params,
-        jnp.where(is_undone & ~update.is_skipped(cause), gamma, 1),
-        attention=transformer.attention_weights,
-        mode=static.optim.qk_clip,
-        alpha=hparams.qk_alpha)
-    return policy.logprobs_beside_an_update(static, params, batch,
-                                            hparams.temperature)
+      learned.params,
+      jnp.where(is_undone & ~update.is_skipped(cause), gamma, 1),
+      attention=transformer.attention_weights,
+      mode=static.optim.qk_clip,
+      alpha=hparams.qk_alpha,
+    )
+    return policy.logprobs_beside_an_update(
+      static, params, batch, hparams.temperature
+    )
 
   # One program for both: where nothing was clipped they have the same bits.
   before, after = jax.lax.map(logprobs, jnp.array([True, False]))

@@ -7,15 +7,21 @@ from hmpo_jax import config as config_lib
 
 # Each with the values that are allowed, and why no other is.
 _ALLOWED = (
-    ('jax_enable_x64', (False,), 'runs are in float32'),
-    ('jax_debug_nans', (False,),
-     'NaN marks what was not measured, and updates that it spoils are skipped '
-     'and counted'),
-    ('jax_debug_infs', (False,), 'infinity switches bounds off'),
-    ('jax_numpy_rank_promotion', ('allow', 'warn'), 'shapes are broadcast'),
-    ('jax_numpy_dtype_promotion', ('standard',), 'dtypes are promoted'),
-    ('jax_transfer_guard', (None, 'allow', 'log', 'log_explicit'),
-     'arrays move between host and device as they are needed'),
+  ('jax_enable_x64', (False,), 'runs are in float32'),
+  (
+    'jax_debug_nans',
+    (False,),
+    'NaN marks what was not measured, and updates that it spoils are skipped '
+    'and counted',
+  ),
+  ('jax_debug_infs', (False,), 'infinity switches bounds off'),
+  ('jax_numpy_rank_promotion', ('allow', 'warn'), 'shapes are broadcast'),
+  ('jax_numpy_dtype_promotion', ('standard',), 'dtypes are promoted'),
+  (
+    'jax_transfer_guard',
+    (None, 'allow', 'log', 'log_explicit'),
+    'arrays move between host and device as they are needed',
+  ),
 )
 
 
@@ -29,7 +35,8 @@ def refuse() -> None:
     if value not in allowed:
       choices = ' or '.join(str(choice) for choice in allowed if choice)
       raise config_lib.ConfigError(
-          f'{name.upper()} = {value}: must be {choices or "off"}, {reason}')
+        f'{name.upper()} = {value}: must be {choices or "off"}, {reason}'
+      )
 
 
 def refuse_without_device() -> None:
@@ -41,5 +48,6 @@ def refuse_without_device() -> None:
     text = (str(error) or 'no such device').splitlines()[0]
     given = getattr(jax.config, 'jax_platforms')
     raise config_lib.ConfigError(
-        f'JAX_PLATFORMS = {given}: must name a platform of '
-        f'this machine, as cpu, or be unset ({text})') from error
+      f'JAX_PLATFORMS = {given}: must name a platform of '
+      f'this machine, as cpu, or be unset ({text})'
+    ) from error

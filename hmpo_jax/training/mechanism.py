@@ -17,20 +17,26 @@ from hmpo_jax.training import update
 
 # Names of the losses whose gradients are compared.
 LOSSES = ('p1', 'p0', 'pm1', 'current')
-_ORDERS = (1., 0., -1.)  # of all but the last
+_ORDERS = (1.0, 0.0, -1.0)  # of all but the last
 _KINDS = ('', '_unclipped')  # of the clip, in names
 _GEOMETRIC = LOSSES.index('p0')
-_PAIRS = (('p1', 'p0'), ('p1', 'pm1'), ('p0', 'pm1'), ('current', 'p1'),
-          ('current', 'p0'), ('current', 'pm1'))
+_PAIRS = (
+  ('p1', 'p0'),
+  ('p1', 'pm1'),
+  ('p0', 'pm1'),
+  ('current', 'p1'),
+  ('current', 'p0'),
+  ('current', 'pm1'),
+)
 # What is asked about most has the shortest names.
 _SHORT = {
-    'cosine_p0_pm1': 'cosine',
-    'cosine_unclipped_p0_pm1': 'cosine_unclipped',
-    'norm_ratio_unclipped_pm1_p0': 'norm_ratio',
+  'cosine_p0_pm1': 'cosine',
+  'cosine_unclipped_p0_pm1': 'cosine_unclipped',
+  'norm_ratio_unclipped_pm1_p0': 'norm_ratio',
 }
 
 # As low as the lower end of a clip range can be: it must stay below 1.
-_NO_CLIP_LOW = 1 - 2.**-20
+_NO_CLIP_LOW = 1 - 2.0**-20
 
 
 def _keys():
@@ -43,14 +49,15 @@ def _keys():
       yield f'norm_ratio_unclipped_{name}_p0'
   yield 'sigma'
   yield from (
-      f'gradient_variance{kind}_{name}' for kind in _KINDS for name in LOSSES)
+    f'gradient_variance{kind}_{name}' for kind in _KINDS for name in LOSSES
+  )
   yield from ('sigma_sqrt_n', 'shift_over_spread', 'kurtosis')
 
 
 def _named(values):
   return {
-      f'mechanism/{_SHORT.get(name, name)}': value
-      for name, value in values.items()
+    f'mechanism/{_SHORT.get(name, name)}': value
+    for name, value in values.items()
   }
 
 
@@ -58,17 +65,18 @@ KEYS = tuple(_named(dict.fromkeys(_keys())))
 _COSINES = tuple(key for key in KEYS if key.startswith('mechanism/cosine'))
 # Ratios to the norm of p0 by one clip, or none: 0 all of them where that is 0.
 _RATIOS = tuple(
-    tuple(
-        _named({
-            f'norm_ratio{kind}_{name}_p0': None
-            for name in LOSSES
-            if name != 'p0'
-        }))
-    for kind in _KINDS)
+  tuple(
+    _named(
+      {f'norm_ratio{kind}_{name}_p0': None for name in LOSSES if name != 'p0'}
+    )
+  )
+  for kind in _KINDS
+)
 
 
-def compare_means(static, learned: update.Learned, hparams: base.HParams,
-                  batch: base.Batch) -> base.Metrics:
+def compare_means(
+  static, learned: update.Learned, hparams: base.HParams, batch: base.Batch
+) -> base.Metrics:
   """Compares the gradients that four losses have on one batch.
 
   p1, p0 and pm1 are the power means of order 1, 0 and -1 with a sequence clip
@@ -106,16 +114,19 @@ def compare_means(static, learned: update.Learned, hparams: base.HParams,
   """
 
   def forward(params):
-    return policy.logprobs_beside_an_update(static, params, batch,
-                                            hparams.temperature)
+    return policy.logprobs_beside_an_update(
+      static, params, batch, hparams.temperature
+    )
 
   logprobs, pull_back = jax.vjp(forward, learned.params)
   old_logprobs = jnp.where(batch.is_on_policy, logprobs, batch.old_logprobs)
   batch = batch._replace(old_logprobs=old_logprobs)
-  orders = update.row_orders(static, hparams, learned.controls, batch, logprobs,
-                             old_logprobs)
-  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
-                           hparams.loss['log_ratio_max'])
+  orders = update.row_orders(
+    static, hparams, learned.controls, batch, logprobs, old_logprobs
+  )
+  ratio = ratios.log_ratio(
+    logprobs, old_logprobs, batch.mask, hparams.loss['log_ratio_max']
+  )
 
   def compare(settings):
     widths, dual_clip = settings
@@ -182,21 +193,19 @@ def shape(log_ratio: jax.Array, mask: jax.Array) -> base.Metrics:
   centred = jnp.where(mask, log_ratio - geometric[:, None], 0)
   variance = ratios.row_mean(ratios.token_mean(centred**2, mask), rows)
   inverse_length = ratios.row_mean(1 / jnp.maximum(lengths, 1), rows)
-  shift = geometric - means.log_power_mean(log_ratio, mask, -1.)
+  shift = geometric - means.log_power_mean(log_ratio, mask, -1.0)
   deviations = geometric - ratios.row_mean(geometric, rows)
   spread = jnp.sum(jnp.where(rows, deviations**2, 0)) / jnp.maximum(
-      jnp.sum(rows) - 1, 1)
+    jnp.sum(rows) - 1, 1
+  )
   # In units of their deviation, whose fourth power could vanish.
   tokens = jnp.maximum(jnp.sum(lengths), 1)
   standard = _ratio(centred, jnp.sqrt(jnp.sum(centred**2) / tokens))
   fourth = jnp.sum(standard**4) / tokens
   return {
-      'sigma_sqrt_n':
-          jnp.sqrt(_ratio(variance, inverse_length)),
-      'shift_over_spread':
-          _ratio(ratios.row_mean(shift, rows), jnp.sqrt(spread)),
-      'kurtosis':
-          jnp.where(fourth > 0, fourth - 3, 0),
+    'sigma_sqrt_n': jnp.sqrt(_ratio(variance, inverse_length)),
+    'shift_over_spread': _ratio(ratios.row_mean(shift, rows), jnp.sqrt(spread)),
+    'kurtosis': jnp.where(fourth > 0, fourth - 3, 0),
   }
 
 
@@ -211,18 +220,20 @@ def _slopes(static, hparams, widths, batch, logprobs, orders):
 
   def power_mean(logprobs, p):
     return losses.power_mean_loss(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        batch.mask,
-        p=p,
-        clip_eps_low=widths.eps_low,
-        clip_eps_high=widths.eps_high,
-        log_ratio_max=hparams.loss['log_ratio_max'])
+      logprobs,
+      batch.old_logprobs,
+      batch.advantages,
+      batch.mask,
+      p=p,
+      clip_eps_low=widths.eps_low,
+      clip_eps_high=widths.eps_high,
+      log_ratio_max=hparams.loss['log_ratio_max'],
+    )
 
   def current(logprobs):
-    loss, _ = update.policy_loss(static, hparams, widths, batch, logprobs,
-                                 batch.old_logprobs, orders)
+    loss, _ = update.policy_loss(
+      static, hparams, widths, batch, logprobs, batch.old_logprobs, orders
+    )
     return loss
 
   slope = lambda p: jax.grad(power_mean, has_aux=True)(logprobs, p)
@@ -241,11 +252,20 @@ def _spreads(static, params, hparams, batch, slopes, products):
 
   def of_row(row):
     tokens, valid, mask, of_losses = row
-    forward = lambda params: policy.forward(static, params, tokens[None], valid[
-        None], mask[None], hparams.temperature).logprobs
+    forward = lambda params: (
+      policy.forward(
+        static,
+        params,
+        tokens[None],
+        valid[None],
+        mask[None],
+        hparams.temperature,
+      ).logprobs
+    )
     _, pull_back = jax.vjp(forward, params)
     square = lambda slope: optax.tree.norm(
-        pull_back(slope[None])[0], squared=True)
+      pull_back(slope[None])[0], squared=True
+    )
     return jax.lax.map(square, of_losses)
 
   flat = slopes.reshape(-1, *batch.mask.shape).swapaxes(0, 1)
@@ -267,11 +287,14 @@ def _disagreements(slopes, mask):
   """[pairs] shares of rows in which one slope is 0 and the other isn't."""
   passes = dict(zip(LOSSES, slopes != 0))
   rows = jnp.any(mask, axis=1)
-  return jnp.stack([
+  return jnp.stack(
+    [
       ratios.row_mean(
-          ratios.token_mean(passes[first] != passes[second], mask), rows)
+        ratios.token_mean(passes[first] != passes[second], mask), rows
+      )
       for first, second in _PAIRS
-  ])
+    ]
+  )
 
 
 def _angles(kind, products):

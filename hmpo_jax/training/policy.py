@@ -26,15 +26,17 @@ def make_task(static) -> task_lib.Task:
   """
   task = static.task
   if task.name == 'file':
-    return prompt_file.load(task.prompts, task.vocab_size, task.pad, task.stop,
-                            task.response_len)
+    return prompt_file.load(
+      task.prompts, task.vocab_size, task.pad, task.stop, task.response_len
+    )
   return digits.make(task.name, task.num_digits)
 
 
 def make_model(static) -> transformer.Transformer:
   """The model of a configuration, without its parameters."""
   return transformer.Transformer(
-      vocab_size=make_task(static).vocab_size, **static.model)
+    vocab_size=make_task(static).vocab_size, **static.model
+  )
 
 
 # Parts of a minibatch, at least, in a pass that stands beside an update in one
@@ -44,6 +46,7 @@ _PARTS_BESIDE_AN_UPDATE = 8
 
 class Forward(NamedTuple):
   """What the training forward finds of given responses."""
+
   logprobs: jax.Array  # [B, T] of the responses' tokens
   entropies: jax.Array  # [B, T] nats, of the choice of each token
   max_logits: jax.Array  # [N_l, H] largest visible attention logit, no gradient
@@ -51,8 +54,14 @@ class Forward(NamedTuple):
   attention_entropy: jax.Array | None
 
 
-def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
-            mask: jax.Array, temperature: jax.Array | float) -> Forward:
+def forward(
+  static,
+  params: base.Params,
+  tokens: jax.Array,
+  valid: jax.Array,
+  mask: jax.Array,
+  temperature: jax.Array | float,
+) -> Forward:
   """The training forward: log-probabilities of responses that are given.
 
   Args:
@@ -64,29 +73,34 @@ def forward(static, params: base.Params, tokens: jax.Array, valid: jax.Array,
     temperature: [] that the sampler divided by.
   """
   model = make_model(static)
-  output = transformer.apply(model, params, tokens, valid,
-                             transformer.positions_of(valid))
+  output = transformer.apply(
+    model, params, tokens, valid, transformer.positions_of(valid)
+  )
   length = mask.shape[1]
   head, vocab_axis = transformer.head(model, params)
   # The hidden state before a token is the one that chose it.
   logprobs, entropies = vocabulary.token_logprobs_and_entropy(
-      output.hidden[:, -length - 1:-1],
-      head,
-      tokens[:, -length:],
-      temperature,
-      vocab_axis=vocab_axis,
-      softcap=None if model.softcap == math.inf else model.softcap)
-  return Forward(logprobs, entropies, output.max_logits,
-                 output.attention_entropy)
+    output.hidden[:, -length - 1 : -1],
+    head,
+    tokens[:, -length:],
+    temperature,
+    vocab_axis=vocab_axis,
+    softcap=None if model.softcap == math.inf else model.softcap,
+  )
+  return Forward(
+    logprobs, entropies, output.max_logits, output.attention_entropy
+  )
 
 
-def forward_in_microbatches(static,
-                            params: base.Params,
-                            tokens: jax.Array,
-                            valid: jax.Array,
-                            mask: jax.Array,
-                            temperature: jax.Array | float,
-                            min_parts: int = 1) -> Forward:
+def forward_in_microbatches(
+  static,
+  params: base.Params,
+  tokens: jax.Array,
+  valid: jax.Array,
+  mask: jax.Array,
+  temperature: jax.Array | float,
+  min_parts: int = 1,
+) -> Forward:
   """`forward`, with the memory of one microbatch in both directions.
 
   Each of the train.num_microbatches keeps its inputs alone and runs again in
@@ -102,30 +116,37 @@ def forward_in_microbatches(static,
     count *= 2
   if count == 1:
     return forward(static, params, tokens, valid, mask, temperature)
-  run = lambda part: forward(static, params, part[0], part[1], part[2],
-                             temperature)
-  split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]),
-                       (tokens, valid, mask))
+  run = lambda part: forward(
+    static, params, part[0], part[1], part[2], temperature
+  )
+  split = jax.tree.map(
+    lambda x: x.reshape(count, -1, x.shape[-1]), (tokens, valid, mask)
+  )
   found = jax.lax.map(jax.checkpoint(run, prevent_cse=False), split)
   weights = jnp.sum(split[1], axis=(1, 2)) / jnp.sum(valid)
   return Forward(
-      found.logprobs.reshape(mask.shape), found.entropies.reshape(mask.shape),
-      reductions.nan_max(found.max_logits, axis=0),
-      jax.tree.map(lambda x: jnp.tensordot(weights, x, 1),
-                   found.attention_entropy))
+    found.logprobs.reshape(mask.shape),
+    found.entropies.reshape(mask.shape),
+    reductions.nan_max(found.max_logits, axis=0),
+    jax.tree.map(
+      lambda x: jnp.tensordot(weights, x, 1), found.attention_entropy
+    ),
+  )
 
 
-def logprobs_beside_an_update(static, params: base.Params, batch: base.Batch,
-                              temperature: jax.Array | float) -> jax.Array:
+def logprobs_beside_an_update(
+  static, params: base.Params, batch: base.Batch, temperature: jax.Array | float
+) -> jax.Array:
   """[B, T] log-probabilities of a batch, in less memory than an update."""
   return forward_in_microbatches(
-      static,
-      params,
-      batch.tokens,
-      batch.valid,
-      batch.mask,
-      temperature,
-      min_parts=_PARTS_BESIDE_AN_UPDATE).logprobs
+    static,
+    params,
+    batch.tokens,
+    batch.valid,
+    batch.mask,
+    temperature,
+    min_parts=_PARTS_BESIDE_AN_UPDATE,
+  ).logprobs
 
 
 def mean_entropy(entropies: jax.Array, mask: jax.Array) -> jax.Array:

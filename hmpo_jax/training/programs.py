@@ -46,7 +46,8 @@ class Programs:
     jax_settings.refuse_without_device()
     self._config = config
     self._warm_key, self._run_key = jax.random.split(
-        base.random_key(config.seed))
+      base.random_key(config.seed)
+    )
     self.static = traced.static(config)
     self.hparams = traced.hparams(config, replayed.load(config))
     self.task = policy.make_task(self.static)
@@ -58,9 +59,14 @@ class Programs:
     """Parameters after the supervised warm start."""
     warm = self._config.warm_start
     return _warm_start(
-        traced.of_warm_start(self.static), warm.num_steps,
-        warm.learning_rate, self._warm_key, warm.stop_reward,
-        self.hparams.temperature, warm.muon_learning_rate)
+      traced.of_warm_start(self.static),
+      warm.num_steps,
+      warm.learning_rate,
+      self._warm_key,
+      warm.stop_reward,
+      self.hparams.temperature,
+      warm.muon_learning_rate,
+    )
 
   def first_state(self, params: base.Params) -> learner.TrainState:
     """State before the first step."""
@@ -71,8 +77,9 @@ class Programs:
     rollout = _collect(self.static, state, self.hparams)
     return rollout, self.judge(rollout)
 
-  def step(self, state: learner.TrainState, measure: bool,
-           hparams: base.HParams) -> tuple[learner.TrainState, base.Metrics]:
+  def step(
+    self, state: learner.TrainState, measure: bool, hparams: base.HParams
+  ) -> tuple[learner.TrainState, base.Metrics]:
     """One step; see `learner.train_step`.
 
     Args:
@@ -93,14 +100,16 @@ class Programs:
     """The program of a step, for what it says of itself; None in two halves."""
     if self._has_host_reward:
       return None
-    return _train_step.lower(self.static, state, self.hparams,
-                             jnp.asarray(False)).compile()
+    return _train_step.lower(
+      self.static, state, self.hparams, jnp.asarray(False)
+    ).compile()
 
   def evaluate(self, params: base.Params) -> base.Metrics:
     """Held-out metrics; raises RewardError as `step`."""
     if not self._has_host_reward:
-      return _evaluate(self.static, params, self.prompts,
-                       self.hparams.pays_exact)
+      return _evaluate(
+        self.static, params, self.prompts, self.hparams.pays_exact
+      )
     rollout = _respond(self.static, params, self.prompts)
     return step_metrics.of_held_out(rollout, self.judge(rollout))
 
@@ -115,10 +124,12 @@ def _make_judge(config, task):
   if needs_answers and not task.has_answers:
     raise prompt_file.unanswered(config.task.prompts)
   if config.reward.function:
-    return rewards_lib.HostReward(config.reward.function, config.reward.timeout,
-                                 task.prompt_len)
+    return rewards_lib.HostReward(
+      config.reward.function, config.reward.timeout, task.prompt_len
+    )
   return functools.partial(
-      task_lib.score_rollout, task, pays_exact=config.reward.kind == 'exact')
+    task_lib.score_rollout, task, pays_exact=config.reward.kind == 'exact'
+  )
 
 
 def _held_out_prompts(config, task):

@@ -30,9 +30,9 @@ def take(runs: Any, index: int) -> Any:
   return jax.tree.map(lambda leaf: leaf[index], runs)
 
 
-def over_runs(function: Callable,
-              how: str = 'auto',
-              devices: Sequence[jax.Device] = ()) -> Callable:
+def over_runs(
+  function: Callable, how: str = 'auto', devices: Sequence[jax.Device] = ()
+) -> Callable:
   """A function of one run as a function of many; not jitted.
 
   'map' takes the runs one by one: on CPU one run keeps the cores busy, and many
@@ -71,11 +71,12 @@ def over_runs(function: Callable,
       return of_runs(states, hparams, *shared)
     each, all_ = jax.P(AXIS), jax.P()
     return jax.shard_map(
-        of_runs,
-        mesh=mesh,
-        in_specs=(each, each, *[all_] * len(shared)),
-        out_specs=each,
-        check_vma=False)(states, hparams, *shared)
+      of_runs,
+      mesh=mesh,
+      in_specs=(each, each, *[all_] * len(shared)),
+      out_specs=each,
+      check_vma=False,
+    )(states, hparams, *shared)
 
   return spread if devices else of_runs
 
@@ -104,10 +105,13 @@ def _num_runs(runs):
 
 @functools.cache
 def _mesh_of(devices):
-  return jax.make_mesh((len(devices),), (AXIS,),
-                       devices=devices,
-                       axis_types=(jax.sharding.AxisType.Auto,))
+  return jax.make_mesh(
+    (len(devices),),
+    (AXIS,),
+    devices=devices,
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )
 
 
 def _mesh(num_runs, devices):
-  return _mesh_of(tuple(devices[:math.gcd(num_runs, len(devices))]))
+  return _mesh_of(tuple(devices[: math.gcd(num_runs, len(devices))]))

@@ -11,8 +11,9 @@ from hmpo_jax.training import policy
 _NUM_SAMPLES = 4  # responses of an evaluation that can be read
 
 
-def of_rollout(static, rollout: base.Rollout,
-               scores: task_lib.Score) -> base.Metrics:
+def of_rollout(
+  static, rollout: base.Rollout, scores: task_lib.Score
+) -> base.Metrics:
   """Rewards, lengths and a digest of the sampled responses.
 
   Args:
@@ -22,14 +23,14 @@ def of_rollout(static, rollout: base.Rollout,
   """
   length, finite = jnp.sum(rollout.mask, 1), jnp.isfinite(scores.reward)
   return {
-      'reward/mean': jnp.mean(scores.reward, where=finite),
-      'reward/std': jnp.std(scores.reward, where=finite),
-      'reward/exact': jnp.mean(scores.exact),
-      **_share('reward/share', scores),
-      'rollout/length_mean': jnp.mean(length),
-      'rollout/truncated_frac': jnp.mean(is_truncated(static, rollout)),
-      'rollout/tokens': jnp.sum(length),
-      'rollout/digest': reductions.digest(rollout.tokens, rollout.mask),
+    'reward/mean': jnp.mean(scores.reward, where=finite),
+    'reward/std': jnp.std(scores.reward, where=finite),
+    'reward/exact': jnp.mean(scores.exact),
+    **_share('reward/share', scores),
+    'rollout/length_mean': jnp.mean(length),
+    'rollout/truncated_frac': jnp.mean(is_truncated(static, rollout)),
+    'rollout/tokens': jnp.sum(length),
+    'rollout/digest': reductions.digest(rollout.tokens, rollout.mask),
   } | _kept_metrics(rollout)
 
 
@@ -43,22 +44,18 @@ def of_held_out(rollout: base.Rollout, scores: task_lib.Score) -> base.Metrics:
   """
   reward = jnp.nan_to_num(scores.reward)
   return {
-      'eval/reward':
-          jnp.mean(reward),
-      'eval/reward_stderr':
-          _standard_error(reward),
-      'eval/nan_rewards':
-          jnp.sum(jnp.isnan(scores.reward)),
-      'eval/exact':
-          jnp.mean(scores.exact),
-      **_share('eval/share', scores),
-      'eval/length':
-          jnp.mean(jnp.sum(rollout.mask, 1)),
+    'eval/reward': jnp.mean(reward),
+    'eval/reward_stderr': _standard_error(reward),
+    'eval/nan_rewards': jnp.sum(jnp.isnan(scores.reward)),
+    'eval/exact': jnp.mean(scores.exact),
+    **_share('eval/share', scores),
+    'eval/length': jnp.mean(jnp.sum(rollout.mask, 1)),
   } | _samples(rollout, scores)
 
 
-def of_effective(static, batch: base.Batch, orders: jax.Array,
-                 effective: jax.Array) -> base.Metrics:
+def of_effective(
+  static, batch: base.Batch, orders: jax.Array, effective: jax.Array
+) -> base.Metrics:
   """How far the effective advantages of a group are from a sum of 0.
 
   With a baseline the advantages themselves sum to 0 in every group; what the
@@ -75,14 +72,16 @@ def of_effective(static, batch: base.Batch, orders: jax.Array,
   group = batch.group[orders].reshape(epochs, -1)
   sums = jnp.zeros((epochs, static.rollout.num_prompts))
   sums = jax.vmap(lambda total, index, value: total.at[index].add(value))(
-      sums, group, effective.reshape(epochs, -1))
+    sums, group, effective.reshape(epochs, -1)
+  )
   return {'advantage/effective_group_sum': jnp.mean(jnp.abs(sums))}
 
 
 def is_truncated(static, rollout: base.Rollout) -> jax.Array:
   """[B] bool, responses that were cut before a stop token."""
   return rollout.mask[:, -1] & (
-      rollout.tokens[:, -1] != policy.make_task(static).stop)
+    rollout.tokens[:, -1] != policy.make_task(static).stop
+  )
 
 
 def _share(name, scores):
@@ -102,9 +101,9 @@ def _samples(rollout, scores):
   mask = rollout.mask[:_NUM_SAMPLES]
   length = mask.shape[1]
   return {
-      'sample/prompt': tokens[:, :-length],
-      'sample/response': jnp.where(mask, tokens[:, -length:], -1),
-      'sample/reward': scores.reward[:_NUM_SAMPLES],
+    'sample/prompt': tokens[:, :-length],
+    'sample/response': jnp.where(mask, tokens[:, -length:], -1),
+    'sample/reward': scores.reward[:_NUM_SAMPLES],
   }
 
 

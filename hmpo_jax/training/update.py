@@ -20,38 +20,46 @@ from hmpo_jax.optim import muon_clip
 from hmpo_jax.training import policy
 
 # Why an update is skipped, in the order in which a cause hides the later ones.
-SKIP_CAUSES = ('reward', 'logprob', 'statistic', 'loss', 'gradient', 'update',
-               'no_signal')
+SKIP_CAUSES = (
+  'reward',
+  'logprob',
+  'statistic',
+  'loss',
+  'gradient',
+  'update',
+  'no_signal',
+)
 _NO_SIGNAL = SKIP_CAUSES.index('no_signal')
 NUMERICAL_CAUSES = SKIP_CAUSES[:_NO_SIGNAL]
 
 # Metrics that count over all updates, also those skipped for a numerical cause:
 # prefix or name, and how.
 _OVER_ALL = {
-    'nonfinite/': jnp.sum,
-    'qk/over_monitor_tau_frac': jnp.mean,
+  'nonfinite/': jnp.sum,
+  'qk/over_monitor_tau_frac': jnp.mean,
 }
 # Metrics whose value for a step is not the mean over its sound updates.
 _REDUCE = {
-    'ratio/min': jnp.min,
-    'ratio/max': jnp.max,
-    'ratio/token/min': jnp.min,
-    'ratio/token/max': jnp.max,
-    'token_weight/max': jnp.max,
-    'kl/wide_gap_frac': jnp.max,
-    'exponent/at_bound': jnp.max,
-    'ratio/clamped_frac': jnp.max,
-    'ratio/recompute_gap': jnp.max,
-    'log_ratio/abs_max': jnp.max,
-    'qk/factor_min': jnp.min,
-    'qk/entropy_min': jnp.min,
-    'qk/heads_ever_clipped_frac': jnp.max,
-    'qk/exploded': jnp.max,
+  'ratio/min': jnp.min,
+  'ratio/max': jnp.max,
+  'ratio/token/min': jnp.min,
+  'ratio/token/max': jnp.max,
+  'token_weight/max': jnp.max,
+  'kl/wide_gap_frac': jnp.max,
+  'exponent/at_bound': jnp.max,
+  'ratio/clamped_frac': jnp.max,
+  'ratio/recompute_gap': jnp.max,
+  'log_ratio/abs_max': jnp.max,
+  'qk/factor_min': jnp.min,
+  'qk/entropy_min': jnp.min,
+  'qk/heads_ever_clipped_frac': jnp.max,
+  'qk/exploded': jnp.max,
 }
 
 
 class Reports(NamedTuple):
   """What an update reports; a scan stacks each leaf to [U, ...]."""
+
   metrics: base.Metrics  # scalars, [N_l, H], iterates [K + 1], histograms
   max_logits: jax.Array  # [N_l, H]
   effective: jax.Array  # [B] effective advantages, see `update`; 0 if skipped
@@ -60,6 +68,7 @@ class Reports(NamedTuple):
 
 class Learned(NamedTuple):
   """What updates change."""
+
   params: base.Params
   opt_state: optax.OptState
   controls: base.Controls
@@ -67,6 +76,7 @@ class Learned(NamedTuple):
 
 class Trace(NamedTuple):
   """The arrays of an update, in the order in which they are made."""
+
   params: base.Params
   opt_state: optax.OptState
   controls: base.Controls
@@ -83,26 +93,31 @@ class Trace(NamedTuple):
 
 class _Probes(NamedTuple):
   """Zeros whose gradients tell what the loss makes of each row."""
+
   logprobs: jax.Array  # [B] added to all log-probabilities of a row
   order: jax.Array  # [B] added to its order
 
 
 class _Forward(NamedTuple):
   """What the loss computed on its way."""
+
   logprobs: jax.Array  # [B, T]
   max_logits: jax.Array  # [N_l, H]
   metrics: base.Metrics
 
 
-def optimizer(static,
-              hparams: base.HParams) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+  static, hparams: base.HParams
+) -> optax.GradientTransformationExtraArgs:
   """The transformation of a configuration; its numbers may be traced."""
   return factory.make(
-      static.optim,
-      hparams,
-      dimension_numbers=functools.partial(
-          transformer.muon_dimension_numbers, heads=static.optim.muon_heads),
-      attention=transformer.attention_weights)
+    static.optim,
+    hparams,
+    dimension_numbers=functools.partial(
+      transformer.muon_dimension_numbers, heads=static.optim.muon_heads
+    ),
+    attention=transformer.attention_weights,
+  )
 
 
 def start_controls(hparams: base.HParams) -> base.Controls:
@@ -113,12 +128,14 @@ def start_controls(hparams: base.HParams) -> base.Controls:
 def start_widths(hparams: base.HParams) -> clips.Widths:
   """Clip range before anything tracks it."""
   return clips.Widths(
-      jnp.array(hparams.loss['clip_eps_low']),
-      jnp.array(hparams.loss['clip_eps_high']))
+    jnp.array(hparams.loss['clip_eps_low']),
+    jnp.array(hparams.loss['clip_eps_high']),
+  )
 
 
-def update(static, learned: Learned, hparams: base.HParams,
-           batch: base.Batch) -> tuple[Learned, Reports]:
+def update(
+  static, learned: Learned, hparams: base.HParams, batch: base.Batch
+) -> tuple[Learned, Reports]:
   """One update, or none where there is a cause to skip it.
 
   A numerical cause is a value that is not finite among the advantages
@@ -138,19 +155,23 @@ def update(static, learned: Learned, hparams: base.HParams,
     hparams: traced part of the configuration.
     batch: one minibatch.
   """
-  (loss, forward), (grads, probed) = _differentiate(static, learned, hparams,
-                                                    batch)
+  (loss, forward), (grads, probed) = _differentiate(
+    static, learned, hparams, batch
+  )
   updates, opt_state = optimizer(static, hparams).update(
-      grads, learned.opt_state, learned.params, max_logits=forward.max_logits)
+    grads, learned.opt_state, learned.params, max_logits=forward.max_logits
+  )
   cause = _skip_cause(batch, forward, loss, grads, updates)
   skip = is_skipped(cause)
   rows = jnp.any(batch.mask, axis=1)
-  exponent, metrics = exponents.after_update(hparams.exponent,
-                                             learned.controls.exponent,
-                                             probed.order, rows)
+  exponent, metrics = exponents.after_update(
+    hparams.exponent, learned.controls.exponent, probed.order, rows
+  )
   new = Learned(
-      optax.apply_updates(learned.params, updates), opt_state,
-      learned.controls._replace(exponent=exponent))
+    optax.apply_updates(learned.params, updates),
+    opt_state,
+    learned.controls._replace(exponent=exponent),
+  )
   new = jax.tree.map(lambda new, old: jnp.where(skip, old, new), new, learned)
   metrics |= forward.metrics | {'loss/total': loss}
   metrics |= _size_metrics(grads, updates, skip)
@@ -159,32 +180,51 @@ def update(static, learned: Learned, hparams: base.HParams,
   return new, Reports(metrics, forward.max_logits, effective, cause)
 
 
-def trace(static, learned: Learned, hparams: base.HParams,
-          batch: base.Batch) -> Trace:
+def trace(
+  static, learned: Learned, hparams: base.HParams, batch: base.Batch
+) -> Trace:
   """The arrays of an update, of which the first bad one names the fault.
 
   The arguments are those of `update`.
   """
   (loss, forward), (grads, _) = _differentiate(static, learned, hparams, batch)
   updates, _ = optimizer(static, hparams).update(
-      grads, learned.opt_state, learned.params, max_logits=forward.max_logits)
+    grads, learned.opt_state, learned.params, max_logits=forward.max_logits
+  )
   on_mask = lambda x: jnp.where(batch.mask, x, 0)
   # -inf: no key was visible, or no update was made.
   seen = lambda logits: jnp.where(jnp.isneginf(logits), 0, logits)
   clip = factory.clip_state(learned.opt_state)
   opt_state = optax.tree.set(
-      learned.opt_state,
-      last_max=seen(clip.last_max),
-      max_ever=seen(clip.max_ever))
-  return Trace(learned.params, opt_state, learned.controls, batch.advantages,
-               on_mask(batch.old_logprobs), seen(forward.max_logits),
-               on_mask(forward.logprobs), loss, grads, optax.tree.norm(grads),
-               updates, optax.tree.norm(updates))
+    learned.opt_state,
+    last_max=seen(clip.last_max),
+    max_ever=seen(clip.max_ever),
+  )
+  return Trace(
+    learned.params,
+    opt_state,
+    learned.controls,
+    batch.advantages,
+    on_mask(batch.old_logprobs),
+    seen(forward.max_logits),
+    on_mask(forward.logprobs),
+    loss,
+    grads,
+    optax.tree.norm(grads),
+    updates,
+    optax.tree.norm(updates),
+  )
 
 
-def policy_loss(static, hparams: base.HParams, widths: clips.Widths,
-                batch: base.Batch, logprobs: jax.Array, old_logprobs: jax.Array,
-                orders: jax.Array) -> tuple[jax.Array, base.Metrics]:
+def policy_loss(
+  static,
+  hparams: base.HParams,
+  widths: clips.Widths,
+  batch: base.Batch,
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  orders: jax.Array,
+) -> tuple[jax.Array, base.Metrics]:
   """The loss of the configuration, without its KL and its entropy.
 
   Args:
@@ -199,33 +239,55 @@ def policy_loss(static, hparams: base.HParams, widths: clips.Widths,
   Returns:
     The loss [] and its metrics.
   """
-  settings = static.loss.to_dict() | hparams.loss | {
+  settings = (
+    static.loss.to_dict()
+    | hparams.loss
+    | {
       'p': orders,
       'clip_eps_low': widths.eps_low,
-      'clip_eps_high': widths.eps_high
-  }
+      'clip_eps_high': widths.eps_high,
+    }
+  )
   if static.loss.clip != 'sequence':
     settings['p_clip'] = None
   taken = losses.options(static.loss.name)
   return losses.LOSSES[static.loss.name](
-      logprobs, old_logprobs, batch.advantages, batch.mask, **{
-          key: value for key, value in settings.items() if key in taken
-      })
+    logprobs,
+    old_logprobs,
+    batch.advantages,
+    batch.mask,
+    **{key: value for key, value in settings.items() if key in taken},
+  )
 
 
-def row_orders(static, hparams: base.HParams, controls: base.Controls,
-               batch: base.Batch, logprobs: jax.Array,
-               old_logprobs: jax.Array) -> jax.Array:
+def row_orders(
+  static,
+  hparams: base.HParams,
+  controls: base.Controls,
+  batch: base.Batch,
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+) -> jax.Array:
   """[B] order of the mean of each row; 0 of a loss that has none."""
   if 'p' not in losses.options(static.loss.name):
     return jnp.zeros(batch.mask.shape[:1])
-  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
-                           hparams.loss['log_ratio_max'])
-  clipped = losses.clip_tokens(static.loss.clip, ratio.x, batch.advantages,
-                               controls.widths.eps_low,
-                               controls.widths.eps_high)
-  return exponents.of_rows(hparams.exponent, controls.exponent, clipped.values,
-                           batch.mask, clipped.stopped)
+  ratio = ratios.log_ratio(
+    logprobs, old_logprobs, batch.mask, hparams.loss['log_ratio_max']
+  )
+  clipped = losses.clip_tokens(
+    static.loss.clip,
+    ratio.x,
+    batch.advantages,
+    controls.widths.eps_low,
+    controls.widths.eps_high,
+  )
+  return exponents.of_rows(
+    hparams.exponent,
+    controls.exponent,
+    clipped.values,
+    batch.mask,
+    clipped.stopped,
+  )
 
 
 def is_skipped(cause: jax.Array) -> jax.Array:
@@ -268,9 +330,11 @@ def summarise(reports: Reports) -> base.Metrics:
   metrics['qk/max_logit_per_head'] = jnp.max(reports.max_logits, axis=0)
   metrics['qk/max_logit_per_update'] = jnp.max(reports.max_logits, axis=(1, 2))
   metrics['ratio/first_update_abs_log'] = reports.metrics['log_ratio/abs_max'][
-      0]
+    0
+  ]
   metrics['log_ratio/last_update_sigma'] = jnp.sqrt(
-      reports.metrics['log_ratio/row_variance'][-1])
+    reports.metrics['log_ratio/row_variance'][-1]
+  )
   return metrics
 
 
@@ -278,37 +342,49 @@ def _differentiate(static, learned, hparams, batch):
   """Loss and forward of a minibatch; gradients of parameters and probes."""
   zeros = jnp.zeros(batch.mask.shape[:1])
   loss = functools.partial(_loss, static, hparams, learned.controls, batch)
-  return jax.value_and_grad(
-      loss, argnums=(0, 1), has_aux=True)(learned.params, _Probes(zeros, zeros))
+  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+    learned.params, _Probes(zeros, zeros)
+  )
 
 
 def _loss(static, hparams, controls, batch, params, probes):
   """Loss [] of one minibatch and what it computed on its way."""
-  found = policy.forward_in_microbatches(static, params, batch.tokens,
-                                         batch.valid, batch.mask,
-                                         hparams.temperature)
+  found = policy.forward_in_microbatches(
+    static, params, batch.tokens, batch.valid, batch.mask, hparams.temperature
+  )
   logprobs, entropies = found.logprobs, found.entropies
-  old_logprobs = jnp.where(batch.is_on_policy, jax.lax.stop_gradient(logprobs),
-                           batch.old_logprobs)
+  old_logprobs = jnp.where(
+    batch.is_on_policy, jax.lax.stop_gradient(logprobs), batch.old_logprobs
+  )
   orders = row_orders(static, hparams, controls, batch, logprobs, old_logprobs)
-  loss, metrics = policy_loss(static, hparams, controls.widths, batch,
-                              logprobs + probes.logprobs[:, None], old_logprobs,
-                              orders + probes.order)
+  loss, metrics = policy_loss(
+    static,
+    hparams,
+    controls.widths,
+    batch,
+    logprobs + probes.logprobs[:, None],
+    old_logprobs,
+    orders + probes.order,
+  )
   metrics['ratio/recompute_gap'] = jnp.max(
-      jnp.where(batch.mask & batch.is_on_policy,
-                jnp.abs(logprobs - batch.old_logprobs), 0))
+    jnp.where(
+      batch.mask & batch.is_on_policy, jnp.abs(logprobs - batch.old_logprobs), 0
+    )
+  )
   metrics |= kl.kl_metrics(logprobs, old_logprobs, batch.mask)
-  ratio = ratios.log_ratio(logprobs, old_logprobs, batch.mask,
-                           hparams.loss['log_ratio_max'])
+  ratio = ratios.log_ratio(
+    logprobs, old_logprobs, batch.mask, hparams.loss['log_ratio_max']
+  )
   metrics |= agm.iterates(ratio.x, batch.mask, *_clip_range(static, controls))
   if static.loss.kl_estimator != 'none':
     penalty, kl_metrics = kl.kl_penalty(
-        logprobs,
-        batch.ref_logprobs,
-        batch.mask,
-        estimator=static.loss.kl_estimator,
-        old_logprobs=old_logprobs if static.loss.kl_off_policy else None,
-        log_ratio_max=hparams.loss['log_ratio_max'])
+      logprobs,
+      batch.ref_logprobs,
+      batch.mask,
+      estimator=static.loss.kl_estimator,
+      old_logprobs=old_logprobs if static.loss.kl_off_policy else None,
+      log_ratio_max=hparams.loss['log_ratio_max'],
+    )
     loss += hparams.kl_weight * penalty
     metrics |= kl_metrics | {'kl/reference': penalty}
   entropy = policy.mean_entropy(entropies, batch.mask)
@@ -317,12 +393,12 @@ def _loss(static, hparams, controls, batch, params, probes):
     loss -= hparams.entropy_weight * entropy
   # These pull even where no row has an advantage.
   pulls = (hparams.kl_weight > 0) | (hparams.entropy_weight != 0)
-  metrics['loss/live_frac'] = jnp.where(pulls, 1., metrics['loss/live_frac'])
+  metrics['loss/live_frac'] = jnp.where(pulls, 1.0, metrics['loss/live_frac'])
   if found.attention_entropy is not None:
     metrics |= {
-        'qk/entropy': jnp.mean(found.attention_entropy),
-        'qk/entropy_min': jnp.min(found.attention_entropy),
-        'qk/entropy_per_head': found.attention_entropy
+      'qk/entropy': jnp.mean(found.attention_entropy),
+      'qk/entropy_min': jnp.min(found.attention_entropy),
+      'qk/entropy_per_head': found.attention_entropy,
     }
   return loss, _Forward(logprobs, found.max_logits, metrics)
 
@@ -331,7 +407,7 @@ def _clip_range(static, controls):
   """Distances of the ratio below and above 1 at which a loss clips."""
   low, high = controls.widths
   if 'clip_eps_high' not in losses.options(static.loss.name):
-    return 1., jnp.inf  # both sides are open
+    return 1.0, jnp.inf  # both sides are open
   if static.loss.clip == 'token_log':
     return -jnp.expm1(-low), jnp.expm1(high)
   return low, high
@@ -343,17 +419,21 @@ def _skip_cause(batch, forward, loss, grads, updates):
   # The sum is finite if and only if both terms are.
   seen = jnp.where(batch.mask, forward.logprobs + batch.old_logprobs, 0)
   return jnp.argmax(
-      jnp.stack([
-          bad(batch.advantages),
-          bad(seen),
-          jnp.any(
-              jnp.isnan(forward.max_logits) | jnp.isposinf(forward.max_logits)),
-          bad(loss),
-          bad(optax.tree.norm(grads)),
-          bad(optax.tree.norm(updates)),
-          forward.metrics['loss/live_frac'] == 0,
-          jnp.bool_(True),
-      ]))
+    jnp.stack(
+      [
+        bad(batch.advantages),
+        bad(seen),
+        jnp.any(
+          jnp.isnan(forward.max_logits) | jnp.isposinf(forward.max_logits)
+        ),
+        bad(loss),
+        bad(optax.tree.norm(grads)),
+        bad(optax.tree.norm(updates)),
+        forward.metrics['loss/live_frac'] == 0,
+        jnp.bool_(True),
+      ]
+    )
+  )
 
 
 def _size_metrics(grads, updates, skip):
@@ -362,9 +442,9 @@ def _size_metrics(grads, updates, skip):
   product = grad_norm * update_norm
   cosine = -optax.tree.vdot(grads, updates) / jnp.where(product > 0, product, 1)
   return {
-      'grad/norm': grad_norm,
-      'update/norm': jnp.where(skip, 0, update_norm),
-      'update/cosine': jnp.where(skip, 0, cosine),
+    'grad/norm': grad_norm,
+    'update/norm': jnp.where(skip, 0, update_norm),
+    'update/cosine': jnp.where(skip, 0, cosine),
   }
 
 
@@ -379,9 +459,9 @@ def _clip_metrics(hparams, max_logits, skip, opt_state):
   over = jnp.any(~(max_logits <= hparams.monitor_tau))  # NaN is over too.
   so_far = muon_clip.telemetry(state)
   return {
-      'qk/over_monitor_tau_frac': over.astype(jnp.float32),
-      'qk/clipped_frac': jnp.float32(factor < 1),
-      'qk/factor_min': factor,
-      'qk/heads_ever_clipped_frac': so_far['heads_ever_clipped_frac'],
-      'qk/exploded': jnp.float32(so_far['exploded']),
+    'qk/over_monitor_tau_frac': over.astype(jnp.float32),
+    'qk/clipped_frac': jnp.float32(factor < 1),
+    'qk/factor_min': factor,
+    'qk/heads_ever_clipped_frac': so_far['heads_ever_clipped_frac'],
+    'qk/exploded': jnp.float32(so_far['exploded']),
   }

@@ -22,19 +22,22 @@ _STEPS_BETWEEN_SAMPLES = 5  # of a warm start that stops at a sampled share
 
 class _Carry(NamedTuple):
   """What a supervised step takes and leaves."""
+
   step: jax.Array  # [] int32 finished
   params: base.Params
   opt_state: optax.OptState
   share: jax.Array  # [] of right tokens, when last sampled; 0 before
 
 
-def train(static,
-          num_steps: jax.Array,
-          learning_rate: jax.Array,
-          key: jax.Array,
-          stop_reward: jax.Array | float = 1.,
-          temperature: jax.Array | float = 1.,
-          muon_learning_rate: jax.Array | float = 0.) -> base.Params:
+def train(
+  static,
+  num_steps: jax.Array,
+  learning_rate: jax.Array,
+  key: jax.Array,
+  stop_reward: jax.Array | float = 1.0,
+  temperature: jax.Array | float = 1.0,
+  muon_learning_rate: jax.Array | float = 0.0,
+) -> base.Params:
   """Parameters after supervised steps on right answers; the key is consumed.
 
   Adam, or Muon with Adam on what is no hidden matrix, the learning rates
@@ -56,8 +59,11 @@ def train(static,
   """
   init_key, data_key = jax.random.split(key)
   params = transformer.init(policy.make_model(static), init_key)
-  tx = lambda i: _optimizer(static, learning_rate * (1 - i / num_steps),
-                            muon_learning_rate * (1 - i / num_steps))
+  tx = lambda i: _optimizer(
+    static,
+    learning_rate * (1 - i / num_steps),
+    muon_learning_rate * (1 - i / num_steps),
+  )
   loss = functools.partial(_supervised_loss, static)
 
   def learn(i, carry):
@@ -73,14 +79,16 @@ def train(static,
   def body(carry):
     params, opt_state = learn(carry.step, carry[1:3])
     step = carry.step + 1
-    sample = lambda: _sampled_share(static, params, temperature,
-                                    jax.random.fold_in(init_key, step))
+    sample = lambda: _sampled_share(
+      static, params, temperature, jax.random.fold_in(init_key, step)
+    )
     is_due = step % _STEPS_BETWEEN_SAMPLES == 0
     share = jax.lax.cond(is_due, sample, lambda: carry.share)
     return _Carry(step, params, opt_state, share)
 
-  is_running = lambda carry: (carry.step < num_steps) & (
-      carry.share < stop_reward)
+  is_running = lambda carry: (
+    (carry.step < num_steps) & (carry.share < stop_reward)
+  )
   first = _Carry(jnp.int32(0), *start, jnp.float32(0))
   return jax.lax.while_loop(is_running, body, first).params
 
@@ -89,10 +97,12 @@ def _optimizer(static, learning_rate, muon_learning_rate):
   if static.warm_start.optimizer == 'adam':
     return optax.adam(learning_rate, b2=0.95)
   return muon.muon(
-      muon_learning_rate,
-      dimension_numbers=functools.partial(
-          transformer.muon_dimension_numbers, heads='joint'),
-      adam_learning_rate=learning_rate)
+    muon_learning_rate,
+    dimension_numbers=functools.partial(
+      transformer.muon_dimension_numbers, heads='joint'
+    ),
+    adam_learning_rate=learning_rate,
+  )
 
 
 def _sampled_share(static, params, temperature, key):
@@ -101,16 +111,18 @@ def _sampled_share(static, params, temperature, key):
   prompt_key, sample_key = jax.random.split(key)
   size = static.warm_start.batch_size
   prompts = jax.vmap(functools.partial(task_lib.draw_training, task))(
-      jax.random.split(prompt_key, size))
+    jax.random.split(prompt_key, size)
+  )
   sampled = sampling.sample(
-      policy.make_model(static),
-      params,
-      prompts,
-      jax.random.split(sample_key, (size, 1)),
-      response_len=task.response_len,
-      stop=task.stop,
-      pad=task.pad,
-      temperature=temperature)
+    policy.make_model(static),
+    params,
+    prompts,
+    jax.random.split(sample_key, (size, 1)),
+    response_len=task.response_len,
+    stop=task.stop,
+    pad=task.pad,
+    temperature=temperature,
+  )
   return jnp.mean(task_lib.score_rollout(task, sampled).reward)
 
 
@@ -118,10 +130,16 @@ def _supervised_loss(static, params, key):
   """Mean negative log-probability of the answers' tokens, nats."""
   task = policy.make_task(static)
   prompts = jax.vmap(functools.partial(task_lib.draw_training, task))(
-      jax.random.split(key, static.warm_start.batch_size))
+    jax.random.split(key, static.warm_start.batch_size)
+  )
   answers = jax.vmap(task.answer)(prompts)
   mask = answers != task.pad
-  found = policy.forward(static, params, jnp.concatenate([prompts, answers], 1),
-                         jnp.concatenate([prompts != task.pad, mask], 1), mask,
-                         1.)
+  found = policy.forward(
+    static,
+    params,
+    jnp.concatenate([prompts, answers], 1),
+    jnp.concatenate([prompts != task.pad, mask], 1),
+    mask,
+    1.0,
+  )
   return -jnp.sum(jnp.where(mask, found.logprobs, 0)) / jnp.sum(mask)

@@ -19,11 +19,10 @@ from tests import simulated_plan
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PAGES = ('README.md', 'docs/results.md', 'results/README.md')
-_ARMS = {'hmpo': .36, 'gspo': .3, 'weights_only': .33, 'mask_only': .31}
+_ARMS = {'hmpo': 0.36, 'gspo': 0.3, 'weights_only': 0.33, 'mask_only': 0.31}
 
 
 class AnswersTest(plan_case.PlanTestCase):
-
   def setUp(self):
     super().setUp()
     self.results = self.new_folder()
@@ -40,8 +39,10 @@ class AnswersTest(plan_case.PlanTestCase):
     filled = answers.fill(page, answers.read(self.results))
     self.assertEqual(answers.fill(filled, answers.read(self.results)), filled)
     found = re.fullmatch(
-        rf'a\n<!-- answers: {name} -->\n\n(.*)\n\n<!-- end of answers -->\nb\n',
-        filled, re.DOTALL)
+      rf'a\n<!-- answers: {name} -->\n\n(.*)\n\n<!-- end of answers -->\nb\n',
+      filled,
+      re.DOTALL,
+    )
     self.assertIsNotNone(found)
     return found[1]
 
@@ -51,8 +52,10 @@ class AnswersTest(plan_case.PlanTestCase):
     lines = self._part('confirmatory').splitlines()
     self.assertLen(lines, 2 + 2 * 2)
     self.assertRegex(
-        lines[2], r'^\| one \| hmpo - gspo \| area under .*'
-        r'\| 0.002 \| 0.010 \| different \|$')
+      lines[2],
+      r'^\| one \| hmpo - gspo \| area under .*'
+      r'\| 0.002 \| 0.010 \| different \|$',
+    )
     # The second of equal p-values has the factor 4, and no less than the first.
     self.assertIn('| 0.002 | 0.010 | different |', lines[4])
 
@@ -61,13 +64,14 @@ class AnswersTest(plan_case.PlanTestCase):
     # itself has 2, which is too many for six seeds.
     about = {'contrasts': self._asked_once(), 'family': 2}
     for name in ('one', 'two'):
-      self._block(name, {'hmpo': .31, 'gspo': .3}, seeds=6, **about)
+      self._block(name, {'hmpo': 0.31, 'gspo': 0.3}, seeds=6, **about)
     table = answers.read(self.results)['one'].contrasts
     self.assertStartsWith(table['verdict'][0], 'equivalent')
     self._block('two', _ARMS, seeds=10, **about)
     lines = self._part('confirmatory').splitlines()
-    self.assertEndsWith(lines[2],
-                        '| 0.031 | 0.031 | different, within the margin |')
+    self.assertEndsWith(
+      lines[2], '| 0.031 | 0.031 | different, within the margin |'
+    )
     self.assertEndsWith(lines[3], '| 0.002 | 0.004 | different |')
 
   def test_plans_of_other_families_are_refused(self):
@@ -89,14 +93,15 @@ class AnswersTest(plan_case.PlanTestCase):
       file.write_text(text.replace('"qk/entropy": 1.2,', '"qk/entropy": 1.25,'))
     report.write(workdir, self.results / 'logits', draw=False)
     self.assertRegex(
-        self._part('doses'), r'\| sort \| hmpo \| .* \| 1\.250 \| 0 of 2 \|')
+      self._part('doses'), r'\| sort \| hmpo \| .* \| 1\.250 \| 0 of 2 \|'
+    )
 
   @parameterized.parameters(
-      '<!-- answers: doses -->\nprose\n<!-- answers: calm -->\nold\n'
-      '<!-- end of answers -->\n',
-      '<!-- answers: doses -->\nprose\n',
-      'prose\n<!-- end of answers -->\n',
-      '<!-- answers:doses -->\nprose\n<!-- end of answers -->\n',
+    '<!-- answers: doses -->\nprose\n<!-- answers: calm -->\nold\n'
+    '<!-- end of answers -->\n',
+    '<!-- answers: doses -->\nprose\n',
+    'prose\n<!-- end of answers -->\n',
+    '<!-- answers:doses -->\nprose\n<!-- end of answers -->\n',
   )
   def test_no_prose_is_lost_to_a_mark_without_its_other(self, page):
     with self.assertRaisesRegex(config_lib.ConfigError, 'marks make'):
@@ -116,48 +121,56 @@ class AnswersTest(plan_case.PlanTestCase):
   def test_a_difference_is_split_into_weights_and_mask(self):
     seeds = self._block('calm', _ARMS)
     areas = seeds.set_index(['variant', 'seed'])['area']
-    rest = (areas['hmpo'] - areas['weights_only'] - areas['mask_only'] +
-            areas['gspo']).mean()
+    rest = (
+      areas['hmpo'] - areas['weights_only'] - areas['mask_only'] + areas['gspo']
+    ).mean()
     part = self._part('split')
     self.assertIn(
-        '| sort | area under the held-out reward | HMPO - GSPO | '
-        f'{areas["hmpo"].sub(areas["gspo"]).mean():+.4f} |', part)
+      '| sort | area under the held-out reward | HMPO - GSPO | '
+      f'{areas["hmpo"].sub(areas["gspo"]).mean():+.4f} |',
+      part,
+    )
     self.assertRegex(
-        part, r'beyond their sum \| ' +
-        re.escape(f'{rest:+.4f}'.replace('-', '\N{MINUS SIGN}')))
+      part,
+      r'beyond their sum \| '
+      + re.escape(f'{rest:+.4f}'.replace('-', '\N{MINUS SIGN}')),
+    )
 
   def test_ladders_are_told_from_their_tables(self):
     rates = {'x1': 1e-3, 'x2': 2e-3}
     self._block(
-        'ladder', {
-            'hmpo': .3,
-            'gspo': {
-                'x1': .3,
-                'x2': -.3
-            }
-        },
-        tasks=list(rates),
-        ladders={'sort': rates},
-        contrasts=[])
+      'ladder',
+      {'hmpo': 0.3, 'gspo': {'x1': 0.3, 'x2': -0.3}},
+      tasks=list(rates),
+      ladders={'sort': rates},
+      contrasts=[],
+    )
     part = self._part('margins')
     self.assertIn('| sort | hmpo | 10 |', part)
     self.assertIn(
-        '| gspo - hmpo | critical rung, log2 of the learning rate | '
-        '\N{MINUS SIGN}1.00 |', part)
+      '| gspo - hmpo | critical rung, log2 of the learning rate | '
+      '\N{MINUS SIGN}1.00 |',
+      part,
+    )
 
   def test_what_foretells_drawdowns_is_told_where_it_was_asked(self):
     self._block('one', _ARMS)
     (self.results / 'one/tables/drawdowns.csv').write_text(
-        'base,predictor,auc,increment,low,high,warned,lead,false_alarms\n'
-        'known,,0.6,,,,0.25,8,0.1\n'
-        'known,gap,0.65,0.05,-0.01,0.11,0.5,4,0.1\n', 'utf-8')
+      'base,predictor,auc,increment,low,high,warned,lead,false_alarms\n'
+      'known,,0.6,,,,0.25,8,0.1\n'
+      'known,gap,0.65,0.05,-0.01,0.11,0.5,4,0.1\n',
+      'utf-8',
+    )
     lines = self._part('drawdowns').splitlines()
     dash = '\N{EN DASH}'
-    self.assertEqual(lines[2:], [
+    self.assertEqual(
+      lines[2:],
+      [
         f'| one | known |  | 0.600 | {dash} | {dash} | 25% | 10% |',
         '| one | known | gap | 0.650 | +0.050 | \N{MINUS SIGN}0.010 to +0.110 '
-        '| 50% | 10% |'
-    ])
+        '| 50% | 10% |',
+      ],
+    )
 
   def test_what_is_missing_is_said(self):
     for name in answers.PARTS:
@@ -173,11 +186,11 @@ class AnswersTest(plan_case.PlanTestCase):
     block = answers.read(self.results)['one']
     self.assertEqual(block.plan.about['name'], about['name'])
     pandas.testing.assert_series_equal(
-        block.seeds['area'], seeds['area'], rtol=1e-5)
+      block.seeds['area'], seeds['area'], rtol=1e-5
+    )
 
 
 class CommittedTest(absltest.TestCase):
-
   def test_pages_hold_what_the_committed_tables_say(self):
     blocks = answers.read(_ROOT / 'results')
     for name in _PAGES:

@@ -24,7 +24,7 @@ _scene = jax.jit(oracle.draw_scene, static_argnums=(2, 3))
 
 
 def _mean(p, **clip):
-  clip = {'clip_eps_low': 1 - 2.**-20, 'clip_eps_high': math.inf} | clip
+  clip = {'clip_eps_low': 1 - 2.0**-20, 'clip_eps_high': math.inf} | clip
   return functools.partial(losses.power_mean_loss, p=p, **clip)
 
 
@@ -34,7 +34,7 @@ def _probabilities(theta):
   length, vocab_size, _ = theta.shape
   values = []
   for response in itertools.product(range(vocab_size), repeat=length):
-    value, previous = 1., 0
+    value, previous = 1.0, 0
     for logits, token in zip(theta, response):
       value *= np.exp(logits[previous][token]) / np.exp(logits[previous]).sum()
       previous = token
@@ -48,8 +48,11 @@ def _finite_differences(theta, rewards, step=1e-5):
   for index in np.ndindex(theta.shape):
     at = np.zeros_like(theta)
     at[index] = step
-    slope[index] = rewards @ (_probabilities(theta + at) -
-                              _probabilities(theta - at)) / (2 * step)
+    slope[index] = (
+      rewards
+      @ (_probabilities(theta + at) - _probabilities(theta - at))
+      / (2 * step)
+    )
   return slope
 
 
@@ -59,14 +62,20 @@ def _expected(loss, theta, theta_old, task):
   Rows whose advantage holds their probability: for losses that are homogeneous
   in |A|.
   """
-  return _groups(loss, theta, theta_old, task.responses[None],
-                 _weighted(theta_old, task)[None])[0]
+  return _groups(
+    loss,
+    theta,
+    theta_old,
+    task.responses[None],
+    _weighted(theta_old, task)[None],
+  )[0]
 
 
 def _expected_mean(p, theta, theta_old, task):
   """The same of the mean of order p without a clip."""
-  return _group_of_order(p, theta, theta_old, task.responses[None],
-                         _weighted(theta_old, task)[None])[0]
+  return _group_of_order(
+    p, theta, theta_old, task.responses[None], _weighted(theta_old, task)[None]
+  )[0]
 
 
 @jax.jit
@@ -93,16 +102,17 @@ def _policies(length, sigma, seed=0, vocab_size=3):
 def _bias(gradient, truth):
   """1 - cosine^2, from float64."""
   gradient, truth = (
-      np.asarray(x, np.float64).ravel() for x in (gradient, truth))
-  return 1 - (gradient @ truth)**2 / (gradient @ gradient) / (truth @ truth)
+    np.asarray(x, np.float64).ravel() for x in (gradient, truth)
+  )
+  return 1 - (gradient @ truth) ** 2 / (gradient @ gradient) / (truth @ truth)
 
 
 class TaskTest(parameterized.TestCase):
-
   def test_enumerates_each_response_once(self):
     task = oracle.enumerate_task(2, 2)
-    np.testing.assert_array_equal(task.responses,
-                                  [[0, 0], [0, 1], [1, 0], [1, 1]])
+    np.testing.assert_array_equal(
+      task.responses, [[0, 0], [0, 1], [1, 0], [1, 1]]
+    )
     np.testing.assert_array_equal(task.rewards, [1, 0.5, 0.5, 0])
     exact = oracle.enumerate_task(2, 2, 'exact')
     np.testing.assert_array_equal(exact.rewards, [1, 0, 0, 0])
@@ -130,8 +140,9 @@ class TaskTest(parameterized.TestCase):
     chances /= chances.sum(axis=2, keepdims=True)
     expected = np.zeros(theta.shape)
     for value, response in zip(values, np.asarray(task.responses)):
-      for position, (previous,
-                     token) in enumerate(itertools.pairwise([0, *response])):
+      for position, (previous, token) in enumerate(
+        itertools.pairwise([0, *response])
+      ):
         expected[position, previous] -= value * chances[position, previous]
         expected[position, previous, token] += value
     np.testing.assert_allclose(_gradient(theta, task), expected, atol=1e-6)
@@ -147,24 +158,25 @@ class TaskTest(parameterized.TestCase):
 
 
 class MovedTest(parameterized.TestCase):
-
   @parameterized.product(sigma=(0.01, 0.1, 0.6), direction=oracle.DIRECTIONS)
   def test_has_the_spread(self, sigma, direction):
     task = oracle.enumerate_task(3, 4)
     scene = _scene(jax.random.key(3), task, direction, (2, 2))
     theta = _moved(scene.theta_old, 10 * scene.direction, sigma, task)
     new, old = (
-        np.asarray(_logprobs(x, task.responses), np.float64)
-        for x in (theta, scene.theta_old))
+      np.asarray(_logprobs(x, task.responses), np.float64)
+      for x in (theta, scene.theta_old)
+    )
     variance = np.var(new - old, axis=1)
     found = np.sqrt(_probabilities(scene.theta_old) @ variance)
     np.testing.assert_allclose(found, sigma, rtol=1e-4)
     np.testing.assert_allclose(
-        oracle.spread(theta, scene.theta_old, task), found, rtol=1e-4)
+      oracle.spread(theta, scene.theta_old, task), found, rtol=1e-4
+    )
 
   def test_stays_where_it_is_at_0(self):
     task, _, theta_old = _policies(4, 0.1)
-    theta = _moved(theta_old, jnp.ones_like(theta_old), 0., task)
+    theta = _moved(theta_old, jnp.ones_like(theta_old), 0.0, task)
     np.testing.assert_array_equal(theta, theta_old)
 
   def test_direction_without_a_spread_is_not_finite(self):
@@ -183,8 +195,9 @@ class MovedTest(parameterized.TestCase):
     scene = _scene(jax.random.key(0), task, 'learned', (2, 2))
     theta = _moved(scene.theta_old, scene.direction, 0.3, task)
     self.assertGreater(
-        oracle.expected_reward(theta, task),
-        oracle.expected_reward(scene.theta_old, task) + 0.1)
+      oracle.expected_reward(theta, task),
+      oracle.expected_reward(scene.theta_old, task) + 0.1,
+    )
     with self.assertRaisesRegex(ValueError, 'random, learned'):
       _scene(jax.random.key(0), task, 'back', (2, 2))
 
@@ -226,9 +239,11 @@ class EstimateTest(parameterized.TestCase):
     task, theta, theta_old = _policies(4, 0.3)
     drawn = oracle.sample(jax.random.key(7), theta_old, task, (20000, 4))
     of_groups, _ = advantages.group_advantages(
-        task.rewards[drawn], baseline='leave_one_out', scale='none')
-    found = _groups(oracle.product_loss, theta, theta_old,
-                    task.responses[drawn], of_groups)
+      task.rewards[drawn], baseline='leave_one_out', scale='none'
+    )
+    found = _groups(
+      oracle.product_loss, theta, theta_old, task.responses[drawn], of_groups
+    )
     found = np.asarray(found, np.float64).reshape(20000, -1)
     truth = np.ravel(_gradient(theta, task))
     error = found.std(axis=0) / np.sqrt(20000)
@@ -246,7 +261,8 @@ class EstimateTest(parameterized.TestCase):
 
   @parameterized.parameters(0.1, 0.6)
   def test_arithmetic_mean_is_unbiased_where_tokens_are_independent(
-      self, sigma):
+    self, sigma
+  ):
     # E_old r_t (R - b) grad_t = E (R_t - b) grad_t, as all other tokens of the
     # sum R neither meet r_t nor grad_t.
     task = oracle.enumerate_task(3, 4)
@@ -257,8 +273,8 @@ class EstimateTest(parameterized.TestCase):
     # By position only: the gradient is in all rows of a position together.
     pooled = lambda x: np.sum(x, axis=1)
     found = {
-        p: pooled(_expected_mean(p, theta, theta_old, task))
-        for p in (-1, 0, 1, 2)
+      p: pooled(_expected_mean(p, theta, theta_old, task))
+      for p in (-1, 0, 1, 2)
     }
     np.testing.assert_allclose(found[1], pooled(truth) / 4, atol=2e-6)
     for p in (-1, 0, 2):
@@ -270,18 +286,22 @@ class EstimateTest(parameterized.TestCase):
     of_groups, _ = advantages.group_advantages(task.rewards[drawn])
     loss = losses.reinforce_loss
     groups = _groups(loss, theta, theta_old, task.responses[drawn], of_groups)
-    batch = _groups(loss, theta, theta_old,
-                    task.responses[drawn].reshape(1, 20, 4),
-                    of_groups.reshape(1, 20))
+    batch = _groups(
+      loss,
+      theta,
+      theta_old,
+      task.responses[drawn].reshape(1, 20, 4),
+      of_groups.reshape(1, 20),
+    )
     np.testing.assert_allclose(
-        jnp.mean(groups, axis=0), batch[0], rtol=1e-5, atol=1e-7)
+      jnp.mean(groups, axis=0), batch[0], rtol=1e-5, atol=1e-7
+    )
 
 
 class QualityTest(parameterized.TestCase):
-
   def test_moments(self):
-    gradients = np.array([[1., 2.], [3., 2.], [2., 5.]], np.float32)
-    found = oracle.moments_of(jnp.array(gradients), jnp.array([0., 2.]))
+    gradients = np.array([[1.0, 2.0], [3.0, 2.0], [2.0, 5.0]], np.float32)
+    found = oracle.moments_of(jnp.array(gradients), jnp.array([0.0, 2.0]))
     # Mean [2, 3]; variances 1 and 3.
     self.assertAlmostEqual(float(found.along), 3, places=5)
     self.assertAlmostEqual(float(found.along_square), 9 - 1, places=5)
@@ -289,10 +309,11 @@ class QualityTest(parameterized.TestCase):
     self.assertAlmostEqual(float(found.mean_square), 13 - 4 / 3, places=5)
 
   def test_moments_of_many_samples_have_no_bias(self):
-    mean, truth = np.array([0.3, 0.4]), jnp.array([1., 0.])
+    mean, truth = np.array([0.3, 0.4]), jnp.array([1.0, 0.0])
     samples = mean + np.random.default_rng(0).normal(size=(20000, 3, 2))
     found = jax.vmap(lambda x: oracle.moments_of(x, truth))(
-        jnp.float32(samples))
+      jnp.float32(samples)
+    )
     means = [float(np.mean(x)) for x in found]
     np.testing.assert_allclose(means, [0.3, 0.09, 0.25, 2], atol=0.03)
 
@@ -304,8 +325,10 @@ class QualityTest(parameterized.TestCase):
     mean, covariance = groups.mean(axis=0), np.cov(groups.T)
     along = mean @ truth / np.linalg.norm(truth)
     found = oracle.quality(
-        oracle.Moments(along, along**2, mean @ mean, np.trace(covariance)),
-        np.linalg.norm(truth), num_prompts)
+      oracle.Moments(along, along**2, mean @ mean, np.trace(covariance)),
+      np.linalg.norm(truth),
+      num_prompts,
+    )
 
     def error(c, variance):
       distance = c * mean - truth
@@ -320,13 +343,23 @@ class QualityTest(parameterized.TestCase):
     np.testing.assert_allclose(found.noise, of_batch / (mean @ mean), rtol=1e-6)
 
   # Truth of length 2; the mean estimate along it, and its length.
-  @parameterized.parameters((2., 2., 0., 1.), (0., 1., 1., 0.),
-                            (-2., 2., 1., -1.), (1., 2., 0.75, 0.5))
+  @parameterized.parameters(
+    (2.0, 2.0, 0.0, 1.0),
+    (0.0, 1.0, 1.0, 0.0),
+    (-2.0, 2.0, 1.0, -1.0),
+    (1.0, 2.0, 0.75, 0.5),
+  )
   def test_bias_and_slope_by_hand(self, along, length, bias, slope):
     found = oracle.quality(
-        oracle.Moments(
-            np.float64(along), np.float64(along**2), np.float64(length**2),
-            np.float64(0)), np.float64(2), 1)
+      oracle.Moments(
+        np.float64(along),
+        np.float64(along**2),
+        np.float64(length**2),
+        np.float64(0),
+      ),
+      np.float64(2),
+      1,
+    )
     self.assertAlmostEqual(float(found.mse), bias)
     self.assertAlmostEqual(float(found.bias_square), bias)
     self.assertAlmostEqual(float(found.slope), slope)
@@ -353,27 +386,37 @@ def _power(p):
 
 
 class MeasureTest(absltest.TestCase):
-
   def test_is_each_setting_by_itself(self):
     task = oracle.enumerate_task(3, 2)
     scene = _scene(jax.random.key(0), task, 'random', (16, 4))
     kinds = [{'scale': 'std'}, {'scale': 'none'}]
     measure = jax.jit(
-        functools.partial(oracle.measure, loss=_power, advantages=kinds))
-    found, norms = measure(scene, task, jnp.array([0.1, 0.4]),
-                           jnp.array([-1., 0., 1.]))
+      functools.partial(oracle.measure, loss=_power, advantages=kinds)
+    )
+    found, norms = measure(
+      scene, task, jnp.array([0.1, 0.4]), jnp.array([-1.0, 0.0, 1.0])
+    )
     self.assertEqual(found.along.shape, (2, 2, 3))
     theta = _moved(scene.theta_old, scene.direction, 0.4, task)
     truth = _gradient(theta, task)
     np.testing.assert_allclose(norms[1], np.linalg.norm(truth), rtol=1e-5)
     of_groups, _ = advantages.group_advantages(
-        task.rewards[scene.drawn], scale='none')
-    alone = jax.jit(oracle.moments_of)(_groups(
-        _power(-1.), theta, scene.theta_old, task.responses[scene.drawn],
-        of_groups), truth)
+      task.rewards[scene.drawn], scale='none'
+    )
+    alone = jax.jit(oracle.moments_of)(
+      _groups(
+        _power(-1.0),
+        theta,
+        scene.theta_old,
+        task.responses[scene.drawn],
+        of_groups,
+      ),
+      truth,
+    )
     for name, value in alone._asdict().items():
       np.testing.assert_allclose(
-          getattr(found, name)[1, 1, 0], value, rtol=1e-4, err_msg=name)
+        getattr(found, name)[1, 1, 0], value, rtol=1e-4, err_msg=name
+      )
 
 
 if __name__ == '__main__':

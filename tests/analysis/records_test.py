@@ -14,12 +14,11 @@ from hmpo_jax.run import folder as run_folder
 from tests import plan_case
 from tests import simulated_plan
 
-_RISES = {'hmpo': .36, 'gspo': .3}
+_RISES = {'hmpo': 0.36, 'gspo': 0.3}
 _HELDOUT = ['heldout_first', 'heldout_last', 'area']
 
 
 class OldPlanTest(plan_case.PlanTestCase):
-
   def test_a_plan_from_before_ladders_and_places_is_read(self):
     self.plan(_RISES, seeds=2)
     new = self.page()
@@ -32,24 +31,20 @@ class OldPlanTest(plan_case.PlanTestCase):
     self.assertEqual(self.page(), new)
 
   def test_its_margin_is_kept_and_what_it_pooled_is_refused(self):
-    about = simulated_plan.describe(_RISES, 2) | {'margin': .3}
+    about = simulated_plan.describe(_RISES, 2) | {'margin': 0.3}
     del about['margins'], about['contrasts'][0]['task']
     file = self.folder / 'plan.json'
     file.write_text(json.dumps(about), 'utf-8')
     self.assertEqual(
-        records.read(self.folder).about['margins'], {
-            'area': .3,
-            'exact_area': .02,
-            'collapse': .3,
-            'rung': .25
-        })
+      records.read(self.folder).about['margins'],
+      {'area': 0.3, 'exact_area': 0.02, 'collapse': 0.3, 'rung': 0.25},
+    )
     file.write_text(json.dumps(about | {'tasks': ['a', 'b']}), 'utf-8')
     with self.assertRaisesRegex(config_lib.ConfigError, 'names no task'):
       records.read(self.folder)
 
 
 class OfRunsTest(plan_case.PlanTestCase):
-
   def setUp(self):
     super().setUp()
     self.plan_ = simulated_plan.write(self.folder, _RISES, seeds=2)
@@ -69,11 +64,12 @@ class OfRunsTest(plan_case.PlanTestCase):
 
   def _folders(self):
     return {
-        name: [
-            self.folder / run['folder']
-            for run in self.plan_['runs']
-            if run['variant'] == name
-        ] for name in _RISES
+      name: [
+        self.folder / run['folder']
+        for run in self.plan_['runs']
+        if run['variant'] == name
+      ]
+      for name in _RISES
     }
 
   def test_runs_have_the_outcomes_that_their_plan_gives_them(self):
@@ -82,13 +78,14 @@ class OfRunsTest(plan_case.PlanTestCase):
     free = outcomes.per_seed(plan)
     order = ['variant', 'seed']
     pandas.testing.assert_frame_equal(
-        planned.sort_values(order)[order + _HELDOUT].reset_index(drop=True),
-        free.sort_values(order)[order + _HELDOUT].reset_index(drop=True))
+      planned.sort_values(order)[order + _HELDOUT].reset_index(drop=True),
+      free.sort_values(order)[order + _HELDOUT].reset_index(drop=True),
+    )
     self.assertTrue(plan.about['exploratory'])
     self.assertEqual(plan.about['seeds'], [0, 1])
     curve = curves.Curve('reward', 'held-out reward')
     picture = curves.of_variants(plan, plan.heldout, 'sort', curve)
-    axes, = picture.axes
+    (axes,) = picture.axes
     self.assertLen(axes.lines, 6)  # two seeds and a mean of each
 
   def test_run_that_is_to_be_longer_goes_on(self):
@@ -114,14 +111,14 @@ class OfRunsTest(plan_case.PlanTestCase):
 
 
 class OfReportTest(plan_case.PlanTestCase):
-
   def test_a_report_holds_the_runs_and_evaluations_of_its_plan(self):
     simulated_plan.write(
-        self.folder,
-        _RISES,
-        seeds=3,
-        failed={('hmpo', 1): 7},
-        stop={('gspo', 2): 0})
+      self.folder,
+      _RISES,
+      seeds=3,
+      failed={('hmpo', 1): 7},
+      stop={('gspo', 2): 0},
+    )
     out = report.write(self.folder, draw=False).parent
     (out / 'plan.json').write_bytes((self.folder / 'plan.json').read_bytes())
     read, left = records.read(self.folder), records.of_report(out)
@@ -129,10 +126,11 @@ class OfReportTest(plan_case.PlanTestCase):
     compare = pandas.testing.assert_frame_equal
     compare(left.runs, read.runs, check_dtype=False)
     compare(
-        left.heldout[read.heldout.columns],
-        read.heldout,
-        rtol=1e-5,
-        check_dtype=False)
+      left.heldout[read.heldout.columns],
+      read.heldout,
+      rtol=1e-5,
+      check_dtype=False,
+    )
     self.assertEmpty(left.steps)
 
   def test_refuses_tables_that_are_not_there(self):

@@ -20,12 +20,11 @@ from hmpo_jax.analysis import styles
 from hmpo_jax.run import folder as run_folder
 from tests import plan_case
 
-_ALIKE = {'hmpo': .3, 'gspo': .3}
-_APART = {'hmpo': .36, 'gspo': .3}
+_ALIKE = {'hmpo': 0.3, 'gspo': 0.3}
+_APART = {'hmpo': 0.36, 'gspo': 0.3}
 
 
 class ReportTest(plan_case.PlanTestCase):
-
   def test_an_exploratory_plan_has_no_verdicts(self):
     table = contrasts.make(*self.plan(_APART, about={'exploratory': True}))
     self.assertEqual(set(table['verdict']), {'exploratory'})
@@ -48,8 +47,9 @@ class ReportTest(plan_case.PlanTestCase):
       self.rewrite(f'sort/hmpo/{seed}', self.records(f'sort/gspo/{seed}'))
       for name in ('summary', 'start'):
         source, target = (
-            self.folder / f'sort/{arm}/{seed}/{name}.json'
-            for arm in ('gspo', 'hmpo'))
+          self.folder / f'sort/{arm}/{seed}/{name}.json'
+          for arm in ('gspo', 'hmpo')
+        )
         if source.exists():
           shutil.copy(source, target)
     page = self.page()
@@ -58,23 +58,25 @@ class ReportTest(plan_case.PlanTestCase):
 
   def test_a_plan_that_goes_on_is_rendered_without_verdicts(self):
     plan, seeds = self.plan(
-        _APART | {'later': .3},
-        stop={('hmpo', 9): 23} | {('later', s): 0 for s in range(10)})
+      _APART | {'later': 0.3},
+      stop={('hmpo', 9): 23} | {('later', s): 0 for s in range(10)},
+    )
     states = plan.runs['state'].value_counts().to_dict()
-    self.assertEqual(states, {
-        'finished': 19,
-        'unfinished': 1,
-        'not started': 10
-    })
+    self.assertEqual(
+      states, {'finished': 19, 'unfinished': 1, 'not started': 10}
+    )
     table = contrasts.make(plan, seeds)
     self.assertEqual(table['verdict'][0], 'open: 9 of 10 seeds')
     self.assertEqual(table['n'].to_list(), [9, 9, 0])
-    self.assertTrue(seeds.loc[seeds['state'] == 'unfinished',
-                              'area'].isna().all())
+    self.assertTrue(
+      seeds.loc[seeds['state'] == 'unfinished', 'area'].isna().all()
+    )
     page = self.page(draw=True)
     self.assertIn(
-        '**Not finished**: 19 finished, 1 unfinished, 10 not started; the '
-        'unfinished are at step 23 of 40.', page)
+      '**Not finished**: 19 finished, 1 unfinished, 10 not started; the '
+      'unfinished are at step 23 of 40.',
+      page,
+    )
     self.assertIn('1 of 30 runs has not ended (hmpo).', page)
     self.assertTrue((self.folder / 'report/figures/learning-sort.svg').exists())
 
@@ -86,54 +88,71 @@ class ReportTest(plan_case.PlanTestCase):
 
   def test_runs_that_were_interrupted_have_no_end(self):
     plan, seeds = self.plan(
-        _APART, 2, stop={(v, s): 4 + 3 * s for v in _APART for s in range(2)})
+      _APART, 2, stop={(v, s): 4 + 3 * s for v in _APART for s in range(2)}
+    )
     self.assertFalse(plan.is_whole)
-    for column in ('heldout_last', 'exact_last', 'heldout_change',
-                   'reward/mean:tail', 'mean/p:last'):
+    for column in (
+      'heldout_last',
+      'exact_last',
+      'heldout_change',
+      'reward/mean:tail',
+      'mean/p:last',
+    ):
       self.assertTrue(seeds[column].isna().all(), column)
     page = self.page(draw=True)
     self.assertIn('4 unfinished; the unfinished are at step 4 to 7 of 40', page)
-    self.assertNotRegex(page,
-                        'running|still going|went from|to the end|ended at')
+    self.assertNotRegex(
+      page, 'running|still going|went from|to the end|ended at'
+    )
     self.assertRegex(
-        page, r'No run of these has ended; when last evaluated, their held-out '
-        r'reward was hmpo 0\.\d+ \(step 0 to 5, n = 2\); gspo')
+      page,
+      r'No run of these has ended; when last evaluated, their held-out '
+      r'reward was hmpo 0\.\d+ \(step 0 to 5, n = 2\); gspo',
+    )
 
   def test_what_falls_in_every_arm_is_said_to(self):
     self.plan(_APART, seeds=3)
     self.assertIn('answers that are right **rose in every arm**: ', self.page())
-    for variant, last in (('hmpo', .03), ('gspo', .02)):
+    for variant, last in (('hmpo', 0.03), ('gspo', 0.02)):
       for seed in range(3):
         name = f'sort/{variant}/{seed}'
-        self.rewrite(name, [
-            line | {
-                'eval/exact': last if line['eval/step'] else .063
-            } for line in self.records(name)
-        ])
+        self.rewrite(
+          name,
+          [
+            line | {'eval/exact': last if line['eval/step'] else 0.063}
+            for line in self.records(name)
+          ],
+        )
     page = self.page()
     self.assertIn(
-        'right **fell in every arm**: hmpo from 6.3% to 3.0%, by −3.3 points '
-        '(in every run, n = 3); gspo from 6.3% to 2.0%, by −4.3 points', page)
-    self.assertIn('the held-out reward **rose in every arm**: hmpo from 0.4',
-                  page)
+      'right **fell in every arm**: hmpo from 6.3% to 3.0%, by −3.3 points '
+      '(in every run, n = 3); gspo from 6.3% to 2.0%, by −4.3 points',
+      page,
+    )
+    self.assertIn(
+      'the held-out reward **rose in every arm**: hmpo from 0.4', page
+    )
     self.assertIn('went **opposite ways** in every arm', page)
     self.assertRegex(page, r'exact match, step 0 \|')
 
   def test_settings_stand_in_the_text(self):
     self.plan(_APART, seeds=2)
     self.assertNotIn('learning_rate', self.page())
-    for variant, tau in (('hmpo', 8.), ('gspo', float('inf'))):
+    for variant, tau in (('hmpo', 8.0), ('gspo', float('inf'))):
       for seed in range(2):
         config = config_lib.default_config()
-        config.optim.tau, config.optim.monitor_tau = tau, 12.
+        config.optim.tau, config.optim.monitor_tau = tau, 12.0
         config.optim.learning_rate = 3e-3
         folder = self.folder / f'runs/sort/{variant}/{seed}'
         (folder / 'config.json').write_text(
-            json.dumps(run_folder.described_config(config)), encoding='utf-8')
+          json.dumps(run_folder.described_config(config)), encoding='utf-8'
+        )
     page = self.page()
     self.assertIn(
-        '- learning_rate = 0.003; eps_low = 0.05; eps_high = 0.05; tau = 8 '
-        '(hmpo), inf (gspo); monitor_tau = 12\n', page)
+      '- learning_rate = 0.003; eps_low = 0.05; eps_high = 0.05; tau = 8 '
+      '(hmpo), inf (gspo); monitor_tau = 12\n',
+      page,
+    )
     self.assertIn('above monitor_tau = 12: hmpo 0 of 2', page)
     self.assertIn('QK-clip changed (tau = 8 (hmpo), inf (gspo)) was', page)
     self.assertIn('low and high (eps_low = 0.05, eps_high = 0.05): hmpo', page)
@@ -143,17 +162,22 @@ class ReportTest(plan_case.PlanTestCase):
     rng = np.random.default_rng(0)
     for run in plan.about['runs']:
       name = f'sort/{run["variant"]}/{run["seed"]}'
-      cosine = float(rng.choice([.4, .97, .99]))
+      cosine = float(rng.choice([0.4, 0.97, 0.99]))
       exploded = float(run['seed'] > 0)
-      self.rewrite(name, [
-          line | {
-              'mechanism/cosine': cosine,
-              'mechanism/cosine_unclipped': cosine,
-              'qk/exploded': exploded,
-              'clip/low_frac': 1 - cosine,
-              'eval/exact': max(0., cosine - .9)
-          } for line in self.records(name)
-      ])
+      self.rewrite(
+        name,
+        [
+          line
+          | {
+            'mechanism/cosine': cosine,
+            'mechanism/cosine_unclipped': cosine,
+            'qk/exploded': exploded,
+            'clip/low_frac': 1 - cosine,
+            'eval/exact': max(0.0, cosine - 0.9),
+          }
+          for line in self.records(name)
+        ],
+      )
     page = self.page()
     self.assertIn('| 67% (9% to 99%) |', page)
     rows = pandas.read_csv(self.folder / 'report/tables/variants.csv')
@@ -161,8 +185,9 @@ class ReportTest(plan_case.PlanTestCase):
       low, high = measures.bounds(row.column.split(':')[0])
       self.assertBetween(row.low, low, row.mean, row.column)
       self.assertBetween(row.high, row.mean, high, row.column)
-    cut = rows[(rows['column'] == 'mechanism/cosine:mean')
-               & (rows['high'] == 1)]
+    cut = rows[
+      (rows['column'] == 'mechanism/cosine:mean') & (rows['high'] == 1)
+    ]
     self.assertNotEmpty(cut)
     for share in re.findall(r'([−\d.]+)%', page.split('## Contrasts')[0]):
       self.assertLessEqual(float(share.replace('−', '-')), 100)
@@ -173,16 +198,23 @@ class ReportTest(plan_case.PlanTestCase):
     self.assertNotIn('Not every step has these', self.page())
     for seed in range(2):
       lines = self.records(f'sort/hmpo/{seed}')
-      self.rewrite(f'sort/hmpo/{seed}', [
-          line | {
-              'mechanism/step': line['step'],
-              'mechanism/cosine': .9998 * (line['step'] % 4 == 0)
-          } for line in lines
-      ])
+      self.rewrite(
+        f'sort/hmpo/{seed}',
+        [
+          line
+          | {
+            'mechanism/step': line['step'],
+            'mechanism/cosine': 0.9998 * (line['step'] % 4 == 0),
+          }
+          for line in lines
+        ],
+      )
     page = self.page()
     self.assertIn(
-        'with the clip it was hmpo 1.000 (in every run, n = 2, defined '
-        'in 20 of 80 batches); gspo 0.900', page.replace('W', 'w'))
+      'with the clip it was hmpo 1.000 (in every run, n = 2, defined '
+      'in 20 of 80 batches); gspo 0.900',
+      page.replace('W', 'w'),
+    )
     self.assertIn('*p = 0 and -1, clipped*: hmpo 20 of 80.', page)
 
   def test_one_seed_has_no_interval(self):
@@ -223,9 +255,13 @@ class ReportTest(plan_case.PlanTestCase):
     shutil.rmtree(self.folder / 'runs/sort/hmpo')
     kept = ('step', 'eval/', 'total/', 'reward/', 'skipped/')
     for run in ('sort/gspo/0', 'sort/gspo/1', 'sort/gspo/2'):
-      self.rewrite(run, [{
-          key: value for key, value in line.items() if key.startswith(kept)
-      } for line in self.records(run)])
+      self.rewrite(
+        run,
+        [
+          {key: value for key, value in line.items() if key.startswith(kept)}
+          for line in self.records(run)
+        ],
+      )
     page = self.page(draw=True)
     self.assertNotIn('largest attention logit', page)
     self.assertIn("first rollout? The folder doesn't tell", page)
@@ -246,54 +282,63 @@ class ReportTest(plan_case.PlanTestCase):
     self.page(draw=True)
     folder = self.folder / 'report'
     read = lambda: {
-        file.relative_to(folder): file.read_bytes()
-        for file in folder.rglob('*')
-        if file.is_file()
+      file.relative_to(folder): file.read_bytes()
+      for file in folder.rglob('*')
+      if file.is_file()
     }
     before = read()
     (folder / 'figures' / 'old.png').write_bytes(b'')
     self.page(draw=True)
     self.assertEqual(before, read())
-    for link in re.findall(r'\]\(([^)]*)\)',
-                           before[pathlib.Path('report.md')].decode()):
+    for link in re.findall(
+      r'\]\(([^)]*)\)', before[pathlib.Path('report.md')].decode()
+    ):
       self.assertIn(pathlib.Path(link), before)
 
   def test_tuning_and_phase_diagram_are_shown_where_they_are(self):
     self.plan(_ALIKE, seeds=2)
     (self.folder / 'tuning').mkdir()
     (self.folder / 'oracle').mkdir()
-    pandas.DataFrame([{
-        'task': 'sort',
-        'variant': variant,
-        'learning_rate': rate,
-        'eps': eps,
-        'seed': seed,
-        'area': .5 + rate + seed - .1 * (variant == 'gspo'),
-        'failed': False,
-        'clip_frac': .1,
-        'chosen': rate == .001
-    }
-                      for variant in ('hmpo', 'gspo')
-                      for rate in (.001, .01)
-                      for eps in (.05,)
-                      for seed in (0, 1)]).to_csv(
-                          self.folder / 'tuning/tuning.csv', index=False)
-    pandas.DataFrame([{
-        'reward': 'share',
-        'direction': 'random',
-        'length': 2,
-        'sigma_nats': sigma,
-        'p': p,
-        'mse_over_best': 1 + abs(p),
-        'best': int(p == 0),
-        'tied': 1,
-        'best_limit': 1
-    } for sigma in (.1, .2) for p in (-1, 0)]).to_csv(
-        self.folder / 'oracle/phase.csv', index=False)
+    pandas.DataFrame(
+      [
+        {
+          'task': 'sort',
+          'variant': variant,
+          'learning_rate': rate,
+          'eps': eps,
+          'seed': seed,
+          'area': 0.5 + rate + seed - 0.1 * (variant == 'gspo'),
+          'failed': False,
+          'clip_frac': 0.1,
+          'chosen': rate == 0.001,
+        }
+        for variant in ('hmpo', 'gspo')
+        for rate in (0.001, 0.01)
+        for eps in (0.05,)
+        for seed in (0, 1)
+      ]
+    ).to_csv(self.folder / 'tuning/tuning.csv', index=False)
+    pandas.DataFrame(
+      [
+        {
+          'reward': 'share',
+          'direction': 'random',
+          'length': 2,
+          'sigma_nats': sigma,
+          'p': p,
+          'mse_over_best': 1 + abs(p),
+          'best': int(p == 0),
+          'tied': 1,
+          'best_limit': 1,
+        }
+        for sigma in (0.1, 0.2)
+        for p in (-1, 0)
+      ]
+    ).to_csv(self.folder / 'oracle/phase.csv', index=False)
     page = self.page()
     self.assertIn(
-        '| sort | hmpo | 0.001 | 0.05 | 1.001 | 10.0% | 0 | 2 | '
-        '**yes** |', page)
+      '| sort | hmpo | 0.001 | 0.05 | 1.001 | 10.0% | 0 | 2 | **yes** |', page
+    )
     self.assertIn('hmpo - gspo at each point that both were run at', page)
     self.assertIn('| sort | 0.01 | 0.05 | +0.100 | +0.100 | 2 |', page)
     self.assertNotIn('Where a point has more seeds', page)
@@ -304,16 +349,16 @@ class ReportTest(plan_case.PlanTestCase):
     plan = records.read(self.folder)
     seeds = outcomes.per_seed(plan)
     names = [
-        picture.name
-        for picture in pictures.make(plan, seeds, contrasts.make(plan, seeds))
+      picture.name
+      for picture in pictures.make(plan, seeds, contrasts.make(plan, seeds))
     ]
     self.assertContainsSubset(['phase-share', 'tuning'], names)
 
   def test_many_variants_have_a_panel_each(self):
-    plan, seeds = self.plan({f'v{i}': .1 + .03 * i for i in range(6)}, 2)
+    plan, seeds = self.plan({f'v{i}': 0.1 + 0.03 * i for i in range(6)}, 2)
     made = {
-        picture.name: picture
-        for picture in pictures.make(plan, seeds, contrasts.make(plan, seeds))
+      picture.name: picture
+      for picture in pictures.make(plan, seeds, contrasts.make(plan, seeds))
     }
     learning = made['learning-sort']
     self.assertIn('dashed gray: v1 for comparison', learning.caption)

@@ -14,68 +14,69 @@ from hmpo_jax.analysis import power
 from hmpo_jax.analysis import statistics
 
 _NUM_SIMULATIONS = 2000
-_DIFFERENCES = np.array([.03, -.01, .02, .05, -.02, .01, .04, .06])
+_DIFFERENCES = np.array([0.03, -0.01, 0.02, 0.05, -0.02, 0.01, 0.04, 0.06])
 _INF = math.inf
 
 _samples = strategies.lists(
-    strategies.integers(-1000, 1000), min_size=2, max_size=9)
+  strategies.integers(-1000, 1000), min_size=2, max_size=9
+)
 
 
-def _arms(n, collapsed, gain=0., sd=.02):
+def _arms(n, collapsed, gain=0.0, sd=0.02):
   """[2, simulations, n]: arms that share the effect of a seed."""
   rng = np.random.default_rng(0)
   shape = (2, _NUM_SIMULATIONS, n)
-  arms = .03 * rng.standard_normal(shape[1:]) + sd * rng.standard_normal(shape)
-  arms -= .5 * (rng.random(shape) < collapsed)
+  arms = 0.03 * rng.standard_normal(shape[1:]) + sd * rng.standard_normal(shape)
+  arms -= 0.5 * (rng.random(shape) < collapsed)
   arms[0] += gain
   return arms
 
 
-def _coverage(intervals, value=0.):
+def _coverage(intervals, value=0.0):
   return np.mean([low <= value <= high for _, low, high, _ in intervals])
 
 
 class MeanIntervalTest(parameterized.TestCase):
-
   def test_agrees_with_scipy(self):
-    expected = stats.ttest_1samp(_DIFFERENCES, 0).confidence_interval(.9)
-    found = statistics.mean_interval(_DIFFERENCES, .1)
+    expected = stats.ttest_1samp(_DIFFERENCES, 0).confidence_interval(0.9)
+    found = statistics.mean_interval(_DIFFERENCES, 0.1)
     np.testing.assert_allclose(found[1:3], expected, rtol=1e-12)
     self.assertAlmostEqual(found.mean, _DIFFERENCES.mean())
     self.assertEqual(found.n, 8)
 
-  @parameterized.parameters(statistics.mean_interval,
-                            statistics.paired_interval)
+  @parameterized.parameters(
+    statistics.mean_interval, statistics.paired_interval
+  )
   def test_degenerate(self, interval):
-    self.assertEqual(interval([2.]), (2, -_INF, _INF, 1))
+    self.assertEqual(interval([2.0]), (2, -_INF, _INF, 1))
     self.assertEqual(interval([])[1:], (-_INF, _INF, 0))
     self.assertTrue(math.isnan(interval([]).mean))
     # The mean of ten times .1 is not .1 in floating point.
-    self.assertEqual(interval([.1] * 10), (.1, .1, .1, 10))
+    self.assertEqual(interval([0.1] * 10), (0.1, 0.1, 0.1, 10))
     for value in (math.nan, _INF):
-      found = interval([1., value, 3., 4., 5., 6., 7.])
+      found = interval([1.0, value, 3.0, 4.0, 5.0, 6.0, 7.0])
       self.assertTrue(np.isnan(found[:3]).all())
       self.assertEqual(found.n, 7)
 
-  @parameterized.parameters(statistics.mean_interval,
-                            statistics.paired_interval)
+  @parameterized.parameters(
+    statistics.mean_interval, statistics.paired_interval
+  )
   def test_refuses(self, interval):
-    for alpha in (0., 1., math.nan):
+    for alpha in (0.0, 1.0, math.nan):
       with self.assertRaisesRegex(ValueError, 'alpha must be between'):
-        interval([1., 2.], alpha)
+        interval([1.0, 2.0], alpha)
     with self.assertRaisesRegex(ValueError, r'shape \[n\]'):
-      interval([[1., 2.]])
+      interval([[1.0, 2.0]])
 
 
 class BoundsTest(parameterized.TestCase):
-
-  @parameterized.product(n=(3, 5, 8), shape=((.4, 20.), (30., .5)))
+  @parameterized.product(n=(3, 5, 8), shape=((0.4, 20.0), (30.0, 0.5)))
   def test_shares_have_no_impossible_interval_and_as_good_a_one(self, n, shape):
     rng = np.random.default_rng(0)
     rows = rng.beta(*shape, (_NUM_SIMULATIONS, n))
     mean = shape[0] / sum(shape)
     free = [statistics.mean_interval(row) for row in rows]
-    found = [statistics.mean_interval(row, bounds=(0., 1.)) for row in rows]
+    found = [statistics.mean_interval(row, bounds=(0.0, 1.0)) for row in rows]
     self.assertTrue(any(low < 0 or high > 1 for _, low, high, _ in free))
     for value, low, high, _ in found:
       self.assertTrue(0 <= low <= value <= high <= 1)
@@ -85,30 +86,30 @@ class BoundsTest(parameterized.TestCase):
   def test_events_are_held_as_often_as_promised(self, n):
     found = [statistics.proportion_interval(k, n) for k in range(n + 1)]
     self.assertTrue(all(0 <= f.low <= f.mean <= f.high <= 1 for f in found))
-    for rate in (.05, .3, .5, .9):
+    for rate in (0.05, 0.3, 0.5, 0.9):
       chances = stats.binom.pmf(range(n + 1), n, rate)
       held = [low <= rate <= high for _, low, high, _ in found]
-      self.assertGreaterEqual(chances @ held, .95)
+      self.assertGreaterEqual(chances @ held, 0.95)
 
   def test_a_difference_of_shares_is_within_1(self):
-    found = statistics.paired_interval([.9, .1, .6], bounds=(-1., 1.))
-    free = statistics.paired_interval([.9, .1, .6])
+    found = statistics.paired_interval([0.9, 0.1, 0.6], bounds=(-1.0, 1.0))
+    free = statistics.paired_interval([0.9, 0.1, 0.6])
     self.assertGreater(free.high, 1)
-    self.assertEqual(found, free._replace(high=1.))
+    self.assertEqual(found, free._replace(high=1.0))
 
   def test_rounding_beyond_a_bound_is_kept(self):
-    found = statistics.mean_interval([1 + 1e-12, 1 + 2e-12], bounds=(0., 1.))
+    found = statistics.mean_interval([1 + 1e-12, 1 + 2e-12], bounds=(0.0, 1.0))
     self.assertEqual(found.high, found.mean)
 
 
 class PairedIntervalTest(parameterized.TestCase):
-
-  @parameterized.product(n=(8, 10), collapsed=(0., .2), alpha=(.05, .1))
+  @parameterized.product(n=(8, 10), collapsed=(0.0, 0.2), alpha=(0.05, 0.1))
   def test_two_equal_arms(self, n, collapsed, alpha):
     first, second = _arms(n, collapsed)
     found = _coverage(
-        statistics.paired_interval(row, alpha) for row in first - second)
-    self.assertBetween(found, 1 - alpha - .02, 1 - alpha + .02)
+      statistics.paired_interval(row, alpha) for row in first - second
+    )
+    self.assertBetween(found, 1 - alpha - 0.02, 1 - alpha + 0.02)
 
   @parameterized.parameters((10, 300), (30, 10))
   def test_normal_arms_give_the_width_of_student(self, n, num_samples):
@@ -118,18 +119,18 @@ class PairedIntervalTest(parameterized.TestCase):
       _, low, high, _ = statistics.paired_interval(row)
       _, t_low, t_high, _ = statistics.mean_interval(row)
       ratios.append((high - low) / (t_high - t_low))
-    self.assertBetween(np.mean(ratios), .97, 1.03)
+    self.assertBetween(np.mean(ratios), 0.97, 1.03)
 
   def test_ends_by_hand(self):
     # Of 6 seeds only a change of all signs, or none, has p = 2 / 64 <= .05: the
     # ends are the smallest and the largest difference.
-    found = statistics.paired_interval([3., 1., 4., 1.5, 9., 2.])
+    found = statistics.paired_interval([3.0, 1.0, 4.0, 1.5, 9.0, 2.0])
     self.assertEqual(found[1:3], (1, 9))
     # At alpha 4 / 64 = .0625 one more subset mean is cut off, {1, 1.5}, {4, 9}.
-    found = statistics.paired_interval([3., 1., 4., 1.5, 9., 2.], .0625)
+    found = statistics.paired_interval([3.0, 1.0, 4.0, 1.5, 9.0, 2.0], 0.0625)
     self.assertEqual(found[1:3], (1.25, 6.5))
 
-  @hypothesis.given(_samples, strategies.sampled_from((.05, .1, .3)))
+  @hypothesis.given(_samples, strategies.sampled_from((0.05, 0.1, 0.3)))
   @hypothesis.settings(deadline=None, derandomize=True)
   def test_holds_what_the_test_keeps(self, sample, alpha):
     hypothesis.assume(power.least_p(len(sample)) <= alpha)
@@ -145,9 +146,10 @@ class PairedIntervalTest(parameterized.TestCase):
     sample = np.random.default_rng(n).exponential(size=n)
     _, low, high, _ = statistics.paired_interval(sample)
     for end, outward in ((low, -1), (high, 1)):
-      self.assertGreater(statistics.sign_flip(sample - end), .05)
+      self.assertGreater(statistics.sign_flip(sample - end), 0.05)
       self.assertLessEqual(
-          statistics.sign_flip(sample - end - outward * 1e-6), .05)
+        statistics.sign_flip(sample - end - outward * 1e-6), 0.05
+      )
 
   @hypothesis.given(_samples)
   @hypothesis.settings(deadline=None, derandomize=True)
@@ -158,24 +160,25 @@ class PairedIntervalTest(parameterized.TestCase):
 
   def test_too_few_seeds_for_the_test(self):
     self.assertEqual(
-        statistics.paired_interval(_DIFFERENCES[:5]),
-        statistics.mean_interval(_DIFFERENCES[:5]))
+      statistics.paired_interval(_DIFFERENCES[:5]),
+      statistics.mean_interval(_DIFFERENCES[:5]),
+    )
     self.assertNotEqual(
-        statistics.paired_interval(_DIFFERENCES[:6]),
-        statistics.mean_interval(_DIFFERENCES[:6]))
+      statistics.paired_interval(_DIFFERENCES[:6]),
+      statistics.mean_interval(_DIFFERENCES[:6]),
+    )
 
 
 class SignFlipTest(parameterized.TestCase):
-
   @parameterized.parameters(2, 5, 8, 11)
   def test_agrees_with_scipy(self, n):
-    sample = np.random.default_rng(n).normal(.5, 1, n).round(1)
-    expected = stats.permutation_test((sample,),
-                                      np.sum,
-                                      permutation_type='samples',
-                                      n_resamples=_INF)
+    sample = np.random.default_rng(n).normal(0.5, 1, n).round(1)
+    expected = stats.permutation_test(
+      (sample,), np.sum, permutation_type='samples', n_resamples=_INF
+    )
     self.assertAlmostEqual(
-        statistics.sign_flip(sample), expected.pvalue, places=12)
+      statistics.sign_flip(sample), expected.pvalue, places=12
+    )
 
   def test_by_hand(self):
     # |1 + 2 - 3| is 0; all choices reach it.
@@ -185,56 +188,61 @@ class SignFlipTest(parameterized.TestCase):
     # A sum of 4 is reached by +++, -++ and their negatives.
     self.assertEqual(statistics.sign_flip([-1, 2, 3]), 4 / 8)
     # .1 + .2 - .3 is not 0 in floating point, and -.1 - .2 + .3 no less.
-    self.assertEqual(statistics.sign_flip([.1, .2, -.3]), 1)
+    self.assertEqual(statistics.sign_flip([0.1, 0.2, -0.3]), 1)
 
   def test_zeros(self):
     self.assertEqual(
-        statistics.sign_flip([1, 2, 3, 0, 0]), statistics.sign_flip([1, 2, 3]))
-    self.assertEqual(statistics.sign_flip([0., 0.]), 1)
-    self.assertEqual(statistics.sign_flip([0.] * 30), 1)
+      statistics.sign_flip([1, 2, 3, 0, 0]), statistics.sign_flip([1, 2, 3])
+    )
+    self.assertEqual(statistics.sign_flip([0.0, 0.0]), 1)
+    self.assertEqual(statistics.sign_flip([0.0] * 30), 1)
 
   def test_too_little(self):
-    self.assertEqual(statistics.sign_flip([5.]), 1)
+    self.assertEqual(statistics.sign_flip([5.0]), 1)
     self.assertTrue(math.isnan(statistics.sign_flip([])))
-    self.assertTrue(math.isnan(statistics.sign_flip([1., math.nan])))
+    self.assertTrue(math.isnan(statistics.sign_flip([1.0, math.nan])))
 
   def test_drawn_flips_agree_with_all(self):
-    sample = np.random.default_rng(0).normal(.5, 1, 20)
+    sample = np.random.default_rng(0).normal(0.5, 1, 20)
     exact = statistics.sign_flip(sample)
-    self.assertBetween(exact, .01, .2)
+    self.assertBetween(exact, 0.01, 0.2)
     self.assertEqual(exact * 2**19 % 1, 0)
     # Two zeros change nothing, but 22 seeds are not enumerated.
     drawn = statistics.sign_flip(np.append(sample, [0, 0]))
     self.assertNotEqual(drawn, exact)
-    self.assertAlmostEqual(drawn, exact, delta=4 * (exact / 2**17)**.5)
+    self.assertAlmostEqual(drawn, exact, delta=4 * (exact / 2**17) ** 0.5)
     self.assertEqual(drawn, statistics.sign_flip(np.append(sample, [0, 0])))
     # Never 0.
-    self.assertEqual(statistics.sign_flip(np.arange(1., 60.)), 1 / (1 + 2**17))
+    self.assertEqual(
+      statistics.sign_flip(np.arange(1.0, 60.0)), 1 / (1 + 2**17)
+    )
 
-  @parameterized.parameters(0., .2)
+  @parameterized.parameters(0.0, 0.2)
   def test_level(self, collapsed):
     first, second = _arms(10, collapsed)
     p = np.array([statistics.sign_flip(row) for row in first - second])
-    for alpha in (.05, .2):
-      self.assertAlmostEqual(np.mean(p <= alpha), alpha, delta=.02)
+    for alpha in (0.05, 0.2):
+      self.assertAlmostEqual(np.mean(p <= alpha), alpha, delta=0.02)
 
   def test_finds_a_planted_difference(self):
     # 2 standard deviations of the differences, 10 seeds: nearly always.
-    first, second = _arms(10, 0., gain=2 * .02 * 2**.5)
+    first, second = _arms(10, 0.0, gain=2 * 0.02 * 2**0.5)
     p = [statistics.sign_flip(row) for row in first - second]
-    self.assertGreater(np.mean(np.less_equal(p, .05)), .99)
+    self.assertGreater(np.mean(np.less_equal(p, 0.05)), 0.99)
 
 
 class ProportionTest(parameterized.TestCase):
-
   @parameterized.parameters((0, 10), (3, 10), (10, 10), (7, 200))
   def test_proportion(self, successes, n):
-    found = statistics.proportion_interval(successes, n, .1)
+    found = statistics.proportion_interval(successes, n, 0.1)
     self.assertEqual((found.mean, found.n), (successes / n, n))
     # The ends are where what was observed, or more extreme, has chance .05.
-    low = stats.beta.ppf(.05, successes, n - successes + 1) if successes else 0
-    high = stats.beta.ppf(.95, successes + 1, n -
-                          successes) if (successes < n) else 1
+    low = stats.beta.ppf(0.05, successes, n - successes + 1) if successes else 0
+    high = (
+      stats.beta.ppf(0.95, successes + 1, n - successes)
+      if (successes < n)
+      else 1
+    )
     np.testing.assert_allclose(found[1:3], (low, high), rtol=1e-6)
 
   def test_proportion_degenerate(self):
@@ -245,16 +253,18 @@ class ProportionTest(parameterized.TestCase):
 
 
 class ContrastsTest(parameterized.TestCase):
-
   def test_holm_by_hand(self):
     # .01 x 3, .02 x 2, .4 x 1.
-    np.testing.assert_allclose(statistics.holm([.4, .01, .02]), [.4, .03, .04])
+    np.testing.assert_allclose(
+      statistics.holm([0.4, 0.01, 0.02]), [0.4, 0.03, 0.04]
+    )
     # .03 x 2 = .06 is more than .05.
-    np.testing.assert_allclose(statistics.holm([.03, .05]), [.06, .06])
-    np.testing.assert_allclose(statistics.holm([.9, .8]), [1, 1])
+    np.testing.assert_allclose(statistics.holm([0.03, 0.05]), [0.06, 0.06])
+    np.testing.assert_allclose(statistics.holm([0.9, 0.8]), [1, 1])
 
   @hypothesis.given(
-      strategies.lists(strategies.floats(0, 1), min_size=1, max_size=5))
+    strategies.lists(strategies.floats(0, 1), min_size=1, max_size=5)
+  )
   @hypothesis.settings(deadline=None, derandomize=True)
   def test_holm_closes_bonferroni(self, p):
     # Rejected is what every set of contrasts that holds it rejects.
@@ -266,84 +276,98 @@ class ContrastsTest(parameterized.TestCase):
     np.testing.assert_allclose(statistics.holm(p), expected)
 
   def test_holm_counts_what_was_not_tested(self):
-    found = statistics.holm([.01, math.nan, .02])
-    np.testing.assert_allclose(found, [.03, math.nan, .04])
+    found = statistics.holm([0.01, math.nan, 0.02])
+    np.testing.assert_allclose(found, [0.03, math.nan, 0.04])
     self.assertEqual(statistics.holm([]).shape, (0,))
     with self.assertRaisesRegex(ValueError, '0..1'):
-      statistics.holm([.5, 1.1])
+      statistics.holm([0.5, 1.1])
 
   @parameterized.named_parameters(
-      ('different', (.01, .09), (.02, .08), .04, 'different'),
-      ('below', (-.09, -.01), (-.08, -.02), .04, 'different'),
-      ('adjusted', (.01, .09), (.02, .08), .06, 'undecided'),
-      ('edge', (.01, .09), (.02, .08), .05, 'different'),
-      ('equivalent', (-.03, .02), (-.02, .01), .9, 'equivalent within +-0.02'),
-      ('too wide', (-.03, .03), (-.01, .021), .9, 'undecided'),
-      ('both', (.005, .012), (.006, .011), .01, 'different'),
-      ('0 is held', (-.001, .09), (.03, .08), .01, 'undecided'),
-      ('untested', (-.03, .02),
-       (-.02, .01), math.nan, 'equivalent within +-0.02'),
-      ('unknown', (-_INF, _INF), (-_INF, _INF), math.nan, 'undecided'),
-      ('missing', (math.nan,) * 2, (math.nan,) * 2, math.nan, 'undecided'),
+    ('different', (0.01, 0.09), (0.02, 0.08), 0.04, 'different'),
+    ('below', (-0.09, -0.01), (-0.08, -0.02), 0.04, 'different'),
+    ('adjusted', (0.01, 0.09), (0.02, 0.08), 0.06, 'undecided'),
+    ('edge', (0.01, 0.09), (0.02, 0.08), 0.05, 'different'),
+    (
+      'equivalent',
+      (-0.03, 0.02),
+      (-0.02, 0.01),
+      0.9,
+      'equivalent within +-0.02',
+    ),
+    ('too wide', (-0.03, 0.03), (-0.01, 0.021), 0.9, 'undecided'),
+    ('both', (0.005, 0.012), (0.006, 0.011), 0.01, 'different'),
+    ('0 is held', (-0.001, 0.09), (0.03, 0.08), 0.01, 'undecided'),
+    (
+      'untested',
+      (-0.03, 0.02),
+      (-0.02, 0.01),
+      math.nan,
+      'equivalent within +-0.02',
+    ),
+    ('unknown', (-_INF, _INF), (-_INF, _INF), math.nan, 'undecided'),
+    ('missing', (math.nan,) * 2, (math.nan,) * 2, math.nan, 'undecided'),
   )
   def test_verdict(self, wide, narrow, p, expected):
     found = statistics.verdict(
-        statistics.Interval(0., *wide, 10),
-        statistics.Interval(0., *narrow, 10),
-        p,
-        margin=.02,
-        alpha=.05)
+      statistics.Interval(0.0, *wide, 10),
+      statistics.Interval(0.0, *narrow, 10),
+      p,
+      margin=0.02,
+      alpha=0.05,
+    )
     self.assertEqual(found, expected)
 
   def test_verdicts_on_simulated_arms(self):
 
     def shares(gain, sd):
-      first, second = _arms(10, 0., gain, sd)
+      first, second = _arms(10, 0.0, gain, sd)
       found = [_verdict(row) for row in (first - second)[:500]]
       return [
-          np.mean([verdict.startswith(word)
-                   for verdict in found])
-          for word in ('different', 'equivalent', 'undecided')
+        np.mean([verdict.startswith(word) for verdict in found])
+        for word in ('different', 'equivalent', 'undecided')
       ]
 
-    self.assertGreater(shares(.05, .02)[0], .97)
-    self.assertGreater(shares(0., .005)[1], .9)
-    self.assertGreater(shares(0., .05)[2], .9)
+    self.assertGreater(shares(0.05, 0.02)[0], 0.97)
+    self.assertGreater(shares(0.0, 0.005)[1], 0.9)
+    self.assertGreater(shares(0.0, 0.05)[2], 0.9)
     # A difference as large as the margin is equivalent in 5 % at most.
-    self.assertLess(shares(.02, .01)[1], .07)
+    self.assertLess(shares(0.02, 0.01)[1], 0.07)
 
 
 class ArmsTest(parameterized.TestCase):
-
   def test_pairing(self):
     # Variances 1, 1 and, of 0, 1, -1, 1.
-    first, second = [0., 2., 1.], [0., 1., 2.]
+    first, second = [0.0, 2.0, 1.0], [0.0, 1.0, 2.0]
     self.assertAlmostEqual(statistics.pairing_gain(first, second), 2)
-    self.assertAlmostEqual(statistics.correlation(first, second), .5)
+    self.assertAlmostEqual(statistics.correlation(first, second), 0.5)
     self.assertAlmostEqual(
-        statistics.pairing_gain(first, np.negative(second)), 2 / 3)
+      statistics.pairing_gain(first, np.negative(second)), 2 / 3
+    )
 
   def test_pairing_of_simulated_arms(self):
-    first, second = _arms(2000, 0.)[:, 0]
+    first, second = _arms(2000, 0.0)[:, 0]
     # (.03^2 + .02^2) / .02^2; correlation .03^2 / (.03^2 + .02^2).
     self.assertAlmostEqual(
-        statistics.pairing_gain(first, second), 3.25, delta=.2)
+      statistics.pairing_gain(first, second), 3.25, delta=0.2
+    )
     self.assertAlmostEqual(
-        statistics.correlation(first, second), 9 / 13, delta=.03)
+      statistics.correlation(first, second), 9 / 13, delta=0.03
+    )
 
   def test_pairing_degenerate(self):
-    shifted = np.array([.1, .7, .4])
-    self.assertEqual(statistics.pairing_gain(shifted, shifted + .2), _INF)
-    for arms in (([1., 1.], [2., 2.]), ([1.], [2.]), ([], [])):
+    shifted = np.array([0.1, 0.7, 0.4])
+    self.assertEqual(statistics.pairing_gain(shifted, shifted + 0.2), _INF)
+    for arms in (([1.0, 1.0], [2.0, 2.0]), ([1.0], [2.0]), ([], [])):
       self.assertTrue(math.isnan(statistics.pairing_gain(*arms)))
       self.assertTrue(math.isnan(statistics.correlation(*arms)))
     for function in (statistics.pairing_gain, statistics.correlation):
       with self.assertRaisesRegex(ValueError, 'same seeds'):
-        function([1., 2.], [1.])
+        function([1.0, 2.0], [1.0])
 
   def test_worst_quartile(self):
     self.assertEqual(
-        statistics.worst_quartile_mean([8, 1, 7, 2, 6, 3, 5, 4]), 1.5)
+      statistics.worst_quartile_mean([8, 1, 7, 2, 6, 3, 5, 4]), 1.5
+    )
     # 3 of 10, since a quarter is rounded up.
     self.assertEqual(statistics.worst_quartile_mean(range(10)), 1)
     self.assertEqual(statistics.worst_quartile_mean([3, 2]), 2)
@@ -357,13 +381,13 @@ class ArmsTest(parameterized.TestCase):
     self.assertTrue(math.isnan(statistics.max_drawdown([1, math.nan])))
 
   @parameterized.named_parameters(
-      ('whole', [0, 10], [0, 1], 10, .5),
-      ('uneven', [0, 2, 10], [0, 1, 1], 10, .9),
-      ('carried', [0, 5], [0, 1], 10, .75),
-      ('late', [5, 10], [1, 1], 10, 1.),
-      ('cut', [0, 10], [0, 1], 5, .25),
-      ('one', [0], [.3], 7, .3),
-      ('beyond', [20, 30], [2, 4], 10, 2),
+    ('whole', [0, 10], [0, 1], 10, 0.5),
+    ('uneven', [0, 2, 10], [0, 1, 1], 10, 0.9),
+    ('carried', [0, 5], [0, 1], 10, 0.75),
+    ('late', [5, 10], [1, 1], 10, 1.0),
+    ('cut', [0, 10], [0, 1], 5, 0.25),
+    ('one', [0], [0.3], 7, 0.3),
+    ('beyond', [20, 30], [2, 4], 10, 2),
   )
   def test_area(self, steps, values, horizon, expected):
     self.assertAlmostEqual(statistics.area(steps, values, horizon), expected)
@@ -382,11 +406,12 @@ class ArmsTest(parameterized.TestCase):
 
 def _verdict(differences):
   return statistics.verdict(
-      statistics.paired_interval(differences, .05),
-      statistics.paired_interval(differences, .1),
-      statistics.sign_flip(differences),
-      margin=.02,
-      alpha=.05)
+    statistics.paired_interval(differences, 0.05),
+    statistics.paired_interval(differences, 0.1),
+    statistics.sign_flip(differences),
+    margin=0.02,
+    alpha=0.05,
+  )
 
 
 if __name__ == '__main__':

@@ -27,9 +27,10 @@ _QUIET = {'deadline': None, 'derandomize': True, 'database': None}
 _KEYS = sorted(config_lib.flat(config_lib.default_config().to_dict()))
 
 _POSITIVE = st.one_of(st.floats(1e-6, 1e38), st.just(math.inf))
-_TRACED = st.fixed_dictionaries({
+_TRACED = st.fixed_dictionaries(
+  {
     'loss__p': st.floats(-50, 50),
-    'loss__clip_eps_low': st.floats(1e-6, 1 - 2.**-20),
+    'loss__clip_eps_low': st.floats(1e-6, 1 - 2.0**-20),
     'loss__clip_eps_high': _POSITIVE,
     'loss__log_ratio_max': _POSITIVE,
     'loss__p_clip': st.floats(-50, 50),
@@ -49,8 +50,10 @@ _TRACED = st.fixed_dictionaries({
     'optim__qk_clip': st.just('weights'),
     'optim__qk_alpha': st.floats(0, 1),
     'seed': st.integers(0, 2**31 - 1),
-})
-_STATIC = st.fixed_dictionaries({
+  }
+)
+_STATIC = st.fixed_dictionaries(
+  {
     'task__name': st.sampled_from(['sort', 'addition']),
     'task__num_digits': st.integers(4, 9),
     'model__num_layers': st.integers(1, 3),
@@ -72,16 +75,20 @@ _STATIC = st.fixed_dictionaries({
     'train__num_epochs': st.integers(1, 3),
     'train__num_minibatches': st.sampled_from([1, 2, 4, 8]),
     'train__num_microbatches': st.sampled_from([1, 2, 4]),
-})
+  }
+)
 _WORDS = st.one_of(
-    st.sampled_from(['nan', 'inf', '-inf', '', 'true', '0', '-1', '1e400']),
-    st.integers().map(str),
-    st.floats().map(str), st.text('abc=:./- ', max_size=8))
+  st.sampled_from(['nan', 'inf', '-inf', '', 'true', '0', '-1', '1e400']),
+  st.integers().map(str),
+  st.floats().map(str),
+  st.text('abc=:./- ', max_size=8),
+)
 
 
 def _load_main():
   spec = importlib.util.spec_from_file_location(
-      'hmpo_main', _ROOT / 'experiments' / 'main.py')
+    'hmpo_main', _ROOT / 'experiments' / 'main.py'
+  )
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -92,7 +99,6 @@ _main = _load_main()
 
 
 class ConfigPropertyTest(absltest.TestCase):
-
   def _assert_trains(self, config):
     run = programs.Programs(config)
     state = run.first_state(run.warm_params())
@@ -124,11 +130,14 @@ class ConfigPropertyTest(absltest.TestCase):
 
   def test_argument_of_a_configuration_names_its_folder(self):
     path = _ROOT / 'configs' / 'stress.py'
-    for argument, folder, num_digits in (('', 'stress', 8),
-                                         (':long', 'stress-long', 511)):
+    for argument, folder, num_digits in (
+      ('', 'stress', 8),
+      (':long', 'stress-long', 511),
+    ):
       with flagsaver.flagsaver():
         config, workdir = _main.parse_flags(
-            ['main.py', f'--config={path}{argument}'])
+          ['main.py', f'--config={path}{argument}']
+        )
       self.assertEqual(workdir, f'runs/{folder}')
       self.assertEqual(config.task.num_digits, num_digits)
     # A path in the argument stays one folder.
@@ -139,7 +148,8 @@ class ConfigPropertyTest(absltest.TestCase):
     with contextlib.redirect_stderr(errors):
       try:
         config, _ = _main.parse_flags(
-            ['main.py', f'--config={_ROOT}/configs/smoke.py', argument])
+          ['main.py', f'--config={_ROOT}/configs/smoke.py', argument]
+        )
       except SystemExit as stop:
         self.assertEqual(stop.code, 2)
         self.assertLen(errors.getvalue().splitlines(), 1)

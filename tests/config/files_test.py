@@ -23,7 +23,6 @@ def get_config(p='0.25'):
 
 
 class LoadTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -40,13 +39,13 @@ class LoadTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
-      ('num_steps', '7', 7),
-      ('loss.p', '2', 2.),
-      ('loss.p', '-5e-1', -0.5),
-      ('train.max_grad_norm', 'inf', math.inf),
-      ('model.qk_bias', 'true', True),
-      ('model.tie_embeddings', 'False', False),
-      ('task.name', 'addition', 'addition'),
+    ('num_steps', '7', 7),
+    ('loss.p', '2', 2.0),
+    ('loss.p', '-5e-1', -0.5),
+    ('train.max_grad_norm', 'inf', math.inf),
+    ('model.qk_bias', 'true', True),
+    ('model.tie_embeddings', 'False', False),
+    ('task.name', 'addition', 'addition'),
   )
   def test_override_takes_the_type_of_its_key(self, key, text, expected):
     config = config_files.load(_HMPO, {key: text})
@@ -55,34 +54,36 @@ class LoadTest(parameterized.TestCase):
     self.assertIs(type(value), type(expected))
 
   @parameterized.parameters(
-      ('loss.pp', '1', r'config\.loss\.pp: unknown key; did you mean loss\.p'),
-      ('los.p', '1', r'did you mean loss\.p\?'),
-      ('train.num_steps', '1', 'did you mean num_steps or '),
-      ('learning_rate', '1', r'did you mean optim\.learning_rate or '),
-      ('loss.learning_rat', '1', r'did you mean optim\.learning_rate or '),
-      ('optimizer.tau', '1', r'did you mean optim\.tau\?'),
-      ('loss.eps', '1', r'did you mean loss\.clip_eps_.*advantage\.eps\?'),
-      ('seed.x', '1', r'config\.seed is a value, not a section'),
-      ('quux', '1', 'known keys here: .*num_steps'),
-      ('loss', '1', r"config\.loss = '1': is a section"),
-      ('num_steps', 'many', r"config\.num_steps = 'many': must be int"),
-      ('num_steps', '1.5', 'must be int'),
-      ('model.qk_bias', '2', 'must be bool'),
-      ('loss.p', 'nan', r'config\.loss\.p = nan: must be finite'),
+    ('loss.pp', '1', r'config\.loss\.pp: unknown key; did you mean loss\.p'),
+    ('los.p', '1', r'did you mean loss\.p\?'),
+    ('train.num_steps', '1', 'did you mean num_steps or '),
+    ('learning_rate', '1', r'did you mean optim\.learning_rate or '),
+    ('loss.learning_rat', '1', r'did you mean optim\.learning_rate or '),
+    ('optimizer.tau', '1', r'did you mean optim\.tau\?'),
+    ('loss.eps', '1', r'did you mean loss\.clip_eps_.*advantage\.eps\?'),
+    ('seed.x', '1', r'config\.seed is a value, not a section'),
+    ('quux', '1', 'known keys here: .*num_steps'),
+    ('loss', '1', r"config\.loss = '1': is a section"),
+    ('num_steps', 'many', r"config\.num_steps = 'many': must be int"),
+    ('num_steps', '1.5', 'must be int'),
+    ('model.qk_bias', '2', 'must be bool'),
+    ('loss.p', 'nan', r'config\.loss\.p = nan: must be finite'),
   )
   def test_override_that_does_not_fit(self, key, text, words):
     self._assert_refused(words, _HMPO, {key: text})
 
   @parameterized.named_parameters(
-      ('no_function', 'x = 1', "KeyError: 'get_config'"),
-      ('syntax', 'def :', 'SyntaxError'),
-      ('raises', 'raise RuntimeError("a\\nb")',
-       'RuntimeError: a b, at line 1$'),
-      ('raises_in_a_call', 'def get_config():\n\n  return 1 / 0',
-       'ZeroDivisionError: division by zero, at line 3$'),
-      ('exits', 'import sys\nsys.exit("so")', 'SystemExit: so'),
-      ('number', 'def get_config(): return 3', 'ConfigDict, returned int'),
-      ('nothing', 'def get_config(): return None', 'returned NoneType'),
+    ('no_function', 'x = 1', "KeyError: 'get_config'"),
+    ('syntax', 'def :', 'SyntaxError'),
+    ('raises', 'raise RuntimeError("a\\nb")', 'RuntimeError: a b, at line 1$'),
+    (
+      'raises_in_a_call',
+      'def get_config():\n\n  return 1 / 0',
+      'ZeroDivisionError: division by zero, at line 3$',
+    ),
+    ('exits', 'import sys\nsys.exit("so")', 'SystemExit: so'),
+    ('number', 'def get_config(): return 3', 'ConfigDict, returned int'),
+    ('nothing', 'def get_config(): return None', 'returned NoneType'),
   )
   def test_python_file_that_gives_no_configuration(self, text, words):
     self._assert_refused(words, self._file(text), {})
@@ -93,8 +94,9 @@ class LoadTest(parameterized.TestCase):
 
   @parameterized.parameters('{', '[]', '{}', '{"config": 3}')
   def test_json_that_describes_no_run(self, text):
-    self._assert_refused('config.json of a run',
-                         self._file(text, 'config.json'), {})
+    self._assert_refused(
+      'config.json of a run', self._file(text, 'config.json'), {}
+    )
 
   def test_argument_behind_the_colon(self):
     file = self._file(_WITH_ARGUMENT)
@@ -102,11 +104,11 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(config_files.load(f'{file}:-2', {}).loss.p, -2)
 
   @parameterized.parameters(
-      ('12:30/mine.py', '', 'mine'),
-      ('12:30/mine.py', ':-2', 'mine--2'),
-      ('12:30/mine.py', ':a:b/c', 'mine-a_b_c'),
-      ('mine.py:7', '', 'mine'),
-      ('12:30/config.json', '', '12:30-again'),
+    ('12:30/mine.py', '', 'mine'),
+    ('12:30/mine.py', ':-2', 'mine--2'),
+    ('12:30/mine.py', ':a:b/c', 'mine-a_b_c'),
+    ('mine.py:7', '', 'mine'),
+    ('12:30/config.json', '', '12:30-again'),
   )
   def test_colon_in_a_path_is_the_paths(self, name, argument, called):
     file = pathlib.Path(self.folder, name)
@@ -119,7 +121,8 @@ class LoadTest(parameterized.TestCase):
   def test_config_json_of_a_run_gives_its_configuration(self):
     config = config_files.load(_HMPO, {'loss.p': '0.3', 'seed': '4'})
     file = self._file(
-        json.dumps(run_folder.describe(config)), name='config.json')
+      json.dumps(run_folder.describe(config)), name='config.json'
+    )
     again = config_files.load(file, {})
     self.assertEqual(again.to_dict(), config.to_dict())
     self.assertEqual(again.train.max_grad_norm, math.inf)
@@ -130,14 +133,17 @@ class LoadTest(parameterized.TestCase):
     description = run_folder.describe(config)
     del description['config']['loss']['p'], description['config']['control']
     file = self._file(json.dumps(description), 'config.json')
-    config.loss.p = -1.
+    config.loss.p = -1.0
     self.assertEqual(config_files.load(file, {}).to_dict(), config.to_dict())
 
   def test_config_json_of_a_newer_version_names_the_key(self):
     description = run_folder.describe(config_lib.default_config())
-    description['config']['loss']['q'] = 1.
-    self._assert_refused(r'config\.loss\.q: unknown',
-                         self._file(json.dumps(description), 'config.json'), {})
+    description['config']['loss']['q'] = 1.0
+    self._assert_refused(
+      r'config\.loss\.q: unknown',
+      self._file(json.dumps(description), 'config.json'),
+      {},
+    )
 
 
 if __name__ == '__main__':

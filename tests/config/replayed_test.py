@@ -25,17 +25,17 @@ from tests import small
 
 # Steps always: above the largest gap up, at any trend.
 _ADAPTIVE = {
-    'loss__p': 0.1,
-    'exponent__kind': 'adaptive',
-    'exponent__gap_low': 1e3,
-    'exponent__gap_high': 1e3,
-    'exponent__trend': 1e3,
-    'exponent__step_size': 0.3,
+  'loss__p': 0.1,
+  'exponent__kind': 'adaptive',
+  'exponent__gap_low': 1e3,
+  'exponent__gap_high': 1e3,
+  'exponent__trend': 1e3,
+  'exponent__step_size': 0.3,
 }
 _COSINE = {
-    'loss__p': 2.,
-    'exponent__kind': 'cosine',
-    'exponent__num_steps': 3.,
+  'loss__p': 2.0,
+  'exponent__kind': 'cosine',
+  'exponent__num_steps': 3.0,
 }
 # What a kind itself decides or reports of its bounds.
 _OWN = {'exponent/decision', 'exponent/at_bound'}
@@ -58,7 +58,6 @@ def _record(step, order=0.5, **values):
 
 
 class _Folder(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -71,18 +70,20 @@ class _Folder(parameterized.TestCase):
     self.file.write_text(''.join(lines), encoding='utf-8')
 
   def _config(self, **overrides):
-    return small.config(**({
-        'exponent__kind': 'replayed',
-        'exponent__path': str(self.file)
-    } | overrides))
+    return small.config(
+      **(
+        {'exponent__kind': 'replayed', 'exponent__path': str(self.file)}
+        | overrides
+      )
+    )
 
 
 class LoadTest(_Folder):
-
   def test_orders_of_the_records_to_the_bit(self):
     orders = np.random.default_rng(0).normal(size=5).astype(np.float32)
     self._write(
-        *(_record(i + 1, run_records.plain(p)) for i, p in enumerate(orders)))
+      *(_record(i + 1, run_records.plain(p)) for i, p in enumerate(orders))
+    )
     loaded = replayed.load(self._config())
     self.assertEqual(loaded.dtype, np.float32)
     np.testing.assert_array_equal(loaded, orders)
@@ -92,11 +93,9 @@ class LoadTest(_Folder):
 
   def test_mean_may_be_rounded_and_say_nothing_of_what_was_skipped(self):
     self._write(
-        _record(1, 1.5, **{'mean/p': 1.500001}),
-        _record(2, 0.5, **{
-            'mean/p': 1.5,
-            'skipped/no_signal': 3
-        }))
+      _record(1, 1.5, **{'mean/p': 1.500001}),
+      _record(2, 0.5, **{'mean/p': 1.5, 'skipped/no_signal': 3}),
+    )
     np.testing.assert_array_equal(replayed.load(self._config()), [1.5, 0.5])
 
   @parameterized.named_parameters(
@@ -133,7 +132,6 @@ class LoadTest(_Folder):
 
 
 class ReplayTest(_Folder):
-
   @parameterized.parameters(_COSINE, _ADAPTIVE)
   def test_step_that_replays_its_own_order_is_the_same_step(self, **settings):
     # With a path as long as the replay's both are one program.
@@ -145,7 +143,7 @@ class ReplayTest(_Folder):
       for step, record in enumerate(records, 1):
         writer.write(step, record, {})
     # Another start: what is replayed doesn't hang on it.
-    replay = programs.Programs(self._config(num_steps=3, loss__p=-1.))
+    replay = programs.Programs(self._config(num_steps=3, loss__p=-1.0))
     self.assertLen(np.unique(replay.hparams.exponent.path), 3)
     again = _steps(replay.static, first, replay.hparams)
     for record, other in zip(records, again, strict=True):
@@ -160,17 +158,19 @@ class ReplayTest(_Folder):
     trainer.train(small.config(**sizes, **settings), self.folder)
     trainer.train(self._config(**sizes), self.folder / 'again')
     for record, again in zip(
-        run_records.read(self.folder),
-        run_records.read(self.folder / 'again'),
-        strict=True):
+      run_records.read(self.folder),
+      run_records.read(self.folder / 'again'),
+      strict=True,
+    ):
       for name in record.keys() - _OWN:
         self.assertEqual(record[name], again[name], name)
 
   def test_warm_start_is_that_of_the_other_arms(self):
     self._write(_record(1))
     stub = types.SimpleNamespace(
-        static=traced.static(small.config()),
-        warm_params=lambda: {'w': jnp.ones(2)})
+      static=traced.static(small.config()),
+      warm_params=lambda: {'w': jnp.ones(2)},
+    )
     for config in (small.config(), self._config()):
       first_params.of(config, stub, self.folder, self.fail)
     self.assertLen(list((self.folder / 'warm_start').iterdir()), 1)
@@ -184,8 +184,9 @@ class ReplayTest(_Folder):
     self._write(_record(1), _record(2, 0.75))
     after = run_folder.describe(config)
     self.assertEqual(list(after['inputs']), ['exponent.path'])
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                r'inputs\.exponent\.path: [0-9a-f]{64} there'):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'inputs\.exponent\.path: [0-9a-f]{64} there'
+    ):
       run_folder.refuse_other_run(self.folder / 'run', after)
 
 

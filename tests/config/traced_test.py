@@ -11,7 +11,6 @@ from hmpo_jax.config import traced
 
 
 class PartitionTest(absltest.TestCase):
-
   def test_every_key_is_either_traced_or_static_or_the_loops(self):
     config = config_lib.default_config()
     changed = traced.static(config)
@@ -45,11 +44,14 @@ class PartitionTest(absltest.TestCase):
       self.assertFalse(value.weak_type, name)
       is_kind, is_flag = '.kind' in name, value.dtype == bool
       self.assertEqual(
-          value.dtype,
-          jnp.int32 if is_kind else jnp.bool_ if is_flag else jnp.float32, name)
+        value.dtype,
+        jnp.int32 if is_kind else jnp.bool_ if is_flag else jnp.float32,
+        name,
+      )
     self.assertIsInstance(
-        traced.static(config_lib.default_config()),
-        ml_collections.FrozenConfigDict)
+      traced.static(config_lib.default_config()),
+      ml_collections.FrozenConfigDict,
+    )
 
 
 if __name__ == '__main__':

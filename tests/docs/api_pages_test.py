@@ -20,12 +20,12 @@ api_tables = _module()
 
 
 class ApiPagesTest(parameterized.TestCase):
-
   @parameterized.parameters(*(page.name for page in api_tables.PAGES))
   def test_tables_are_those_of_the_modules(self, name):
     text = (_FILE.parent / 'api' / name).read_text(encoding='utf-8')
-    self.assertEqual(text, api_tables.with_tables(text),
-                     'run python docs/api_tables.py')
+    self.assertEqual(
+      text, api_tables.with_tables(text), 'run python docs/api_tables.py'
+    )
 
   def test_a_table_has_the_first_lines_of_the_docstrings(self):
     text = 'Before.\n\n::: hmpo_jax.kernels.agm\n\nAfter.\n'

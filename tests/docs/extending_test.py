@@ -54,8 +54,12 @@ step, _ = tx.update(grads, tx.init(params), params,
                     max_logits={'a': jnp.array([400.])})
 print(*(float((params[k] + step[k]).squeeze()) for k in params))
 """
-CHOSEN = ('--config.loss.name=topr', '--config.loss.taper_max=0.5',
-          '--config.task.name=reverse', '--config.optim.name=lion')
+CHOSEN = (
+  '--config.loss.name=topr',
+  '--config.loss.taper_max=0.5',
+  '--config.task.name=reverse',
+  '--config.optim.name=lion',
+)
 
 
 def diffs(text: str) -> dict[str, str]:
@@ -83,7 +87,6 @@ _DIFFS = diffs((_ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8'))
 
 
 class ExtendingTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -96,22 +99,25 @@ class ExtendingTest(parameterized.TestCase):
 
   def _apply(self, name):
     """Applies as a reader would; git must not look for a repository above."""
-    subprocess.run(['git', 'apply', '-'],
-                   cwd=self.copy,
-                   input=_DIFFS[name],
-                   env=os.environ
-                   | {'GIT_CEILING_DIRECTORIES': str(self.copy.parent)},
-                   text=True,
-                   check=True)
+    subprocess.run(
+      ['git', 'apply', '-'],
+      cwd=self.copy,
+      input=_DIFFS[name],
+      env=os.environ | {'GIT_CEILING_DIRECTORIES': str(self.copy.parent)},
+      text=True,
+      check=True,
+    )
 
   def _python(self, *arguments):
     """What Python prints in the copy."""
-    result = subprocess.run([sys.executable, *arguments],
-                            cwd=self.copy,
-                            env=os.environ | {'PYTHONPATH': str(self.copy)},
-                            capture_output=True,
-                            text=True,
-                            check=False)
+    result = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=self.copy,
+      env=os.environ | {'PYTHONPATH': str(self.copy)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
     self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
     return result.stdout
 
@@ -119,9 +125,11 @@ class ExtendingTest(parameterized.TestCase):
     self.assertCountEqual(_DIFFS, _NAMES)
 
   # By hand in the scripts above.
-  @parameterized.parameters(('loss', _LOSS, '1.8125 1.25'),
-                            ('task', _TASK, '[ 2  1  3 -1]'),
-                            ('optimizer', _OPTIMIZER, '0.25 0.75 0.5'))
+  @parameterized.parameters(
+    ('loss', _LOSS, '1.8125 1.25'),
+    ('task', _TASK, '[ 2  1  3 -1]'),
+    ('optimizer', _OPTIMIZER, '0.25 0.75 0.5'),
+  )
   def test_each_alone_has_its_value(self, name, script, expected):
     self._apply(name)
     self.assertEqual(self._python('-c', script).strip(), expected)
@@ -129,13 +137,27 @@ class ExtendingTest(parameterized.TestCase):
   def test_all_pass_their_tests_and_make_a_run(self):
     for name in _NAMES:
       self._apply(name)
-    self._python('-m', 'pytest', '-n', '0', '-p', 'no:cacheprovider',
-                 'tests/kernels/token_losses_test.py', 'tests/tasks/digits_test.py',
-                 'tests/kernels/loss_errors_test.py', '-k',
-                 'TOPR or reverse or sizes or every_loss or options_are')
-    self._python('experiments/main.py', '--config=configs/smoke.py',
-                 '--workdir=run', '--config.num_steps=2',
-                 '--config.warm_start.num_steps=1', *CHOSEN)
+    self._python(
+      '-m',
+      'pytest',
+      '-n',
+      '0',
+      '-p',
+      'no:cacheprovider',
+      'tests/kernels/token_losses_test.py',
+      'tests/tasks/digits_test.py',
+      'tests/kernels/loss_errors_test.py',
+      '-k',
+      'TOPR or reverse or sizes or every_loss or options_are',
+    )
+    self._python(
+      'experiments/main.py',
+      '--config=configs/smoke.py',
+      '--workdir=run',
+      '--config.num_steps=2',
+      '--config.warm_start.num_steps=1',
+      *CHOSEN,
+    )
     config = json.loads((self.copy / 'run/config.json').read_text('utf-8'))
     self.assertEqual(config['config']['loss']['taper_max'], 0.5)
     lines = (self.copy / 'run/metrics.jsonl').read_text('utf-8').splitlines()

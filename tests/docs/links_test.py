@@ -54,8 +54,10 @@ def _anchor_fault(target, fragment):
     return ''
   text = target.read_text(encoding='utf-8')
   # Names of the reference are made of docstrings when the site is built.
-  if any(f'{fragment}.'.startswith(f'{name}.')
-         for name in re.findall(r'^::: *(\S+)', text, re.M)):
+  if any(
+    f'{fragment}.'.startswith(f'{name}.')
+    for name in re.findall(r'^::: *(\S+)', text, re.M)
+  ):
     return ''
   count = doc_pages.anchors(text).count(fragment)
   return '' if count == 1 else f'has {count} headings of that name'
@@ -74,15 +76,15 @@ def picture_fault(file: pathlib.Path) -> str:
   light = _luminance(colors[:, :3])
   ground = light[np.argmax(counts)]
   high, low = np.maximum(light, ground), np.minimum(light, ground)
-  share = counts[(high + .05) / (low + .05) >= _CONTRAST].sum() / counts.sum()
+  share = counts[(high + 0.05) / (low + 0.05) >= _CONTRAST].sum() / counts.sum()
   return '' if share > 1e-3 else f'has {share:.2%} of text on its ground'
 
 
 def _luminance(colors):
   """[n] of sRGB [n, 3] in bytes, relative to white: WCAG 2.1."""
   c = colors / 255
-  linear = np.where(c <= .04045, c / 12.92, ((c + .055) / 1.055)**2.4)
-  return linear @ [.2126, .7152, .0722]
+  linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+  return linear @ [0.2126, 0.7152, 0.0722]
 
 
 def _svg_fault(root):
@@ -90,18 +92,23 @@ def _svg_fault(root):
   *_, width, height = map(float, root.attrib['viewBox'].split())
   shapes = ('rect', 'path', 'text', 'use', 'image')
   drawn = [
-      node for group in root if not group.tag.endswith('defs')
-      for node in group.iter() if node.tag.split('}')[-1] in shapes
+    node
+    for group in root
+    if not group.tag.endswith('defs')
+    for node in group.iter()
+    if node.tag.split('}')[-1] in shapes
   ]
   first = drawn[0]
   style = dict(
-      item.split(':')
-      for item in re.sub(r'\s', '', first.attrib.get('style', '')).split(';')
-      if item)
+    item.split(':')
+    for item in re.sub(r'\s', '', first.attrib.get('style', '')).split(';')
+    if item
+  )
   fill = style.get('fill', first.attrib.get('fill', ''))
   opacity = min(
-      float(style.get(key, first.attrib.get(key, 1)))
-      for key in ('opacity', 'fill-opacity'))
+    float(style.get(key, first.attrib.get(key, 1)))
+    for key in ('opacity', 'fill-opacity')
+  )
   if first.tag.endswith('rect'):
     sides = {first.attrib.get('width'), first.attrib.get('height')}
     is_whole = sides in ({'100%'}, {f'{width:g}', f'{height:g}'})
@@ -109,7 +116,8 @@ def _svg_fault(root):
     numbers = re.findall(r'-?[\d.]+', first.attrib.get('d', ''))
     points = np.reshape(np.array(numbers, float), (-1, 2))
     is_whole = points.size and np.allclose(
-        [points.min(0), points.max(0)], [[0, 0], [width, height]], atol=.1)
+      [points.min(0), points.max(0)], [[0, 0], [width, height]], atol=0.1
+    )
   if not is_whole or fill in ('', 'none', 'transparent') or opacity < 1:
     return 'has no opaque ground'
   return ''
@@ -127,7 +135,6 @@ def _pictures():
 
 
 class LinksTest(parameterized.TestCase):
-
   def test_resolve(self):
     faults = collections.defaultdict(list)
     for page in _PAGES:
@@ -146,20 +153,28 @@ class LinksTest(parameterized.TestCase):
             self.assertNotIn(pathlib.Path(link.target).name, link.text)
 
   @parameterized.parameters(
-      ('there.md', ''), ('there.md#a-heading-of-code', ''), ('#here', ''),
-      ('there.md#twice', 'has 2 headings'), ('there.md#none', 'has 0 headings'),
-      ('there.md#hmpo_jax.base.Batch', ''),
-      ('there.md#hmpo_jax.baseline', 'has 0 headings'),
-      ('none.md', 'does not exist'), ('/there.md', 'is absolute'),
-      ('', 'has no target'), ('https://arxiv.org/abs/2507.18071', ''),
-      ('https://arxiv/abs', 'has the host'), ('htps://a.org', 'has the scheme'),
-      ('https://a.org/b.', 'has characters'), ('mailto:nobody', 'is no addr'))
+    ('there.md', ''),
+    ('there.md#a-heading-of-code', ''),
+    ('#here', ''),
+    ('there.md#twice', 'has 2 headings'),
+    ('there.md#none', 'has 0 headings'),
+    ('there.md#hmpo_jax.base.Batch', ''),
+    ('there.md#hmpo_jax.baseline', 'has 0 headings'),
+    ('none.md', 'does not exist'),
+    ('/there.md', 'is absolute'),
+    ('', 'has no target'),
+    ('https://arxiv.org/abs/2507.18071', ''),
+    ('https://arxiv/abs', 'has the host'),
+    ('htps://a.org', 'has the scheme'),
+    ('https://a.org/b.', 'has characters'),
+    ('mailto:nobody', 'is no addr'),
+  )
   def test_faults_are_named(self, target, fault):
     with tempfile.TemporaryDirectory() as name:
       page = pathlib.Path(name).resolve() / 'page.md'
       page.write_text('# Here\n')
       (page.parent / 'there.md').write_text(
-          '# A heading of `code`\n\n## Twice\n\n## Twice\n\n::: hmpo_jax.base\n'
+        '# A heading of `code`\n\n## Twice\n\n## Twice\n\n::: hmpo_jax.base\n'
       )
       found = link_fault(page, doc_pages.Link(target, 'text', False))
       self.assertStartsWith(found, fault)
@@ -178,10 +193,12 @@ class LinksTest(parameterized.TestCase):
 """
     found = doc_pages.links(text)
     self.assertEqual(
-        {link.target for link in found},
-        {'b.md', 'c.png', 'd.svg', 'e.md', 'https://f.org', 'h.md', 'i.png'})
-    self.assertEqual({link.text for link in found if link.is_image},
-                     {'of c', 'of d', 'of i'})
+      {link.target for link in found},
+      {'b.md', 'c.png', 'd.svg', 'e.md', 'https://f.org', 'h.md', 'i.png'},
+    )
+    self.assertEqual(
+      {link.text for link in found if link.is_image}, {'of c', 'of d', 'of i'}
+    )
 
 
 _SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 6">{}</svg>'
@@ -189,21 +206,20 @@ _DARK_TEXT = '<text x="1" y="2" fill="#000">a</text>'
 
 
 class PicturesTest(parameterized.TestCase):
-
   def test_are_legible_in_light_and_dark(self):
     self.assertNotEmpty(_pictures())
     faults = {
-        str(file.relative_to(_ROOT)): picture_fault(file)
-        for file in _pictures()
+      str(file.relative_to(_ROOT)): picture_fault(file) for file in _pictures()
     }
     self.assertEqual({k: fault for k, fault in faults.items() if fault}, {})
 
   @parameterized.parameters(
-      ((255, 255, 255, 255), (0, 0, 0, 255), ''), ((20, 20, 20, 255),
-                                                   (255, 255, 0, 255), ''),
-      ((255, 255, 255, 0), (0, 0, 0, 255), 'is transparent'),
-      ((255, 255, 255, 254), (0, 0, 0, 255), 'is transparent'),
-      ((255, 255, 255, 255), (200, 200, 200, 255), 'has 0.00% of text'))
+    ((255, 255, 255, 255), (0, 0, 0, 255), ''),
+    ((20, 20, 20, 255), (255, 255, 0, 255), ''),
+    ((255, 255, 255, 0), (0, 0, 0, 255), 'is transparent'),
+    ((255, 255, 255, 254), (0, 0, 0, 255), 'is transparent'),
+    ((255, 255, 255, 255), (200, 200, 200, 255), 'has 0.00% of text'),
+  )
   def test_pixels(self, ground, text, fault):
     with tempfile.TemporaryDirectory() as name:
       file = pathlib.Path(name) / 'x.png'
@@ -214,12 +230,16 @@ class PicturesTest(parameterized.TestCase):
       self.assertEqual(bool(picture_fault(file)), bool(fault))
 
   @parameterized.parameters(
-      ('<path d="M 0 6 L 8 6 L 8 0 L 0 0 z" style="fill: #ffffff"/>', ''),
-      ('<rect width="100%" height="100%" fill="white"/>', ''),
-      ('<path d="M 0 6 L 8 6 L 8 0 L 0 0 z" style="fill: none"/>', 'has no'),
-      ('<path d="M 0 6 L 8 6 L 8 0 L 0 0 z" style="fill:#fff;opacity:0"/>',
-       'has no'), ('<path d="M 1 6 L 8 6 z" style="fill: #fff"/>', 'has no'),
-      ('', 'has no'))
+    ('<path d="M 0 6 L 8 6 L 8 0 L 0 0 z" style="fill: #ffffff"/>', ''),
+    ('<rect width="100%" height="100%" fill="white"/>', ''),
+    ('<path d="M 0 6 L 8 6 L 8 0 L 0 0 z" style="fill: none"/>', 'has no'),
+    (
+      '<path d="M 0 6 L 8 6 L 8 0 L 0 0 z" style="fill:#fff;opacity:0"/>',
+      'has no',
+    ),
+    ('<path d="M 1 6 L 8 6 z" style="fill: #fff"/>', 'has no'),
+    ('', 'has no'),
+  )
   def test_ground_of_vectors(self, ground, fault):
     with tempfile.TemporaryDirectory() as name:
       file = pathlib.Path(name) / 'x.svg'

@@ -15,7 +15,7 @@ def _run(page):
   """Names and values that the blocks of a page leave, run one after another."""
   text = (doc_pages.ROOT / 'docs' / page).read_text(encoding='utf-8')
   programs = [
-      body for language, body in doc_pages.blocks(text) if language == 'python'
+    body for language, body in doc_pages.blocks(text) if language == 'python'
   ]
   names = {}
   exec('\n'.join(programs), names)
@@ -30,7 +30,6 @@ def _clip_state(state):
 
 
 class OwnTrainerTest(absltest.TestCase):
-
   def test_reward_rises(self):
     rewards = _run('own_trainer.md')['mean_rewards']
     self.assertLess(rewards[0], 0.25)
@@ -51,7 +50,6 @@ class OwnTrainerTest(absltest.TestCase):
 
 
 class NnxTest(absltest.TestCase):
-
   def test_logits_above_tau_come_down(self):
     names = _run('muonclip.md')
     clip = _clip_state(names['optimizer'].opt_state)

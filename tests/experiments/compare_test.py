@@ -66,25 +66,24 @@ def _environment():
 def _program(name, cwd, *arguments):
   """The finished process of a program in experiments/."""
   return subprocess.run(
-      [sys.executable,
-       str(_ROOT / 'experiments' / f'{name}.py'), *arguments],
-      cwd=cwd,
-      env=_environment(),
-      capture_output=True,
-      text=True,
-      check=False)
+    [sys.executable, str(_ROOT / 'experiments' / f'{name}.py'), *arguments],
+    cwd=cwd,
+    env=_environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 def _metrics(folder):
   """Bytes of the metrics of all runs below a folder, by their place."""
   return {
-      file.relative_to(folder): file.read_bytes()
-      for file in sorted(folder.rglob('metrics.jsonl'))
+    file.relative_to(folder): file.read_bytes()
+    for file in sorted(folder.rglob('metrics.jsonl'))
   }
 
 
 class CompareTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     scratch = tempfile.TemporaryDirectory()
@@ -104,7 +103,8 @@ class CompareTest(parameterized.TestCase):
     for seed in (0, 1):
       for name in ('gspo', 'hmpo'):
         self.assertTrue(
-            (plan / f'sort/{name}/seed-{seed}/summary.json').exists())
+          (plan / f'sort/{name}/seed-{seed}/summary.json').exists()
+        )
       self.assertIn(f'sort/wild/seed-{seed}: step', made.stderr)
       self.assertIn(f'sort/bad/seed-{seed}: config.loss.clip', made.stderr)
     self._check_pairing(plan)
@@ -118,16 +118,19 @@ class CompareTest(parameterized.TestCase):
 
   def _check_pairing(self, plan):
     first = lambda name, seed: json.loads(
-        (plan / f'sort/{name}/seed-{seed}/metrics.jsonl').read_text(
-            encoding='utf-8').splitlines()[0])['rollout/digest']
+      (plan / f'sort/{name}/seed-{seed}/metrics.jsonl')
+      .read_text(encoding='utf-8')
+      .splitlines()[0]
+    )['rollout/digest']
     self.assertEqual(first('gspo', 0), first('hmpo', 0))
     self.assertNotEqual(first('gspo', 0), first('gspo', 1))
 
   def _check_single_run(self, run):
     """A run by itself has the bits that it has in the plan."""
     alone = self.folder / 'alone'
-    made = _program('main', self.folder, f'--config={run}/config.json',
-                    f'--workdir={alone}')
+    made = _program(
+      'main', self.folder, f'--config={run}/config.json', f'--workdir={alone}'
+    )
     self.assertEqual(made.returncode, 0, made.stderr)
     for name in ('metrics.jsonl', 'metrics.csv', 'summary.json'):
       self.assertEqual((alone / name).read_bytes(), (run / name).read_bytes())
@@ -142,58 +145,80 @@ class CompareTest(parameterized.TestCase):
   @pytest.mark.long
   def test_killed_plan_goes_on_to_the_same_bytes(self):
     config = self._write(num_steps=12)
-    whole = _program('compare', self.folder, config, '--workdir=whole',
-                     '--jobs=1')
+    whole = _program(
+      'compare', self.folder, config, '--workdir=whole', '--jobs=1'
+    )
     self.assertEqual(whole.returncode, 0, whole.stderr)
     self._kill_in_the_middle(config)
-    again = _program('compare', self.folder, config, '--workdir=killed',
-                     '--jobs=1')
+    again = _program(
+      'compare', self.folder, config, '--workdir=killed', '--jobs=1'
+    )
     self.assertEqual(again.returncode, 0, again.stderr)
     self.assertEqual(
-        _metrics(self.folder / 'killed'), _metrics(self.folder / 'whole'))
+      _metrics(self.folder / 'killed'), _metrics(self.folder / 'whole')
+    )
 
   def _kill_in_the_middle(self, config):
     """SIGKILL for the plan's process; its worker ends after its step."""
-    with subprocess.Popen([
+    with subprocess.Popen(
+      [
         sys.executable,
-        str(_ROOT / 'experiments' / 'compare.py'), config, '--workdir=killed',
-        '--jobs=1'
-    ],
-                          cwd=self.folder,
-                          env=_environment(),
-                          stderr=subprocess.DEVNULL) as process:
+        str(_ROOT / 'experiments' / 'compare.py'),
+        config,
+        '--workdir=killed',
+        '--jobs=1',
+      ],
+      cwd=self.folder,
+      env=_environment(),
+      stderr=subprocess.DEVNULL,
+    ) as process:
       file = self.folder / 'killed/sort/gspo/seed-0/metrics.jsonl'
       while process.poll() is None and not (
-          file.exists() and file.read_bytes().count(b'\n') >= 5):
+        file.exists() and file.read_bytes().count(b'\n') >= 5
+      ):
         time.sleep(0.01)
       process.send_signal(signal.SIGKILL)
 
   def test_dry_run_tells_and_makes_nothing(self):
-    made = _program('compare', self.folder, self._write(), '--dry-run',
-                    '--only=gspo', '--seeds=1')
+    made = _program(
+      'compare',
+      self.folder,
+      self._write(),
+      '--dry-run',
+      '--only=gspo',
+      '--seeds=1',
+    )
     self.assertEqual(made.returncode, 0, made.stderr)
-    for words in ('runs, programs', '1, 1', 'time, estimated', 'GB',
-                  'best template', 'score alike', 'smallest effect'):
+    for words in (
+      'runs, programs',
+      '1, 1',
+      'time, estimated',
+      'GB',
+      'best template',
+      'score alike',
+      'smallest effect',
+    ):
       self.assertIn(words, made.stdout)
     self.assertEmpty(_metrics(self.folder))
 
   def test_plan_that_can_not_answer_is_refused(self):
     config = self._write()
     file = self.folder / 'small.py'
-    file.write_text(file.read_text().replace('exploratory=True',
-                                             'exploratory=False'))
+    file.write_text(
+      file.read_text().replace('exploratory=True', 'exploratory=False')
+    )
     made = _program('compare', self.folder, config)
     self.assertEqual(made.returncode, 2)
     self.assertIn("2 seeds can't decide 1 contrasts", made.stderr)
     self.assertEmpty(_metrics(self.folder))
 
   @parameterized.parameters(
-      (('--config=nowhere.py',), "there is no file 'nowhere.py'"),
-      ((f'--config={_ROOT}/configs/smoke.py',), 'must return a'),
-      ((f'--config={_ROOT}/configs/plan.py', '--only=hnpo'), 'hnpo'),
-      ((f'--config={_ROOT}/configs/plan.py', '--config.loss.q=1'), 'loss.q'),
-      ((f'--config={_ROOT}/configs/plan.py', 'stray'), "'stray'"),
-      ((), 'no plan'),
+    (('--config=nowhere.py',), "there is no file 'nowhere.py'"),
+    ((f'--config={_ROOT}/configs/smoke.py',), 'must return a'),
+    ((f'--config={_ROOT}/configs/plan.py', '--only=hnpo'), 'hnpo'),
+    ((f'--config={_ROOT}/configs/plan.py', '--config.loss.q=1'), 'loss.q'),
+    ((f'--config={_ROOT}/configs/plan.py', 'stray'), "'stray'"),
+    ((), 'no plan'),
   )
   def test_bad_input_is_one_line(self, arguments, words):
     made = _program('compare', self.folder, *arguments)
@@ -204,13 +229,21 @@ class CompareTest(parameterized.TestCase):
 
 @pytest.mark.long
 class PlansTest(parameterized.TestCase):
-
-  @parameterized.parameters(('plan', 'gspo,hmpo'), ('plan_long', 'gspo,hmpo'),
-                            ('plan_atlas', 'grpo,gmpo'))
+  @parameterized.parameters(
+    ('plan', 'gspo,hmpo'),
+    ('plan_long', 'gspo,hmpo'),
+    ('plan_atlas', 'grpo,gmpo'),
+  )
   def test_first_two_cells_for_a_few_steps(self, name, variants):
     with tempfile.TemporaryDirectory() as scratch:
-      made = _program('compare', scratch, f'--config={_ROOT}/configs/{name}.py',
-                      '--seeds=1', f'--only={variants}', '--config.num_steps=2')
+      made = _program(
+        'compare',
+        scratch,
+        f'--config={_ROOT}/configs/{name}.py',
+        '--seeds=1',
+        f'--only={variants}',
+        '--config.num_steps=2',
+      )
       self.assertEqual(made.returncode, 0, made.stderr)
       plan = pathlib.Path(scratch) / 'runs' / name
       made = _program('report', scratch, f'--workdir={plan}')

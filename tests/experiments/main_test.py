@@ -14,26 +14,26 @@ from absl.testing import parameterized
 _ROOT = pathlib.Path(__file__).parents[2]
 # Plans are compare.py's.
 _CONFIGS = sorted(
-    file.stem
-    for file in (_ROOT / 'configs').glob('*.py')
-    if not file.stem.startswith('plan'))
+  file.stem
+  for file in (_ROOT / 'configs').glob('*.py')
+  if not file.stem.startswith('plan')
+)
 
 
 def _main(cwd, *arguments):
   """The finished process of `python experiments/main.py arguments`."""
   environment = os.environ | {'PYTHONPATH': str(_ROOT)}
   return subprocess.run(
-      [sys.executable,
-       str(_ROOT / 'experiments' / 'main.py'), *arguments],
-      cwd=cwd,
-      env=environment,
-      capture_output=True,
-      text=True,
-      check=False)
+    [sys.executable, str(_ROOT / 'experiments' / 'main.py'), *arguments],
+    cwd=cwd,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 class MainTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -43,8 +43,10 @@ class MainTest(parameterized.TestCase):
   @parameterized.parameters(*_CONFIGS)
   def test_every_config_runs_two_steps(self, name):
     command = [
-        f'--config={_ROOT}/configs/{name}.py', '--config.num_steps=2',
-        '--config.warm_start.num_steps=2', '--config.eval.num_prompts=8'
+      f'--config={_ROOT}/configs/{name}.py',
+      '--config.num_steps=2',
+      '--config.warm_start.num_steps=2',
+      '--config.eval.num_prompts=8',
     ]
     if name != 'smoke':  # the others compile in two thirds of the time
       command.append('--config.mechanism.every=0')
@@ -55,8 +57,13 @@ class MainTest(parameterized.TestCase):
     summary = json.loads((run / 'summary.json').read_text(encoding='utf-8'))
     self.assertEqual(summary['steps'], 2)
     self.assertIn('held-out reward', result.stdout + result.stderr)
-    for part in ('checkpoints', 'tensorboard', 'warm_start', 'timing.jsonl',
-                 'config.json'):
+    for part in (
+      'checkpoints',
+      'tensorboard',
+      'warm_start',
+      'timing.jsonl',
+      'config.json',
+    ):
       self.assertTrue((run / part).exists(), part)
 
   def test_finished_run_stays_as_it_is(self):
@@ -83,23 +90,27 @@ class MainTest(parameterized.TestCase):
     self.assertLen(rows, 3)
 
   @parameterized.named_parameters(
-      ('unknown_key', ['--config.loss.pp=1'], 'loss.pp'),
-      ('wrong_type', ['--config.num_steps=many'], 'num_steps'),
-      ('out_of_range', ['--config.loss.clip_eps_low=1.5'],
-       'config.loss.clip_eps_low = 1.5: must be from 1e-6 to 1'),
-      ('stray', ['extra'], 'extra'),
+    ('unknown_key', ['--config.loss.pp=1'], 'loss.pp'),
+    ('wrong_type', ['--config.num_steps=many'], 'num_steps'),
+    (
+      'out_of_range',
+      ['--config.loss.clip_eps_low=1.5'],
+      'config.loss.clip_eps_low = 1.5: must be from 1e-6 to 1',
+    ),
+    ('stray', ['extra'], 'extra'),
   )
   def test_bad_input_is_one_line_and_leaves_nothing(self, arguments, expected):
-    result = _main(self.folder, f'--config={_ROOT}/configs/smoke.py',
-                   *arguments)
+    result = _main(
+      self.folder, f'--config={_ROOT}/configs/smoke.py', *arguments
+    )
     self.assertEqual(result.returncode, 2, result.stderr)
     self.assertIn(expected, result.stderr)
     self.assertLen(result.stderr.strip().splitlines(), 1)
     self.assertEmpty(list(self.folder.iterdir()))
 
   @parameterized.named_parameters(
-      ('none', [], 'no configuration'),
-      ('missing', ['--config=nowhere.py'], 'nowhere.py'),
+    ('none', [], 'no configuration'),
+    ('missing', ['--config=nowhere.py'], 'nowhere.py'),
   )
   def test_no_configuration(self, arguments, expected):
     result = _main(self.folder, *arguments)

@@ -22,24 +22,25 @@ runpy.run_path({str(_PROGRAM)!r}, run_name='__main__')
 
 def _main(*arguments, stdout=subprocess.PIPE):
   path = [str(_ROOT), os.environ.get('PYTHONPATH', '')]
-  return subprocess.run([sys.executable, *arguments],
-                        env=os.environ
-                        | {'PYTHONPATH': os.pathsep.join(filter(None, path))},
-                        stdout=stdout,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                        check=False)
+  return subprocess.run(
+    [sys.executable, *arguments],
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, path))},
+    stdout=stdout,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
 
 
 class ProgramTest(plan_case.PlanTestCase):
-
   def test_writes_the_report_where_it_is_asked_to(self):
-    self.plan({'hmpo': .3, 'gspo': .3}, seeds=2)
+    self.plan({'hmpo': 0.3, 'gspo': 0.3}, seeds=2)
     out = self.folder / 'elsewhere'
     (out / 'tables').mkdir(parents=True)
     (out / 'tables' / 'mine.csv').touch()
-    result = _main(_PROGRAM, f'--workdir={self.folder}', f'--out={out}',
-                   '--nofigures')
+    result = _main(
+      _PROGRAM, f'--workdir={self.folder}', f'--out={out}', '--nofigures'
+    )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertEqual(result.stdout, f'{out / "report.md"}\n')
     self.assertTrue((out / 'tables' / 'seeds.csv').exists())
@@ -47,11 +48,12 @@ class ProgramTest(plan_case.PlanTestCase):
     self.assertFalse((self.folder / 'report').exists())
 
   def test_reader_that_goes_away_is_no_fault(self):
-    self.plan({'hmpo': .3}, seeds=1)
+    self.plan({'hmpo': 0.3}, seeds=1)
     reader, writer = os.pipe()
     os.close(reader)
     result = _main(
-        _PROGRAM, f'--workdir={self.folder}', '--nofigures', stdout=writer)
+      _PROGRAM, f'--workdir={self.folder}', '--nofigures', stdout=writer
+    )
     os.close(writer)
     self.assertEqual((result.returncode, result.stderr), (0, ''))
 
@@ -65,8 +67,9 @@ class ProgramTest(plan_case.PlanTestCase):
     result = _main('-c', _BARE, f'--workdir={self.folder}')
     self.assertEqual(result.returncode, 2)
     self.assertEqual(
-        result.stderr, "error: pandas not installed: pip install "
-        "-e '.[plot]' first\n")
+      result.stderr,
+      "error: pandas not installed: pip install -e '.[plot]' first\n",
+    )
 
 
 if __name__ == '__main__':

@@ -59,8 +59,9 @@ class TreesTest(absltest.TestCase):
     tree = self._folder / 'empty'
     tree.mkdir()
     with mock.patch.dict(os.environ, PYTHONPATH=str(_ROOT)):
-      with self.assertRaisesRegex(same_bits.Failed,
-                                  f'empty: Python imports {_ROOT}'):
+      with self.assertRaisesRegex(
+        same_bits.Failed, f'empty: Python imports {_ROOT}'
+      ):
         self._run(tree, 'empty_run')
 
 
@@ -68,7 +69,6 @@ _RECORD = '{"step": 1, "ratio/mean": 0.5, "agm/gap": 0.1}\n'
 
 
 class DifferencesTest(parameterized.TestCase):
-
   def _differences(self, name, there, here, excepted=()):
     with tempfile.TemporaryDirectory() as folder:
       files = [pathlib.Path(folder) / side / name for side in ('there', 'here')]
@@ -78,35 +78,53 @@ class DifferencesTest(parameterized.TestCase):
       return list(same_bits.differences(*files, excepted))
 
   @parameterized.parameters(
-      (_RECORD.replace('0.5', '0.50'), 'ratio/mean',
-       'metrics.jsonl, record 1, ratio/mean: 0.5 there, 0.50 here'),
-      (_RECORD.replace('"agm/gap": 0.1', '"agm/gap": 0.1, "new": [1]'), 'new',
-       r"metrics.jsonl, record 1, new: absent there, \['1'\] here"),
-      (_RECORD.replace(', "agm/gap": 0.1', ''), 'agm/gap',
-       'metrics.jsonl, record 1, agm/gap: 0.1 there, absent here'),
-      ('{"ratio/mean": 0.5, "step": 1, "agm/gap": 0.1}\n', 'order',
-       'metrics.jsonl, record 1: keys in another order'),
-      (_RECORD * 2, 'metrics.jsonl', 'has 1 records there and 2 here'),
+    (
+      _RECORD.replace('0.5', '0.50'),
+      'ratio/mean',
+      'metrics.jsonl, record 1, ratio/mean: 0.5 there, 0.50 here',
+    ),
+    (
+      _RECORD.replace('"agm/gap": 0.1', '"agm/gap": 0.1, "new": [1]'),
+      'new',
+      r"metrics.jsonl, record 1, new: absent there, \['1'\] here",
+    ),
+    (
+      _RECORD.replace(', "agm/gap": 0.1', ''),
+      'agm/gap',
+      'metrics.jsonl, record 1, agm/gap: 0.1 there, absent here',
+    ),
+    (
+      '{"ratio/mean": 0.5, "step": 1, "agm/gap": 0.1}\n',
+      'order',
+      'metrics.jsonl, record 1: keys in another order',
+    ),
+    (_RECORD * 2, 'metrics.jsonl', 'has 1 records there and 2 here'),
   )
   def test_the_first_is_named(self, here, key, text):
-    (found, said), = self._differences('metrics.jsonl', _RECORD, here)
+    ((found, said),) = self._differences('metrics.jsonl', _RECORD, here)
     self.assertEqual(found, key)
     self.assertRegex(said, text)
 
   @parameterized.parameters('agm/gap', 'agm/*', '*gap')
   def test_an_exception_may_differ_or_vanish(self, pattern):
-    for here in (_RECORD.replace('0.1',
-                                 '7'), _RECORD.replace(', "agm/gap": 0.1', '')):
+    for here in (
+      _RECORD.replace('0.1', '7'),
+      _RECORD.replace(', "agm/gap": 0.1', ''),
+    ):
       self.assertEmpty(
-          self._differences('metrics.jsonl', _RECORD, here, [pattern]))
+        self._differences('metrics.jsonl', _RECORD, here, [pattern])
+      )
       self.assertLen(
-          self._differences('metrics.jsonl', _RECORD, here, ['ratio/*']), 1)
+        self._differences('metrics.jsonl', _RECORD, here, ['ratio/*']), 1
+      )
 
   def test_tables_are_compared_cell_by_cell(self):
-    found = self._differences('metrics.csv', 'step,a,b\n1,2,3\n2,4,5\n',
-                              'step,a,b\n1,2,3\n2,4,6\n')
-    self.assertEqual(found,
-                     [('b', 'metrics.csv, record 2, b: 5 there, 6 here')])
+    found = self._differences(
+      'metrics.csv', 'step,a,b\n1,2,3\n2,4,5\n', 'step,a,b\n1,2,3\n2,4,6\n'
+    )
+    self.assertEqual(
+      found, [('b', 'metrics.csv, record 2, b: 5 there, 6 here')]
+    )
 
 
 if __name__ == '__main__':

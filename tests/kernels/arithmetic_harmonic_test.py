@@ -23,10 +23,9 @@ def _row(*values):
 
 
 class ArithmeticHarmonicTest(parameterized.TestCase):
-
   def test_steps(self):
     # 4 and 1, then 5/2 and 8/5, then 41/20 and 80/41.
-    log_a, log_h = _arithmetic_harmonic(jnp.log(4.), jnp.log(1.), 2)
+    log_a, log_h = _arithmetic_harmonic(jnp.log(4.0), jnp.log(1.0), 2)
     np.testing.assert_allclose(jnp.exp(log_a), [4, 5 / 2, 41 / 20], rtol=3e-7)
     np.testing.assert_allclose(jnp.exp(log_h), [1, 8 / 5, 80 / 41], rtol=3e-7)
 
@@ -34,30 +33,34 @@ class ArithmeticHarmonicTest(parameterized.TestCase):
     # {1, 1, 8}: A = 10/3, H = 24/17, G = 2; the limit is sqrt(80/17) = 2.169.
     row = _row(1, 1, 8)
     log_a, log_h = _arithmetic_harmonic(
-        _log_power_mean(*row, 1.), _log_power_mean(*row, -1.), 6)
+      _log_power_mean(*row, 1.0), _log_power_mean(*row, -1.0), 6
+    )
     np.testing.assert_allclose(jnp.exp(log_a[0]), [10 / 3], rtol=3e-7)
     np.testing.assert_allclose(jnp.exp(log_h[0]), [24 / 17], rtol=3e-7)
     for last in (log_a[-1], log_h[-1]):
-      np.testing.assert_allclose(jnp.exp(last), [(80 / 17)**0.5], rtol=3e-7)
+      np.testing.assert_allclose(jnp.exp(last), [(80 / 17) ** 0.5], rtol=3e-7)
 
   def test_limit_of_a_log_symmetric_row_is_the_geometric_mean(self):
     row = _row(1, 2, 4, 8)
     log_a, _ = _arithmetic_harmonic(
-        _log_power_mean(*row, 1.), _log_power_mean(*row, -1.), 6)
-    np.testing.assert_allclose(log_a[-1], _log_power_mean(*row, 0.), rtol=3e-7)
+      _log_power_mean(*row, 1.0), _log_power_mean(*row, -1.0), 6
+    )
+    np.testing.assert_allclose(log_a[-1], _log_power_mean(*row, 0.0), rtol=3e-7)
 
-  @parameterized.parameters(1e-3, .1, 1., 4., 30.)
+  @parameterized.parameters(1e-3, 0.1, 1.0, 4.0, 30.0)
   def test_closed_form(self, gap):
     # (a - g) / (a + g) = u^(2^k), where u = tanh(log(A / H) / 4).
     with reference.x64():
       log_a, log_h = np.asarray(
-          _arithmetic_harmonic(jnp.float64(1 + gap), jnp.float64(1), 6))
+        _arithmetic_harmonic(jnp.float64(1 + gap), jnp.float64(1), 6)
+      )
     np.testing.assert_allclose(log_a + log_h, 2 + gap, rtol=1e-14)
     np.testing.assert_allclose(
-        np.tanh((log_a - log_h) / 4),
-        np.tanh(gap / 4)**(2**np.arange(7)),
-        rtol=1e-12,
-        atol=1e-15)
+      np.tanh((log_a - log_h) / 4),
+      np.tanh(gap / 4) ** (2 ** np.arange(7)),
+      rtol=1e-12,
+      atol=1e-15,
+    )
 
   def test_wide_gaps_halve_at_first(self):
     # log cosh(x) = x - log 2: a halves, h doubles.
@@ -67,8 +70,8 @@ class ArithmeticHarmonicTest(parameterized.TestCase):
     np.testing.assert_allclose(log_h[:, 0], steps, atol=2e-3)
 
   def test_equal_starts_stay(self):
-    for history in _arithmetic_harmonic(jnp.full(2, .1), jnp.full(2, .1), 4):
-      np.testing.assert_array_equal(history, np.full((5, 2), np.float32(.1)))
+    for history in _arithmetic_harmonic(jnp.full(2, 0.1), jnp.full(2, 0.1), 4):
+      np.testing.assert_array_equal(history, np.full((5, 2), np.float32(0.1)))
 
   def test_no_step_is_the_start(self):
     log_a, log_h = _arithmetic_harmonic(jnp.ones(3), jnp.zeros(3), 0)
@@ -78,14 +81,14 @@ class ArithmeticHarmonicTest(parameterized.TestCase):
     # a' = (a + h) / 2: d log a' / d log a = a / (a + h), 4/5 at 4 and 1.
     last = lambda a, h: _arithmetic_harmonic(a, h, 1)[0][-1]
     np.testing.assert_allclose(
-        jax.grad(last, (0, 1))(jnp.log(4.), jnp.log(1.)), (.8, .2), rtol=1e-6)
-    for gap in (0., 1e-6, 1., 1e4):
-      chex.assert_tree_all_finite(jax.grad(last, (0, 1))(gap, 0.))
+      jax.grad(last, (0, 1))(jnp.log(4.0), jnp.log(1.0)), (0.8, 0.2), rtol=1e-6
+    )
+    for gap in (0.0, 1e-6, 1.0, 1e4):
+      chex.assert_tree_all_finite(jax.grad(last, (0, 1))(gap, 0.0))
 
 
 class LimitTest(parameterized.TestCase):
-
-  @parameterized.parameters(0., 1e-3, .1, 4., 12.)
+  @parameterized.parameters(0.0, 1e-3, 0.1, 4.0, 12.0)
   def test_both_iterates_end_there(self, gap):
     log_a, log_h = jnp.float32(1 + gap), jnp.float32(1)
     limit = means.arithmetic_harmonic_limit(log_a, log_h)
@@ -93,9 +96,9 @@ class LimitTest(parameterized.TestCase):
       np.testing.assert_allclose(history[-1], limit, rtol=3e-7)
 
   def test_gradient_is_half_of_each(self):
-    for gap in (0., 1., 1e4):
-      slopes = jax.grad(means.arithmetic_harmonic_limit, (0, 1))(gap, 0.)
-      self.assertEqual(slopes, (.5, .5))
+    for gap in (0.0, 1.0, 1e4):
+      slopes = jax.grad(means.arithmetic_harmonic_limit, (0, 1))(gap, 0.0)
+      self.assertEqual(slopes, (0.5, 0.5))
 
 
 class DistanceTest(parameterized.TestCase):
@@ -104,10 +107,10 @@ class DistanceTest(parameterized.TestCase):
   # From 4 and 1: 1/3, and a = 5/2 and 41/20 with g = 2 after one step and two.
   @parameterized.parameters((0, 1 / 3), (1, 1 / 9), (2, 1 / 81))
   def test_by_hand(self, step, expected):
-    distance = _distance(jnp.log(4.), jnp.log(1.), step)
+    distance = _distance(jnp.log(4.0), jnp.log(1.0), step)
     np.testing.assert_allclose(distance, expected, rtol=1e-6)
 
-  @parameterized.parameters(1e-3, .1, 1., 4., 30.)
+  @parameterized.parameters(1e-3, 0.1, 1.0, 4.0, 30.0)
   def test_is_that_of_the_iterates(self, gap):
     with reference.x64():
       log_a, log_h = (jnp.float64(x) for x in (1 + gap, 1))
@@ -115,14 +118,17 @@ class DistanceTest(parameterized.TestCase):
       left = iterates - means.arithmetic_harmonic_limit(log_a, log_h)
       distances = _distance(log_a, log_h, jnp.arange(7))
     np.testing.assert_allclose(
-        distances, np.tanh(np.asarray(left) / 2), rtol=1e-11, atol=1e-15)
+      distances, np.tanh(np.asarray(left) / 2), rtol=1e-11, atol=1e-15
+    )
 
   @parameterized.product(
-      gap=(1e-6, 1e-2, 1., 3., 20., 60., 200.), step=(0, 1, 4, 20, 60))
+    gap=(1e-6, 1e-2, 1.0, 3.0, 20.0, 60.0, 200.0), step=(0, 1, 4, 20, 60)
+  )
   def test_against_50_digits(self, gap, step):
     with mpmath.workdps(120):
       expected = float(
-          mpmath.tanh(mpmath.mpf(float(np.float32(gap))) / 4)**(2**step))
+        mpmath.tanh(mpmath.mpf(float(np.float32(gap))) / 4) ** (2**step)
+      )
     distance = _distance(jnp.float32(gap), jnp.float32(0), step)
     # 2^k amplifies the rounding of log tanh, where anything is left at all.
     np.testing.assert_allclose(distance, expected, rtol=1e-4, atol=1e-30)
@@ -130,20 +136,21 @@ class DistanceTest(parameterized.TestCase):
   def test_wide_gaps_and_late_steps(self):
     # exp(-gap / 2) is gone at 1e4, so that no step comes any nearer.
     for step in (3, 200):
-      self.assertEqual(_distance(1e4, 0., step), 1)
-    self.assertEqual(_distance(4., 0., 200), 0)
+      self.assertEqual(_distance(1e4, 0.0, step), 1)
+    self.assertEqual(_distance(4.0, 0.0, 200), 0)
 
   def test_no_gap_is_no_distance(self):
     for step in (0, 3, 200):
       # A harmonic mean that rounding has put above the arithmetic one.
-      for log_h in (0., 1e-7):
-        self.assertEqual(_distance(0., log_h, step), 0)
+      for log_h in (0.0, 1e-7):
+        self.assertEqual(_distance(0.0, log_h, step), 0)
 
-  @parameterized.parameters(0., 1e-6, 1., 60., 1e4)
+  @parameterized.parameters(0.0, 1e-6, 1.0, 60.0, 1e4)
   def test_gradient_is_finite(self, gap):
     for step in (0, 3, 30, 200):
-      slopes = jax.grad(means.arithmetic_harmonic_distance, (0, 1))(gap, 0.,
-                                                                    step)
+      slopes = jax.grad(means.arithmetic_harmonic_distance, (0, 1))(
+        gap, 0.0, step
+      )
       chex.assert_tree_all_finite(slopes)
 
 
@@ -154,18 +161,19 @@ class SpreadTest(parameterized.TestCase):
     mask = jnp.array([4 * [True], 4 * [True], [True, True, False, False]])
     weights = jnp.array([4 * [1 / 4], [1, 0, 0, 0], [3 / 4, 1 / 4, 0, 0]])
     np.testing.assert_allclose(
-        means.effective_sample_size(weights, mask), [1, 1 / 4, 4 / 5],
-        rtol=1e-6)
+      means.effective_sample_size(weights, mask), [1, 1 / 4, 4 / 5], rtol=1e-6
+    )
     entropy = 2 * np.log(2) - 3 / 4 * np.log(3)
     np.testing.assert_allclose(
-        means.weight_entropy(weights), [2 * np.log(2), 0, entropy], rtol=1e-6)
+      means.weight_entropy(weights), [2 * np.log(2), 0, entropy], rtol=1e-6
+    )
 
   def test_falls_as_the_order_leaves_zero(self):
-    log_x = jnp.array([[.3, -1., .2, .7], [0, 0, 0, 0]])
+    log_x = jnp.array([[0.3, -1.0, 0.2, 0.7], [0, 0, 0, 0]])
     mask = jnp.ones_like(log_x, bool)
     for sign in (1, -1):
       sizes, entropies = [], []
-      for p in (0., .5, 1., 4., 50.):
+      for p in (0.0, 0.5, 1.0, 4.0, 50.0):
         weights = means.token_weights(log_x, mask, sign * p)
         sizes.append(means.effective_sample_size(weights, mask))
         entropies.append(means.weight_entropy(weights))
@@ -177,15 +185,19 @@ class SpreadTest(parameterized.TestCase):
   def test_empty_rows_are_zero(self):
     for shape in ((2, 3), (2, 0), (0, 3)):
       weights, mask = jnp.zeros(shape), jnp.zeros(shape, bool)
-      for values in (means.effective_sample_size(weights, mask),
-                     means.weight_entropy(weights)):
+      for values in (
+        means.effective_sample_size(weights, mask),
+        means.weight_entropy(weights),
+      ):
         np.testing.assert_array_equal(values, np.zeros(shape[0]))
 
   def test_gradients_are_finite_where_a_weight_is_zero(self):
     mask = jnp.array([[True, True, False], 3 * [False]])
-    weights = jnp.array([[1., 0, 0], [0, 0, 0]])
-    for of in (lambda w: means.effective_sample_size(w, mask),
-               means.weight_entropy):
+    weights = jnp.array([[1.0, 0, 0], [0, 0, 0]])
+    for of in (
+      lambda w: means.effective_sample_size(w, mask),
+      means.weight_entropy,
+    ):
       slopes = jax.grad(lambda w, of=of: jnp.sum(of(w)))(weights)
       chex.assert_tree_all_finite(slopes)
 

@@ -30,7 +30,6 @@ def _slope_in_p(loss, batch, settings, p):
 
 
 class FiniteDifferencesTest(parameterized.TestCase):
-
   @_every_loss
   def test_finite_differences(self, case):
     with reference.x64():
@@ -40,24 +39,28 @@ class FiniteDifferencesTest(parameterized.TestCase):
       # CISPO's weight is a constant: with both, log pi moves and r does not.
       both = case is loss_batches.CISPO
       moved = batch._replace(
-          logprobs=batch.logprobs + steps,
-          old_logprobs=batch.old_logprobs + both * steps)
+        logprobs=batch.logprobs + steps,
+        old_logprobs=batch.old_logprobs + both * steps,
+      )
       up, down = jnp.split(_losses(case.loss, moved, case.settings), 2)
       np.testing.assert_allclose(
-          by_logprobs, ((up - down) / 2e-5).reshape(5, 6), atol=1e-9)
+        by_logprobs, ((up - down) / 2e-5).reshape(5, 6), atol=1e-9
+      )
       self.assertEqual(loss.dtype, np.float64)
 
   @parameterized.product(
-      name=('sequence', 'geometric', 'unbiased', 'split', 'token', 'token_log'),
-      p=(-2., 0., 1e-3, 1.))
+    name=('sequence', 'geometric', 'unbiased', 'split', 'token', 'token_log'),
+    p=(-2.0, 0.0, 1e-3, 1.0),
+  )
   def test_finite_differences_in_the_order(self, name, p):
     case = dict(loss_batches.CASES)[name]
     with reference.x64():
       batch = loss_batches.scattered(dtype=np.float64)
       slope = _slope_in_p(case.loss, batch, case.settings, p)
       up, down = (
-          _gradient(case.loss, batch, case.settings | {'p': p + step})[0]
-          for step in (1e-5, -1e-5))
+        _gradient(case.loss, batch, case.settings | {'p': p + step})[0]
+        for step in (1e-5, -1e-5)
+      )
       np.testing.assert_allclose(slope, (up - down) / 2e-5, atol=1e-9)
       self.assertNotEqual(slope, 0)
 

@@ -17,20 +17,21 @@ def _factors(dtype, *shapes):
 
 
 class WideTest(parameterized.TestCase):
-
   @parameterized.product(
-      dtype=(jnp.bfloat16, jnp.float16, jnp.float32),
-      x_axis=(0, 1),
-      y_axis=(0, 1))
+    dtype=(jnp.bfloat16, jnp.float16, jnp.float32), x_axis=(0, 1), y_axis=(0, 1)
+  )
   def test_dot(self, dtype, x_axis, y_axis):
     shape = lambda axis, other: (24, other) if axis == 0 else (other, 24)
     x, y = _factors(dtype, shape(x_axis, 16), shape(y_axis, 40))
     # The transposed arrays are made in the program, which may fold them in.
-    found = jax.jit(lambda x, y: precision.dot(
-        jnp.sin(x).T,
-        jnp.sin(y).T, 1 - x_axis, 1 - y_axis))(x, y)
+    found = jax.jit(
+      lambda x, y: precision.dot(
+        jnp.sin(x).T, jnp.sin(y).T, 1 - x_axis, 1 - y_axis
+      )
+    )(x, y)
     expected = np.tensordot(
-        np.float64(jnp.sin(x)), np.float64(jnp.sin(y)), (x_axis, y_axis))
+      np.float64(jnp.sin(x)), np.float64(jnp.sin(y)), (x_axis, y_axis)
+    )
     self.assertEqual(found.dtype, jnp.float32)
     # A rounding of the sines may be left out.
     share = {jnp.float32: 1e-6, jnp.float16: 1e-3, jnp.bfloat16: 1e-2}[dtype]
@@ -56,19 +57,16 @@ class WideTest(parameterized.TestCase):
   # One chunk without a loop: the compiler sees the products' neighbours.
   @parameterized.product(vocab_axis=(0, 1), chunk_size=(13, 5))
   def test_log_probabilities_of_narrow_floats_have_gradients(
-      self, vocab_axis, chunk_size):
+    self, vocab_axis, chunk_size
+  ):
     shape = (13, 32) if vocab_axis == 0 else (32, 13)
     hidden, head = _factors(jnp.bfloat16, (16, 32), shape)
     tokens = jnp.arange(16) % 13
 
     def total(hidden, head):
       logprobs, entropies = vocabulary.token_logprobs_and_entropy(
-          hidden,
-          head,
-          tokens,
-          1.,
-          vocab_axis=vocab_axis,
-          chunk_size=chunk_size)
+        hidden, head, tokens, 1.0, vocab_axis=vocab_axis, chunk_size=chunk_size
+      )
       return jnp.sum(logprobs) + jnp.sum(entropies)
 
     slopes = jax.jit(jax.grad(total, (0, 1)))
@@ -77,7 +75,8 @@ class WideTest(parameterized.TestCase):
     for narrow, full in zip(found, expected):
       self.assertEqual(narrow.dtype, jnp.bfloat16)
       np.testing.assert_allclose(
-          np.float32(narrow), full, atol=0.02 * np.abs(full).max())
+        np.float32(narrow), full, atol=0.02 * np.abs(full).max()
+      )
 
 
 if __name__ == '__main__':

@@ -15,8 +15,8 @@ from tests import reference
 _BATCH, _LENGTH, _HEADS, _WIDTH = 4, 21, 4, 4
 _BLOCK_SIZE = 8  # three blocks, of which the last one isn't full
 _FORMS = {
-    'plain': attention.plain,
-    'blockwise': functools.partial(attention.blockwise, block_size=_BLOCK_SIZE),
+  'plain': attention.plain,
+  'blockwise': functools.partial(attention.blockwise, block_size=_BLOCK_SIZE),
 }
 _KEY_HEADS = {'MHA': 4, 'GQA': 2, 'MQA': 1}
 # Padding on the left, on the right, everywhere, and with a gap.
@@ -24,22 +24,28 @@ _VALID = np.ones((_BATCH, _LENGTH), bool)
 _VALID[0, :10], _VALID[1, 15:], _VALID[2], _VALID[3, 5:9] = 4 * (False,)
 
 
-def _arguments(key_heads, scale=1., dtype=jnp.float32, length=_LENGTH, seed=0):
+def _arguments(key_heads, scale=1.0, dtype=jnp.float32, length=_LENGTH, seed=0):
   """Query, key, value, and the gradient of what is mixed."""
   rng = np.random.default_rng(seed)
   return [
-      jnp.asarray(factor * rng.normal(size=(_BATCH, length, heads, _WIDTH)),
-                  dtype) for factor, heads in ((scale, _HEADS), (1, key_heads),
-                                               (1, key_heads), (1, _HEADS))
+    jnp.asarray(
+      factor * rng.normal(size=(_BATCH, length, heads, _WIDTH)), dtype
+    )
+    for factor, heads in (
+      (scale, _HEADS),
+      (1, key_heads),
+      (1, key_heads),
+      (1, _HEADS),
+    )
   ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _results(form, query, key, value, of_mixed, valid):
   """Mixed values, largest logits, and the gradients of the three."""
-  (mixed,
-   max_logits), pullback = jax.vjp(lambda *heads: _FORMS[form](*heads, valid),
-                                   query, key, value)
+  (mixed, max_logits), pullback = jax.vjp(
+    lambda *heads: _FORMS[form](*heads, valid), query, key, value
+  )
   # The maximum has no gradient, whatever is asked of it.
   return mixed, max_logits, *pullback((of_mixed, jnp.ones_like(max_logits)))
 
@@ -64,14 +70,15 @@ def _slope(query, key, value, of_mixed, valid, direction, step):
   """How <mixed, of_mixed> changes along a direction, by central differences."""
   ends = []
   for sign in (1, -1):
-    moved = (np.float64(x) + sign * step * d
-             for x, d in zip((query, key, value), direction))
+    moved = (
+      np.float64(x) + sign * step * d
+      for x, d in zip((query, key, value), direction)
+    )
     ends.append(np.sum(_reference(*moved, valid)[0] * np.float64(of_mixed)))
   return (ends[0] - ends[1]) / (2 * step)
 
 
 class AttentionTest(parameterized.TestCase):
-
   @parameterized.product(form=list(_FORMS), key_heads=list(_KEY_HEADS))
   def test_value_and_maximum(self, form, key_heads):
     *arguments, of_mixed = _arguments(_KEY_HEADS[key_heads])
@@ -88,8 +95,8 @@ class AttentionTest(parameterized.TestCase):
     rng = np.random.default_rng(1)
     for moved in range(3):
       direction = [
-          rng.normal(size=x.shape) * (i == moved)
-          for i, x in enumerate(arguments[:3])
+        rng.normal(size=x.shape) * (i == moved)
+        for i, x in enumerate(arguments[:3])
       ]
       slope = _slope(*arguments, _VALID, direction, 1e-5)
       ours = np.sum(np.float64(gradients[moved]) * direction[moved])
@@ -159,7 +166,8 @@ class AttentionTest(parameterized.TestCase):
     for x, y in zip((mixed, *gradients), (expected, *of_wide)):
       self.assertEqual(x.dtype, jnp.bfloat16)
       np.testing.assert_allclose(
-          np.float32(x), y, rtol=0, atol=2e-2 * np.max(np.abs(y)))
+        np.float32(x), y, rtol=0, atol=2e-2 * np.max(np.abs(y))
+      )
 
   def test_double_precision(self):
     with reference.x64():
@@ -177,30 +185,35 @@ class AttentionTest(parameterized.TestCase):
   def test_single_token_mixes_its_own_value(self, form):
     query, key, value, of_mixed = _arguments(2, length=1)
     valid = np.array([[True], [True], [False], [True]])
-    mixed, max_logits, *gradients = _results(form, query, key, value, of_mixed,
-                                             valid)
+    mixed, max_logits, *gradients = _results(
+      form, query, key, value, of_mixed, valid
+    )
     own = np.repeat(value, 2, axis=2) * valid[..., None, None]
     np.testing.assert_allclose(mixed, own, rtol=1e-6)
     np.testing.assert_allclose(
-        max_logits, _reference(query, key, value, valid)[1], rtol=1e-5)
+      max_logits, _reference(query, key, value, valid)[1], rtol=1e-5
+    )
     np.testing.assert_allclose(gradients[0], 0, atol=1e-6)
     summed = np.sum(of_mixed.reshape(4, 1, 2, 2, 4), 3) * valid[..., None, None]
     np.testing.assert_allclose(gradients[2], summed, rtol=1e-5)
 
   @parameterized.named_parameters(
-      ('vmap', lambda run, runs: jax.vmap(run)(*runs)),
-      ('map', lambda run, runs: jax.lax.map(lambda of: run(*of), runs)))
+    ('vmap', lambda run, runs: jax.vmap(run)(*runs)),
+    ('map', lambda run, runs: jax.lax.map(lambda of: run(*of), runs)),
+  )
   def test_within_other_transformations(self, over):
     arguments = _arguments(2)
 
     @jax.checkpoint
     def loss(query, key, value, of_mixed):
-      return jnp.sum(_FORMS['blockwise'](query, key, value, _VALID)[0] *
-                     of_mixed)
+      return jnp.sum(
+        _FORMS['blockwise'](query, key, value, _VALID)[0] * of_mixed
+      )
 
     runs = tuple(jnp.stack([x, 2 * x]) for x in arguments)
     gradients = jax.jit(functools.partial(over, jax.grad(loss, (0, 1, 2))))(
-        runs)
+      runs
+    )
     for i in range(2):
       expected = _results('plain', *(x[i] for x in runs), _VALID)[2:]
       for x, y in zip(gradients, expected):
@@ -212,13 +225,17 @@ class AttentionTest(parameterized.TestCase):
 
     def results(*arrays):
       mixed, pullback, max_logits = jax.vjp(
-          lambda *heads: _FORMS['blockwise'](*heads, arrays[4]),
-          *arrays[:3],
-          has_aux=True)
+        lambda *heads: _FORMS['blockwise'](*heads, arrays[4]),
+        *arrays[:3],
+        has_aux=True,
+      )
       return mixed, max_logits, *pullback(arrays[3])
 
-    with mock.patch.object(jax.lax, 'platform_dependent',
-                           lambda *arrays, cpu, default: default(*arrays)):
+    with mock.patch.object(
+      jax.lax,
+      'platform_dependent',
+      lambda *arrays, cpu, default: default(*arrays),
+    ):
       at_once = jax.jit(results)(query, key, value, of_mixed, _VALID)
     for x, y in zip(at_once, expected):
       np.testing.assert_allclose(x, y, rtol=0, atol=3e-6)
@@ -227,17 +244,19 @@ class AttentionTest(parameterized.TestCase):
     for dtype in (jnp.bfloat16, jnp.float32):
       *heads, _ = _arguments(2, dtype=dtype)
       (_, kept) = jax.eval_shape(
-          functools.partial(
-              attention._forward,
-              attention._Options(),
-              _BLOCK_SIZE),
-          *heads,
-          _VALID)
+        functools.partial(
+          attention._forward, attention._Options(), _BLOCK_SIZE
+        ),
+        *heads,
+        _VALID,
+      )
       # What the gradient needs: nothing of the size of the logits.
       self.assertEqual(kept[-1].dtype, jnp.float32)
-      self.assertEqual([x.shape for x in kept],
-                       [x.shape for x in (*heads, _VALID, heads[0])] +
-                       [(_BATCH, _LENGTH, _HEADS)])
+      self.assertEqual(
+        [x.shape for x in kept],
+        [x.shape for x in (*heads, _VALID, heads[0])]
+        + [(_BATCH, _LENGTH, _HEADS)],
+      )
 
   def test_memory_is_linear_and_program_constant_in_length(self):
 
@@ -263,20 +282,23 @@ class AttentionTest(parameterized.TestCase):
       self.assertEqual('while' not in program, is_plain)
       mixed, _ = jax.jit(attention.causal_attention)(*parts, valid)
       np.testing.assert_allclose(
-          mixed, _reference(*parts, valid)[0], rtol=0, atol=1e-6)
+        mixed, _reference(*parts, valid)[0], rtol=0, atol=1e-6
+      )
 
   @parameterized.parameters(*_FORMS)
   def test_nan_shows_in_the_maximum_of_its_head(self, form):
     # So large that XLA vectorises its reductions, which then drop NaN.
     query, key, value = (
-        jnp.ones((16, 40, heads, _WIDTH)) for heads in (_HEADS, 2, 2))
+      jnp.ones((16, 40, heads, _WIDTH)) for heads in (_HEADS, 2, 2)
+    )
     query = query.at[5, 7:, 3].set(jnp.nan)
-    mixed, max_logits = jax.jit(_FORMS[form])(query, key, value,
-                                              jnp.ones((16, 40), bool))
+    mixed, max_logits = jax.jit(_FORMS[form])(
+      query, key, value, jnp.ones((16, 40), bool)
+    )
     np.testing.assert_array_equal(jnp.isnan(max_logits), [0, 0, 0, 1])
     np.testing.assert_array_equal(
-        jnp.isnan(mixed).any(axis=-1),
-        jnp.isnan(query).any(axis=-1))
+      jnp.isnan(mixed).any(axis=-1), jnp.isnan(query).any(axis=-1)
+    )
 
   def test_errors(self):
     query, key, value, _ = _arguments(2)
@@ -284,12 +306,14 @@ class AttentionTest(parameterized.TestCase):
       form = getattr(attention, name)
       with self.assertRaisesRegex(ValueError, 'must divide'):
         form(query[:, :, :3], key, value, _VALID)
-      for wrong in ((query, key, value[..., :2], _VALID), (query[..., :2], key,
-                                                           value, _VALID),
-                    (query, key, value, _VALID[:, :-1]), (query, key, value,
-                                                          np.float32(_VALID)),
-                    (query, key.astype(jnp.bfloat16), value,
-                     _VALID), (query[0], key[0], value[0], _VALID[0])):
+      for wrong in (
+        (query, key, value[..., :2], _VALID),
+        (query[..., :2], key, value, _VALID),
+        (query, key, value, _VALID[:, :-1]),
+        (query, key, value, np.float32(_VALID)),
+        (query, key.astype(jnp.bfloat16), value, _VALID),
+        (query[0], key[0], value[0], _VALID[0]),
+      ):
         with self.assertRaises(AssertionError):
           form(*wrong)
     with self.assertRaisesRegex(ValueError, 'block_size=0: must be positive'):

@@ -14,8 +14,8 @@ from hmpo_jax.ops import cached_attention
 from hmpo_jax.ops import narrow
 
 _FORMS = {
-    'plain': attention.plain,
-    'blockwise': functools.partial(attention.blockwise, block_size=8),
+  'plain': attention.plain,
+  'blockwise': functools.partial(attention.blockwise, block_size=8),
 }
 _NARROW = {'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 _BATCH, _LENGTH, _HEADS, _WIDTH = 2, 19, 4, 4
@@ -44,7 +44,8 @@ def _results(form, dtype, query, key, value, of_mixed, valid=_VALID):
 def _reference(dtype, query, key, value, of_mixed):
   """The same in float64, one query at a time, logits rounded by NumPy."""
   query, key, value, of_mixed = (
-      np.float64(x) for x in (query, key, value, of_mixed))
+    np.float64(x) for x in (query, key, value, of_mixed)
+  )
   mixed, largest = np.zeros(query.shape), np.full(_HEADS, -np.inf)
   slopes = [np.zeros(x.shape) for x in (query, key, value)]
   for b, t, h in np.ndindex(query.shape[:3]):
@@ -68,7 +69,6 @@ def _reference(dtype, query, key, value, of_mixed):
 
 
 class RoundedTest(parameterized.TestCase):
-
   @parameterized.parameters(*_NARROW)
   def test_is_what_numpy_rounds_to(self, dtype):
     x = np.float32(np.random.default_rng(0).normal(size=500) * 300)
@@ -78,23 +78,24 @@ class RoundedTest(parameterized.TestCase):
     # Numbers below the smallest normal one become 0.
     smallest = float(ml_dtypes.finfo(_NARROW[dtype]).smallest_normal)
     expected = np.where(
-        np.abs(x) < smallest, 0,
-        x.astype(_NARROW[dtype]).astype(np.float32))
+      np.abs(x) < smallest, 0, x.astype(_NARROW[dtype]).astype(np.float32)
+    )
     np.testing.assert_array_equal(found, expected)
     self.assertEqual(found.dtype, jnp.float32)
 
   def test_overflow_and_gradient(self):
-    x = jnp.float32([65520., -7e4, 0.1])
-    found, slope = jax.jvp(lambda x: narrow.rounded(x, 'float16'), (x,),
-                           (jnp.ones(3),))
+    x = jnp.float32([65520.0, -7e4, 0.1])
+    found, slope = jax.jvp(
+      lambda x: narrow.rounded(x, 'float16'), (x,), (jnp.ones(3),)
+    )
     np.testing.assert_array_equal(
-        found, np.float32([np.inf, -np.inf, np.float16(0.1)]))
+      found, np.float32([np.inf, -np.inf, np.float16(0.1)])
+    )
     np.testing.assert_array_equal(slope, 1)
     self.assertIs(narrow.rounded(x, 'float32'), x)
 
 
 class AttentionTest(parameterized.TestCase):
-
   @parameterized.product(form=list(_FORMS), dtype=list(_NARROW))
   def test_value_maximum_and_gradients(self, form, dtype):
     arguments = _arguments()
@@ -114,8 +115,9 @@ class AttentionTest(parameterized.TestCase):
     key = jnp.abs(key) + 1
     # Logits from 70,000 up in one row and from -70,000 down in another.
     query = query.at[0, 7, 1].set(35_000).at[1, 9, 2].set(-35_000)
-    mixed, largest, *slopes = _results(form, 'float16', query, key, value,
-                                       of_mixed, valid)
+    mixed, largest, *slopes = _results(
+      form, 'float16', query, key, value, of_mixed, valid
+    )
     is_bad = np.zeros((_BATCH, _LENGTH, _HEADS), bool)
     is_bad[0, 7, 1] = True
     np.testing.assert_array_equal(np.isnan(mixed).all(-1), is_bad)
@@ -124,14 +126,14 @@ class AttentionTest(parameterized.TestCase):
     np.testing.assert_array_equal(slopes[0][1, 9, 2], 0)
     # The largest logits are those of float32.
     np.testing.assert_array_equal(
-        largest,
-        _results(form, 'float32', query, key, value, of_mixed, valid)[1])
+      largest, _results(form, 'float32', query, key, value, of_mixed, valid)[1]
+    )
     self.assertBetween(largest[1], 70_000, np.inf)
     # Keys that the row sees have a gradient that tells; those behind it don't.
     bad_keys = np.isnan(slopes[1][0, :, 0]).all(-1)
     np.testing.assert_array_equal(bad_keys, np.arange(_LENGTH) <= 7)
 
-  @parameterized.parameters(1., 1e-3)
+  @parameterized.parameters(1.0, 1e-3)
   def test_cached_is_teacher_forced(self, scale):
     query, key, value, _ = _arguments()
     # Some rows of +inf, some of -inf alone, unless they are scaled down.
@@ -140,11 +142,18 @@ class AttentionTest(parameterized.TestCase):
     own = lambda x: x[:, 5:].swapaxes(1, 2)
     shared = lambda x: x[:, :5].swapaxes(1, 2)
     found = jax.jit(
-        functools.partial(
-            cached_attention.cached_attention,
-            logits_dtype='float16'))(query[:, -1], shared(key),
-                                     shared(value), _VALID[:, :5], own(key),
-                                     own(value), _LENGTH - 5)
+      functools.partial(
+        cached_attention.cached_attention, logits_dtype='float16'
+      )
+    )(
+      query[:, -1],
+      shared(key),
+      shared(value),
+      _VALID[:, :5],
+      own(key),
+      own(value),
+      _LENGTH - 5,
+    )
     valid = _VALID.copy()
     valid[:, 5:] = True
     expected = _results('plain', 'float16', query, key, value, query, valid)[0]

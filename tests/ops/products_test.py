@@ -15,15 +15,13 @@ from tests import reference
 
 _ROWS, _WIDTH, _HIDDEN = 3, 4, 5
 _FORMS = {
-    'matmul': products.matmul,
-    'swiglu': products.swiglu,
-    'recomputed': functools.partial(products.swiglu, recompute=True)
+  'matmul': products.matmul,
+  'swiglu': products.swiglu,
+  'recomputed': functools.partial(products.swiglu, recompute=True),
 }
 _PLAIN = {
-    'matmul':
-        lambda x, kernel: x @ kernel,
-    'swiglu':
-        lambda x, gate, up, down: (jax.nn.silu(x @ gate) * (x @ up)) @ down
+  'matmul': lambda x, kernel: x @ kernel,
+  'swiglu': lambda x, gate, up, down: (jax.nn.silu(x @ gate) * (x @ up)) @ down,
 }
 _PLAIN['recomputed'] = _PLAIN['swiglu']
 
@@ -45,8 +43,11 @@ def _arguments(form, *sizes, dtype=jnp.float32, kernel_dtype=None, seed=0):
   rng = np.random.default_rng(seed)
   x, *kernels, result = (rng.normal(size=n) for n in _shapes(form, *sizes))
   wide = dtype if kernel_dtype is None else kernel_dtype
-  return (jnp.asarray(result, dtype), jnp.asarray(x, dtype),
-          *(jnp.asarray(kernel, wide) for kernel in kernels))
+  return (
+    jnp.asarray(result, dtype),
+    jnp.asarray(x, dtype),
+    *(jnp.asarray(kernel, wide) for kernel in kernels),
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -87,20 +88,21 @@ def _slopes(gradient, *arguments, step=1e-5):
 
 
 class ValueTest(parameterized.TestCase):
-
   def test_matmul_by_hand(self):
-    arrays = [[[1.]], [[2., 3.]], [[5.], [7.]]]
+    arrays = [[[1.0]], [[2.0, 3.0]], [[5.0], [7.0]]]
     expected = [[31]], [[5, 7]], [[2], [3]]
     for x, y in zip(
-        _results(products.matmul, *map(jnp.array, arrays)), expected):
+      _results(products.matmul, *map(jnp.array, arrays)), expected
+    ):
       np.testing.assert_array_equal(x, y)
 
   # With a = log 3: s = 3/4, and silu' = s (1 + a (1 - s)).
   def test_swiglu_by_hand(self):
     a = np.log(3)
     slope = 3 / 4 * (1 + a / 4)
-    results = _results(products.swiglu,
-                       *(jnp.array([[x]]) for x in (1., 1., a, 2., 5.)))
+    results = _results(
+      products.swiglu, *(jnp.array([[x]]) for x in (1.0, 1.0, a, 2.0, 5.0))
+    )
     expected = 7.5 * a, 10 * a * slope + 7.5 * a, 10 * slope, 3.75 * a, 1.5 * a
     np.testing.assert_allclose(np.ravel(results), expected, rtol=1e-6)
 
@@ -109,7 +111,8 @@ class ValueTest(parameterized.TestCase):
     arguments = _arguments(form, rows)
     value, *gradients = _results(_FORMS[form], *arguments)
     np.testing.assert_allclose(
-        value, _in_float64(*arguments[1:]), rtol=1e-5, atol=1e-6)
+      value, _in_float64(*arguments[1:]), rtol=1e-5, atol=1e-6
+    )
     for gradient, slope in zip(gradients, _slopes(*arguments), strict=True):
       np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=3e-6)
 
@@ -124,22 +127,28 @@ class ValueTest(parameterized.TestCase):
 
   # Shares of the largest number. bfloat16 has 8 bits, float16 has 11.
   @parameterized.product(
-      form=list(_FORMS),
-      case=((jnp.float32, jnp.float32, 1e-6), (jnp.bfloat16, jnp.bfloat16,
-                                               2e-2),
-            (jnp.bfloat16, jnp.float32, 2e-2), (jnp.float16, jnp.float32, 2e-3),
-            (jnp.float32, jnp.bfloat16, 1e-2)))
+    form=list(_FORMS),
+    case=(
+      (jnp.float32, jnp.float32, 1e-6),
+      (jnp.bfloat16, jnp.bfloat16, 2e-2),
+      (jnp.bfloat16, jnp.float32, 2e-2),
+      (jnp.float16, jnp.float32, 2e-3),
+      (jnp.float32, jnp.bfloat16, 1e-2),
+    ),
+  )
   def test_plain_form(self, form, case):
     dtype, kernel_dtype, share = case
     arguments = _arguments(
-        form, 40, 12, 24, dtype=dtype, kernel_dtype=kernel_dtype, seed=1)
+      form, 40, 12, 24, dtype=dtype, kernel_dtype=kernel_dtype, seed=1
+    )
     results = _results(_FORMS[form], *arguments)
     wide = [x.astype(jnp.float32) for x in arguments]
     expected = _results(_PLAIN[form], *wide)
     for x, y, like in zip(results, expected, arguments, strict=True):
       self.assertEqual(x.dtype, like.dtype)
       np.testing.assert_allclose(
-          np.float32(x), y, rtol=0, atol=share * np.max(np.abs(y)))
+        np.float32(x), y, rtol=0, atol=share * np.max(np.abs(y))
+      )
 
   # 1001 needs 10 bits; a sum in bfloat16 stays at 256.
   def test_narrow_rows_are_summed_in_float32(self):
@@ -155,21 +164,24 @@ class ValueTest(parameterized.TestCase):
   @parameterized.parameters(*_FORMS)
   def test_derivative_of_a_wide_kernel_is_not_rounded(self, form):
     arguments = _arguments(
-        form, 40, 12, 24, dtype=jnp.bfloat16, kernel_dtype=jnp.float32)
+      form, 40, 12, 24, dtype=jnp.bfloat16, kernel_dtype=jnp.float32
+    )
     results = _results(_FORMS[form], *arguments)
     narrow = [x.astype(jnp.bfloat16) for x in arguments]
     # The same but for the rounding at the end: half a unit in the last place.
     for x, y in zip(results, _results(_FORMS[form], *narrow), strict=True):
       x, y = np.float32(x), np.float32(y)
       np.testing.assert_allclose(
-          x, y, rtol=2**-8, atol=1e-5 * np.max(np.abs(y)))
+        x, y, rtol=2**-8, atol=1e-5 * np.max(np.abs(y))
+      )
     for x in results[2:]:
       rounded = x.astype(jnp.bfloat16).astype(jnp.float32)
-      self.assertGreater(np.mean(x != rounded), .9)
+      self.assertGreater(np.mean(x != rounded), 0.9)
 
   def test_derivative_of_a_wide_kernel_is_a_sum(self):
     arguments = _arguments(
-        'matmul', 40, 12, 24, dtype=jnp.bfloat16, kernel_dtype=jnp.float32)
+      'matmul', 40, 12, 24, dtype=jnp.bfloat16, kernel_dtype=jnp.float32
+    )
     gradient, x = (np.float64(array) for array in arguments[:2])
     expected = np.zeros((12, 24))
     for row, of_row in zip(x, gradient):
@@ -179,18 +191,19 @@ class ValueTest(parameterized.TestCase):
 
 
 class DegenerateTest(parameterized.TestCase):
-
   @parameterized.parameters(*_FORMS)
   def test_no_rows(self, form):
     for dtype in (jnp.float32, jnp.bfloat16):
       arguments = _arguments(form, 0, dtype=dtype)
       for x, like in zip(
-          _results(_FORMS[form], *arguments), arguments, strict=True):
+        _results(_FORMS[form], *arguments), arguments, strict=True
+      ):
         np.testing.assert_array_equal(np.float32(x), np.zeros(like.shape))
 
   # silu'(a) is 1 and 0 far out, and a s (1 - s) must not be inf * 0.
-  @parameterized.parameters((1e4, 1e4, 1.), (-1e4, 0., 0.), (3e38, 3e38, 1.),
-                            (-3e38, 0., 0.))
+  @parameterized.parameters(
+    (1e4, 1e4, 1.0), (-1e4, 0.0, 0.0), (3e38, 3e38, 1.0), (-3e38, 0.0, 0.0)
+  )
   def test_far_gate(self, a, silu, slope):
     one = jnp.ones((1, 1))
     results = _results(products.swiglu, one, one, a * one, one, one)
@@ -211,9 +224,9 @@ class DegenerateTest(parameterized.TestCase):
 
 
 class TransformationTest(parameterized.TestCase):
-
   @parameterized.product(
-      form=list(_FORMS), over=('vmap', 'map', 'checkpoint', 'no_jit'))
+    form=list(_FORMS), over=('vmap', 'map', 'checkpoint', 'no_jit')
+  )
   def test_runs(self, form, over):
     runs = [_arguments(form, 6, seed=seed) for seed in range(2)]
     stacked = [jnp.stack(arrays) for arrays in zip(*runs)]
@@ -251,16 +264,20 @@ class TransformationTest(parameterized.TestCase):
     layers = [jnp.stack([kernel, -kernel]) for kernel in kernels]
 
     def slopes(function):
-      layer = jax.checkpoint(lambda x, of_layer:
-                             (x + function(x, *of_layer), None))
-      total = lambda *arrays: jnp.sum(gradient * jax.lax.scan(layer, *arrays)[0]
-                                     )
+      layer = jax.checkpoint(
+        lambda x, of_layer: (x + function(x, *of_layer), None)
+      )
+      total = lambda *arrays: jnp.sum(
+        gradient * jax.lax.scan(layer, *arrays)[0]
+      )
       return jax.tree.leaves(jax.jit(jax.grad(total, (0, 1)))(x, layers))
 
     for found, expected in zip(
-        slopes(products.swiglu), slopes(_PLAIN['swiglu'])):
+      slopes(products.swiglu), slopes(_PLAIN['swiglu'])
+    ):
       np.testing.assert_allclose(
-          found, expected, rtol=0, atol=1e-6 * np.max(np.abs(expected)))
+        found, expected, rtol=0, atol=1e-6 * np.max(np.abs(expected))
+      )
 
   @parameterized.parameters(*_FORMS)
   def test_forward_mode_is_an_error(self, form):
@@ -270,23 +287,26 @@ class TransformationTest(parameterized.TestCase):
 
 
 class ProgramTest(parameterized.TestCase):
-
   def test_what_the_derivative_keeps(self):
     _, *arguments = _arguments('swiglu', 40, 12, 24, dtype=jnp.bfloat16)
-    for form, of_rows in (('swiglu', [(40, 12), (40, 24),
-                                      (40, 24)]), ('recomputed', [(40, 12)])):
+    for form, of_rows in (
+      ('swiglu', [(40, 12), (40, 24), (40, 24)]),
+      ('recomputed', [(40, 12)]),
+    ):
       _, pullback = jax.eval_shape(
-          functools.partial(jax.vjp, _FORMS[form]), *arguments)
+        functools.partial(jax.vjp, _FORMS[form]), *arguments
+      )
       kept = jax.tree.leaves(pullback)
-      self.assertCountEqual([x.shape for x in kept if x.shape[0] == 40],
-                            of_rows)
+      self.assertCountEqual(
+        [x.shape for x in kept if x.shape[0] == 40], of_rows
+      )
       self.assertEqual({x.dtype for x in kept}, {jnp.dtype('bfloat16')})
 
   def test_blocks_change_rounding_alone(self):
     arguments = _arguments('swiglu', 37, 12, 24)
-    blocks = jax.jit(
-        _results.__wrapped__, static_argnums=0)(_FORMS['recomputed'],
-                                                *arguments)
+    blocks = jax.jit(_results.__wrapped__, static_argnums=0)(
+      _FORMS['recomputed'], *arguments
+    )
     for x, y in zip(blocks, _results(products.swiglu, *arguments), strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
@@ -303,8 +323,9 @@ class ProgramTest(parameterized.TestCase):
     slopes = jax.jit(jax.grad(total, (0, 1))).lower(x, kernels, x)
     # Of each array of all rows and hidden units, what lies next to each other.
     adjacent = set()
-    for sizes, order in re.findall(r'f32\[([\d,]+)\]\{([\d,]+)',
-                                   slopes.compile().as_text()):
+    for sizes, order in re.findall(
+      r'f32\[([\d,]+)\]\{([\d,]+)', slopes.compile().as_text()
+    ):
       sizes = [int(size) for size in sizes.split(',')]
       if np.prod(sizes) == 4 * 40 * 80:
         adjacent.add(sizes[int(order.split(',')[0])])
@@ -312,22 +333,31 @@ class ProgramTest(parameterized.TestCase):
 
 
 class ErrorTest(absltest.TestCase):
-
   def test_shapes_and_dtypes(self):
     _, x, kernel = map(np.asarray, _arguments('matmul', 4, 4))
     # Of three axes the middle one would be summed.
-    for wrong in ((x[None], kernel), (x, kernel[None]), (x[0], kernel),
-                  (x[:, :3], kernel), (x.astype(int),
-                                       kernel), (x, kernel.astype(int))):
+    for wrong in (
+      (x[None], kernel),
+      (x, kernel[None]),
+      (x[0], kernel),
+      (x[:, :3], kernel),
+      (x.astype(int), kernel),
+      (x, kernel.astype(int)),
+    ):
       with self.assertRaises(AssertionError):
         jax.eval_shape(products.matmul, *wrong)
       with self.assertRaises(AssertionError):
         jax.vjp(products.matmul, *wrong)
     _, x, gate, up, down = map(np.asarray, _arguments('swiglu'))
-    for wrong in ((x, gate[:, :1], up, down), (x, gate, up[:, :1],
-                                               down), (x, gate, up, down[:1]),
-                  (x, gate, up, down[None]), (x, gate[:3], up[:3], down),
-                  (x[None], gate, up, down), (x, gate, up, down.astype(int))):
+    for wrong in (
+      (x, gate[:, :1], up, down),
+      (x, gate, up[:, :1], down),
+      (x, gate, up, down[:1]),
+      (x, gate, up, down[None]),
+      (x, gate[:3], up[:3], down),
+      (x[None], gate, up, down),
+      (x, gate, up, down.astype(int)),
+    ):
       with self.assertRaises(AssertionError):
         jax.eval_shape(products.swiglu, *wrong)
 

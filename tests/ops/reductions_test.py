@@ -12,7 +12,6 @@ _nan_max = jax.jit(reductions.nan_max, static_argnums=1)
 
 
 class NanMaxTest(parameterized.TestCase):
-
   @parameterized.parameters(None, 0, -1, ((0, 2),))
   def test_equals_numpy(self, axis):
     x = np.random.default_rng(0).normal(size=(9, 6, 70)).astype(np.float32)
@@ -33,8 +32,8 @@ def _reference(*arrays):
   """The digest in Python's integers, which don't wrap around."""
 
   def scrambled(x):
-    x = (x ^ x >> 16) * 0x85ebca6b % 2**32
-    x = (x ^ x >> 13) * 0xc2b2ae35 % 2**32
+    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
     return x ^ x >> 16
 
   total = 0
@@ -44,7 +43,6 @@ def _reference(*arrays):
 
 
 class DigestTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
@@ -63,11 +61,13 @@ class DigestTest(parameterized.TestCase):
     self.assertEqual(int(reductions.digest(jnp.zeros((0, 4), jnp.int32))), 0)
     # Of one release and device as of all others.
     self.assertEqual(
-        int(reductions.digest(jnp.arange(1000), jnp.ones(7, bool))), 1220161)
+      int(reductions.digest(jnp.arange(1000), jnp.ones(7, bool))), 1220161
+    )
 
   def test_float32_holds_it(self):
     many = jax.vmap(reductions.digest)(
-        jax.random.randint(jax.random.key(0), (2000, 50), 0, 14))
+      jax.random.randint(jax.random.key(0), (2000, 50), 0, 14)
+    )
     np.testing.assert_array_equal(many.astype(jnp.float32), many)
     self.assertBetween(int(many.max()), 2**23, 2**24 - 1)
     # Of 2,000 from 2^24 two are expected to be equal with a chance of 11%.
@@ -85,8 +85,9 @@ class DigestTest(parameterized.TestCase):
       if tokens[i] != tokens[0]:
         tokens[[0, i]] = tokens[[i, 0]]
         changed.append(tokens)
-    digests = jax.vmap(reductions.digest, (0, None))(np.stack(changed),
-                                                     self.mask)
+    digests = jax.vmap(reductions.digest, (0, None))(
+      np.stack(changed), self.mask
+    )
     self.assertNotIn(first, np.asarray(digests))
     flipped = self.mask.copy()
     flipped[-1, -1] ^= True

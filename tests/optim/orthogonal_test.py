@@ -16,7 +16,8 @@ from tests import reference as double
 
 _NAMES = tuple(orthogonal.COEFFICIENTS)
 _orthogonalize = jax.jit(
-    orthogonal.orthogonalize, static_argnames=('coefficients', 'dtype'))
+  orthogonal.orthogonalize, static_argnames=('coefficients', 'dtype')
+)
 
 
 def _one(matrix, **options):
@@ -28,8 +29,8 @@ def _factors(rows, columns, seed):
   rng = np.random.default_rng(seed)
   rank = min(rows, columns)
   left, right = (
-      np.linalg.qr(rng.normal(size=(size, rank)))[0]
-      for size in (rows, columns))
+    np.linalg.qr(rng.normal(size=(size, rank)))[0] for size in (rows, columns)
+  )
   return left, np.geomspace(1, 0.03, rank), right
 
 
@@ -58,8 +59,9 @@ def _products(function, *args):
       if equation.primitive.name == 'dot_general':
         found.append(equation)
       for inner in jax.tree.leaves(
-          list(equation.params.values()),
-          is_leaf=lambda node: hasattr(node, 'eqns') or hasattr(node, 'jaxpr')):
+        list(equation.params.values()),
+        is_leaf=lambda node: hasattr(node, 'eqns') or hasattr(node, 'jaxpr'),
+      ):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
           visit(inner)
@@ -69,40 +71,48 @@ def _products(function, *args):
 
 
 class ValueTest(parameterized.TestCase):
-
   @parameterized.product(coefficients=_NAMES, is_double=(False, True))
-  def test_singular_values_follow_the_polynomials(self, coefficients,
-                                                  is_double):
+  def test_singular_values_follow_the_polynomials(
+    self, coefficients, is_double
+  ):
     shapes = (6, 9), (9, 6), (7, 7), (6, 9), (1, 5), (5, 1), (1, 1)
     matrices, expected = _matrices(shapes)
     if is_double:
       with double.x64():
-        results = _orthogonalize([jnp.float64(matrix) for matrix in matrices],
-                                 coefficients=coefficients)
+        results = _orthogonalize(
+          [jnp.float64(matrix) for matrix in matrices],
+          coefficients=coefficients,
+        )
     else:
-      results = _orthogonalize([jnp.float32(matrix) for matrix in matrices],
-                               coefficients=coefficients)
+      results = _orthogonalize(
+        [jnp.float32(matrix) for matrix in matrices], coefficients=coefficients
+      )
     for result, matrix in zip(results, expected[coefficients], strict=True):
       self.assertEqual(result.dtype, np.float64 if is_double else np.float32)
       np.testing.assert_allclose(
-          result, matrix, rtol=0, atol=1e-12 if is_double else 3e-5)
+        result, matrix, rtol=0, atol=1e-12 if is_double else 3e-5
+      )
 
   # The largest and the least value of the polynomials on [0.01, 1].
-  @parameterized.parameters(('keller', 0.682, 1.134),
-                            ('polar_express', 0.870, 1.124))
+  @parameterized.parameters(
+    ('keller', 0.682, 1.134), ('polar_express', 0.870, 1.124)
+  )
   def test_range(self, coefficients, low, high):
     # diag(s, sqrt(1 - s^2)) has norm 1.
     s = np.geomspace(0.01, 1, 4001)
     matrices = np.zeros((len(s), 2, 2))
     matrices[:, 0, 0], matrices[:, 1, 1] = s, np.sqrt(1 - s**2)
     values = _one(np.float32(matrices), coefficients=coefficients)[:, 0, 0]
-    np.testing.assert_allclose([values.min(), values.max()], [low, high],
-                               atol=5e-4)
     np.testing.assert_allclose(
-        values, reference.polynomials(s, coefficients), atol=3e-5)
+      [values.min(), values.max()], [low, high], atol=5e-4
+    )
+    np.testing.assert_allclose(
+      values, reference.polynomials(s, coefficients), atol=3e-5
+    )
 
   @parameterized.product(
-      coefficients=_NAMES, shape=((16, 16), (8, 64), (64, 8)))
+    coefficients=_NAMES, shape=((16, 16), (8, 64), (64, 8))
+  )
   def test_bfloat16_is_near(self, coefficients, shape):
     matrix = _gaussian(*shape)
     exact = _one(matrix, coefficients=coefficients)
@@ -124,40 +134,43 @@ class ValueTest(parameterized.TestCase):
   def test_float16_near_its_limits(self):
     matrix = np.float16(_gaussian(6, 9) / 4)
     expected = _one(matrix)
-    for scale in (2.**14, 2.**-9):
+    for scale in (2.0**14, 2.0**-9):
       np.testing.assert_allclose(
-          _one(matrix * np.float16(scale)).astype(float),
-          expected.astype(float),
-          atol=3e-3)
+        _one(matrix * np.float16(scale)).astype(float),
+        expected.astype(float),
+        atol=3e-3,
+      )
 
 
 class InvarianceTest(parameterized.TestCase):
-
-  @parameterized.parameters(1e-30, 1e-20, 1e-6, 3., 1e6, 1e20, 1e30)
+  @parameterized.parameters(1e-30, 1e-20, 1e-6, 3.0, 1e6, 1e20, 1e30)
   def test_scale(self, scale):
     for coefficients in _NAMES:
       np.testing.assert_allclose(
-          _one(_gaussian(6, 9) * np.float32(scale), coefficients=coefficients),
-          _one(_gaussian(6, 9), coefficients=coefficients),
-          rtol=0,
-          atol=1e-5)
+        _one(_gaussian(6, 9) * np.float32(scale), coefficients=coefficients),
+        _one(_gaussian(6, 9), coefficients=coefficients),
+        rtol=0,
+        atol=1e-5,
+      )
 
   @parameterized.parameters(2e-38, 9e37, 3.3e38)
   def test_last_scales_of_float32(self, scale):
     matrix = np.float32(scale) * np.eye(4, 6, dtype=np.float32)
     np.testing.assert_allclose(
-        _one(matrix), _one(np.eye(4, 6, dtype=np.float32)), rtol=1e-6)
+      _one(matrix), _one(np.eye(4, 6, dtype=np.float32)), rtol=1e-6
+    )
 
   def test_scales_beyond_float32(self):
     with double.x64():
       expected = _one(np.float64(_gaussian(6, 9)))
       for scale in (1e-300, 1e300):
         np.testing.assert_allclose(
-            _one(np.float64(_gaussian(6, 9)) * scale), expected, atol=1e-12)
+          _one(np.float64(_gaussian(6, 9)) * scale), expected, atol=1e-12
+        )
 
   def test_scales_side_by_side(self):
     # Each matrix of a batch has its own norm.
-    scales = np.float32([1e-20, 1., 1e20])[:, None, None]
+    scales = np.float32([1e-20, 1.0, 1e20])[:, None, None]
     results = _one(_gaussian(6, 9) * scales)
     for result in results:
       np.testing.assert_allclose(result, _one(_gaussian(6, 9)), atol=1e-5)
@@ -172,18 +185,22 @@ class InvarianceTest(parameterized.TestCase):
     left = left @ right.T
     matrix = _gaussian(6, 9)
     np.testing.assert_allclose(
-        _one(np.float32(left @ matrix @ turn)),
-        left @ _one(matrix) @ turn,
-        atol=5e-6)
+      _one(np.float32(left @ matrix @ turn)),
+      left @ _one(matrix) @ turn,
+      atol=5e-6,
+    )
 
   def test_zero_stays_zero(self):
     for dtype in orthogonal.DTYPES:
       for coefficients in _NAMES:
         np.testing.assert_array_equal(
-            _one(
-                np.zeros((2, 6, 9), np.float32),
-                coefficients=coefficients,
-                dtype=dtype), 0)
+          _one(
+            np.zeros((2, 6, 9), np.float32),
+            coefficients=coefficients,
+            dtype=dtype,
+          ),
+          0,
+        )
 
   @parameterized.parameters(np.nan, np.inf, -np.inf)
   def test_nonfinite_spoils_its_own_matrix_alone(self, value):
@@ -197,24 +214,25 @@ class InvarianceTest(parameterized.TestCase):
 
 
 class BatchTest(parameterized.TestCase):
-
   def test_equals_one_by_one(self):
     matrices = [
-        _gaussian(*shape, seed=seed)
-        for seed, shape in enumerate(((6, 9), (2, 9, 6), (4, 4), (2, 3, 6, 9),
-                                      (9, 6), (3, 4, 4)))
+      _gaussian(*shape, seed=seed)
+      for seed, shape in enumerate(
+        ((6, 9), (2, 9, 6), (4, 4), (2, 3, 6, 9), (9, 6), (3, 4, 4))
+      )
     ]
     results = _orthogonalize(matrices)
     for matrix, result in zip(matrices, results, strict=True):
       self.assertEqual(result.shape, matrix.shape)
       for at in np.ndindex(matrix.shape[:-2]):
         np.testing.assert_allclose(
-            result[at], _one(matrix[at]), rtol=0, atol=1e-6)
+          result[at], _one(matrix[at]), rtol=0, atol=1e-6
+        )
 
   def test_of_several_dtypes(self):
     matrices = [
-        jnp.asarray(_gaussian(6, 9, seed=seed), dtype)
-        for seed, dtype in enumerate((jnp.float32, jnp.bfloat16, jnp.float16))
+      jnp.asarray(_gaussian(6, 9, seed=seed), dtype)
+      for seed, dtype in enumerate((jnp.float32, jnp.bfloat16, jnp.float16))
     ]
     for matrix, result in zip(matrices, _orthogonalize(matrices), strict=True):
       self.assertEqual(result.dtype, matrix.dtype)
@@ -223,8 +241,8 @@ class BatchTest(parameterized.TestCase):
   def test_under_vmap(self):
     stack = _gaussian(3, 6, 9)
     mapped = jax.jit(
-        jax.vmap(lambda matrix: orthogonal.orthogonalize([matrix])[0]))(
-            stack)
+      jax.vmap(lambda matrix: orthogonal.orthogonalize([matrix])[0])
+    )(stack)
     np.testing.assert_allclose(mapped, _one(stack), atol=1e-6)
 
   def test_of_nothing(self):
@@ -232,7 +250,8 @@ class BatchTest(parameterized.TestCase):
 
   def test_program_does_not_grow_with_matrices_of_one_shape(self):
     count = lambda *shapes: len(
-        _products(orthogonal.orthogonalize, [np.zeros(s) for s in shapes]))
+      _products(orthogonal.orthogonalize, [np.zeros(s) for s in shapes])
+    )
     one = count((6, 9))
     self.assertGreater(one, 0)
     self.assertEqual(count((6, 9), (9, 6), (5, 6, 9), (2, 2, 9, 6)), one)
@@ -241,8 +260,8 @@ class BatchTest(parameterized.TestCase):
   @parameterized.parameters(('float32', np.float32), ('bfloat16', jnp.bfloat16))
   def test_factors_and_sums_of_each_product(self, name, dtype):
     products = _products(
-        functools.partial(orthogonal.orthogonalize, dtype=name),
-        [_gaussian(6, 9)])
+      functools.partial(orthogonal.orthogonalize, dtype=name), [_gaussian(6, 9)]
+    )
     for product in products:
       self.assertEqual([x.aval.dtype for x in product.invars], [dtype] * 2)
       self.assertEqual(product.outvars[0].aval.dtype, np.float32)
@@ -252,20 +271,21 @@ class BatchTest(parameterized.TestCase):
 
   @parameterized.parameters(*orthogonal.DTYPES)
   def test_lowers_for_every_platform(self, dtype):
-    exported = export.export(
-        _orthogonalize, platforms=('cpu', 'cuda', 'tpu'))(
-            [_gaussian(6, 9), _gaussian(2, 4, 3)], dtype=dtype)
+    exported = export.export(_orthogonalize, platforms=('cpu', 'cuda', 'tpu'))(
+      [_gaussian(6, 9), _gaussian(2, 4, 3)], dtype=dtype
+    )
     self.assertEqual(exported.platforms, ('cpu', 'cuda', 'tpu'))
 
 
 class ErrorsTest(parameterized.TestCase):
-
   def test_names(self):
     with self.assertRaisesRegex(
-        ValueError, "coefficients='cubic': must be one of keller, polar_expr"):
+      ValueError, "coefficients='cubic': must be one of keller, polar_expr"
+    ):
       orthogonal.orthogonalize([_gaussian(2, 2)], coefficients='cubic')
     with self.assertRaisesRegex(
-        ValueError, "dtype='float16': must be one of float32, bfloat16"):
+      ValueError, "dtype='float16': must be one of float32, bfloat16"
+    ):
       orthogonal.orthogonalize([_gaussian(2, 2)], dtype='float16')
 
   def test_vectors(self):

@@ -18,11 +18,11 @@ import optax
 from hmpo_jax.optim import muon_clip
 from hmpo_jax.optim import qk_weights
 
-_TAU = 100.
+_TAU = 100.0
 # Two heads of two columns each; the first is 4 tau, so that the kernels of
 # query and key are halved there and keep their bits in the other head.
-_STATS = np.float32([400., 50.])
-_FACTORS = np.float32([.5, .5, 1., 1.])
+_STATS = np.float32([400.0, 50.0])
+_FACTORS = np.float32([0.5, 0.5, 1.0, 1.0])
 
 
 def _block(*owner):
@@ -34,7 +34,8 @@ def _block(*owner):
 def _clip(attention):
   """Adam at rate 0, so that the clip alone changes parameters."""
   return optax.chain(
-      optax.adam(0.), muon_clip.qk_clip(_TAU, attention=attention))
+    optax.adam(0.0), muon_clip.qk_clip(_TAU, attention=attention)
+  )
 
 
 class _Projections(nnx.Module):
@@ -47,12 +48,12 @@ class _Projections(nnx.Module):
 
   def __call__(self, x):
     return sum(
-        jnp.sum(project(x)**2)
-        for project in (self.q_proj, self.k_proj, self.v_proj))
+      jnp.sum(project(x) ** 2)
+      for project in (self.q_proj, self.k_proj, self.v_proj)
+    )
 
 
 class _Layers(nnx.Module):
-
   def __init__(self, rngs):
     self.layer_0, self.layer_1 = _Projections(rngs), _Projections(rngs)
 
@@ -62,6 +63,7 @@ class _Layers(nnx.Module):
 
 class _Linen(nn.Module):
   """The same in Linen, its parameters boxed with their sharding or bare."""
+
   is_boxed: bool
 
   @nn.compact
@@ -70,12 +72,14 @@ class _Linen(nn.Module):
     if self.is_boxed:
       init = nn.with_partitioning(init, ('embed', 'heads'))
     return sum(
-        jnp.sum(nn.Dense(4, kernel_init=init, name=name)(x)**2)
-        for name in ('q_proj', 'k_proj', 'v_proj'))
+      jnp.sum(nn.Dense(4, kernel_init=init, name=name)(x) ** 2)
+      for name in ('q_proj', 'k_proj', 'v_proj')
+    )
 
 
 class _Fields(NamedTuple):
   """A node whose attribute `value` is one of several."""
+
   query: jax.Array
   key: jax.Array
   value: jax.Array
@@ -83,15 +87,17 @@ class _Fields(NamedTuple):
 
 def _assert_clipped(before, after):
   """Kernels of one block by name: queries and keys clipped, values not."""
-  for name, factors in (('q_proj', _FACTORS), ('k_proj', _FACTORS),
-                        ('v_proj', np.ones(4, np.float32))):
+  for name, factors in (
+    ('q_proj', _FACTORS),
+    ('k_proj', _FACTORS),
+    ('v_proj', np.ones(4, np.float32)),
+  ):
     old, new = (np.asarray(kernels[name]) for kernels in (before, after))
     np.testing.assert_array_equal(new[:, factors == 1], old[:, factors == 1])
     np.testing.assert_allclose(new, old * factors, rtol=3e-7)
 
 
 class NnxTest(parameterized.TestCase):
-
   @parameterized.named_parameters(('called', False), ('jitted', True))
   def test_one_block(self, is_jitted):
     model = _Projections(nnx.Rngs(0))
@@ -119,20 +125,25 @@ class NnxTest(parameterized.TestCase):
       _assert_clipped(old, _kernels(layer))
 
   @unittest.skipIf(
-      flax.__version__.startswith('0.11.'),
-      'nnx.Optimizer of flax 0.11 fails on whatever masks leaves, as '
-      'optax.partition does')
+    flax.__version__.startswith('0.11.'),
+    'nnx.Optimizer of flax 0.11 fails on whatever masks leaves, as '
+    'optax.partition does',
+  )
   def test_muon_before_the_clip(self):
     model = _Projections(nnx.Rngs(0))
     specs = lambda params: jax.tree.map(
-        lambda x: optax.contrib.MuonDimensionNumbers(0, 1)
-        if x.ndim == 2 else None, params)
+      lambda x: (
+        optax.contrib.MuonDimensionNumbers(0, 1) if x.ndim == 2 else None
+      ),
+      params,
+    )
     tx = muon_clip.muon_clip(
-        0.,
-        tau=_TAU,
-        attention=_block(),
-        dimension_numbers=specs,
-        adam_learning_rate=0.)
+      0.0,
+      tau=_TAU,
+      attention=_block(),
+      dimension_numbers=specs,
+      adam_learning_rate=0.0,
+    )
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     before = _kernels(model)
     grads = nnx.grad(lambda model: model(jnp.ones((1, 4))))(model)
@@ -146,7 +157,6 @@ class NnxTest(parameterized.TestCase):
 
 
 class LinenTest(parameterized.TestCase):
-
   @parameterized.named_parameters(('bare', False), ('boxed', True))
   def test_variables(self, is_boxed):
     model, x = _Linen(is_boxed), jnp.ones((1, 4))
@@ -154,12 +164,13 @@ class LinenTest(parameterized.TestCase):
     grads = jax.grad(model.apply)(params, x)
     tx = _clip(_block('params'))
     updates, _ = tx.update(
-        grads, tx.init(params), params, max_logits=jnp.asarray(_STATS))
+      grads, tx.init(params), params, max_logits=jnp.asarray(_STATS)
+    )
     after = optax.apply_updates(params, updates)
     chex.assert_trees_all_equal_structs(after, params)
     read = lambda tree: {
-        name: jax.tree.leaves(owner['kernel'])[0]
-        for name, owner in tree['params'].items()
+      name: jax.tree.leaves(owner['kernel'])[0]
+      for name, owner in tree['params'].items()
     }
     _assert_clipped(read(params), read(after))
 
@@ -170,20 +181,19 @@ class LinenTest(parameterized.TestCase):
     bare = nn.meta.unbox(boxed)
     tx = muon_clip.qk_clip(_TAU, attention=_block('params'))
     run = lambda params: tx.update(
-        jax.tree.map(jnp.zeros_like, bare),
-        tx.init(boxed),
-        params,
-        max_logits=jnp.asarray(_STATS))[0]
+      jax.tree.map(jnp.zeros_like, bare),
+      tx.init(boxed),
+      params,
+      max_logits=jnp.asarray(_STATS),
+    )[0]
     chex.assert_trees_all_equal(run(boxed), run(bare))
 
 
 class PlainTest(absltest.TestCase):
-
   def test_dicts(self):
     params = {
-        name: {
-            'kernel': np.full((4, 4), i + 2., np.float32)
-        } for i, name in enumerate(('q_proj', 'k_proj', 'v_proj'))
+      name: {'kernel': np.full((4, 4), i + 2.0, np.float32)}
+      for i, name in enumerate(('q_proj', 'k_proj', 'v_proj'))
     }
     read = lambda tree: {name: owner['kernel'] for name, owner in tree.items()}
     after = _clipped(params, _block())
@@ -193,25 +203,30 @@ class PlainTest(absltest.TestCase):
     # A dict's key `value` is one, and so is a field beside others.
     kernel = np.ones((4, 4), np.float32)
     nodes: dict[str, tuple[Any, Any]] = {
-        'key': ({
-            'value': kernel
-        }, {
-            'value': kernel * 2
-        }),
-        'field': (_Fields(kernel, kernel,
-                          kernel * 3), _Fields(kernel, kernel, kernel * 4)),
+      'key': ({'value': kernel}, {'value': kernel * 2}),
+      'field': (
+        _Fields(kernel, kernel, kernel * 3),
+        _Fields(kernel, kernel, kernel * 4),
+      ),
     }
     for name, (query, key) in nodes.items():
       with self.subTest(name):
-        block = qk_weights.Attention(2, 2, (qk_weights.Weight(
-            ('q', 'value'), -1),), (qk_weights.Weight(('k', 'value'), -1),))
+        block = qk_weights.Attention(
+          2,
+          2,
+          (qk_weights.Weight(('q', 'value'), -1),),
+          (qk_weights.Weight(('k', 'value'), -1),),
+        )
         after = _clipped({'q': query, 'k': key}, block)
-        read = lambda node: node['value'] if isinstance(node, dict
-                                                       ) else node.value
+        read = lambda node: (
+          node['value'] if isinstance(node, dict) else node.value
+        )
         np.testing.assert_allclose(
-            read(after['q']), read(query) * _FACTORS, rtol=3e-7)
+          read(after['q']), read(query) * _FACTORS, rtol=3e-7
+        )
         np.testing.assert_allclose(
-            read(after['k']), read(key) * _FACTORS, rtol=3e-7)
+          read(after['k']), read(key) * _FACTORS, rtol=3e-7
+        )
 
 
 def _clipped(params, block):
@@ -219,15 +234,16 @@ def _clipped(params, block):
   tx = muon_clip.qk_clip(_TAU, attention=block)
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(
-      zeros, tx.init(params), params, max_logits=jnp.asarray(_STATS))
+    zeros, tx.init(params), params, max_logits=jnp.asarray(_STATS)
+  )
   return optax.apply_updates(params, updates)
 
 
 def _kernels(module):
   """Copies of the kernels of one layer."""
   return {
-      name: np.array(getattr(module, name).kernel[...])
-      for name in ('q_proj', 'k_proj', 'v_proj')
+    name: np.array(getattr(module, name).kernel[...])
+    for name in ('q_proj', 'k_proj', 'v_proj')
   }
 
 

@@ -16,21 +16,21 @@ from tests import attention_layouts as layouts
 from tests import grouped_clip as grouped
 
 
-def _after(history, mode='weights', monitor_tau=100.):
+def _after(history, mode='weights', monitor_tau=100.0):
   """State after updates that saw these largest logits, one a number."""
   state = grouped.transform().init(grouped.PARAMS)
   for value in history:
-    stats = grouped.full(1.).at[1, 3].set(value)
+    stats = grouped.full(1.0).at[1, 3].set(value)
     _, state = grouped.clip(
-        stats, state=state, mode=mode, monitor_tau=monitor_tau)
+      stats, state=state, mode=mode, monitor_tau=monitor_tau
+    )
   return state
 
 
 class StateTest(parameterized.TestCase):
-
   def test_is_a_history(self):
     first = grouped.transform().init(grouped.PARAMS)
-    state = _after((200., 400., 50.))
+    state = _after((200.0, 400.0, 50.0))
     chex.assert_trees_all_equal_shapes_and_dtypes(first, state)
     one_head = np.zeros(grouped.SHAPE, int)
     one_head[1, 3] = 1
@@ -45,15 +45,15 @@ class StateTest(parameterized.TestCase):
     np.testing.assert_array_equal(state.last_factor, 1)
 
   def test_an_update_with_several_clipped_heads_counts_once(self):
-    _, state = grouped.clip(grouped.full(400.))
+    _, state = grouped.clip(grouped.full(400.0))
     self.assertEqual(state.clipped_count, 1)
     np.testing.assert_array_equal(state.clip_count, 1)
 
   def test_counts_nonfinite_updates(self):
-    state = _after((np.nan, np.inf, -np.inf, 7., np.nan))
+    state = _after((np.nan, np.inf, -np.inf, 7.0, np.nan))
     self.assertEqual(state.nonfinite_count, 3)
     self.assertEqual(state.max_ever[1, 3], 7)
-    _, state = grouped.clip(grouped.full(1., _0=[np.nan, np.inf, np.inf, 1.]))
+    _, state = grouped.clip(grouped.full(1.0, _0=[np.nan, np.inf, np.inf, 1.0]))
     self.assertEqual(state.nonfinite_count, 1)
     self.assertTrue(np.isneginf(state.max_ever[0, :3]).all())
 
@@ -64,9 +64,13 @@ class StateTest(parameterized.TestCase):
 
   # NaN isn't below monitor_tau, so that it is over.
   @parameterized.named_parameters(
-      ('below', (99., 100.), 0, 0), ('nan', (np.nan,), 1, 1),
-      ('inf', (np.inf, 101.), 2, 2), ('then_below', (101., 102., 5.), 2, 0),
-      ('again', (101., 5., 102.), 2, 1), ('blind', (101., -np.inf), 1, 0))
+    ('below', (99.0, 100.0), 0, 0),
+    ('nan', (np.nan,), 1, 1),
+    ('inf', (np.inf, 101.0), 2, 2),
+    ('then_below', (101.0, 102.0, 5.0), 2, 0),
+    ('again', (101.0, 5.0, 102.0), 2, 1),
+    ('blind', (101.0, -np.inf), 1, 0),
+  )
   def test_counts_updates_over_monitor_tau(self, history, count, in_a_row):
     for mode in ('off', 'weights'):
       state = _after(history, mode)
@@ -74,10 +78,12 @@ class StateTest(parameterized.TestCase):
       self.assertEqual(state.over_in_a_row, in_a_row)
 
   @parameterized.named_parameters(
-      ('nine', [101.] * 9, False), ('ten', [101.] * 10, True),
-      ('stays', [101.] * 10 + [1.], True),
-      ('interrupted', [101.] * 9 + [1.] + [101.] * 9, False),
-      ('with_nan', [101.] * 9 + [np.nan], True))
+    ('nine', [101.0] * 9, False),
+    ('ten', [101.0] * 10, True),
+    ('stays', [101.0] * 10 + [1.0], True),
+    ('interrupted', [101.0] * 9 + [1.0] + [101.0] * 9, False),
+    ('with_nan', [101.0] * 9 + [np.nan], True),
+  )
   def test_exploded_is_ten_in_a_row(self, history, exploded):
     for mode in ('off', 'weights'):
       self.assertEqual(_after(history, mode).exploded, exploded)
@@ -87,31 +93,47 @@ class StateTest(parameterized.TestCase):
     plain = layout.blocks._replace(query_gain=(), key_gain=())
     zeros = jax.tree.map(jnp.zeros_like, layout.params)
     seen = []
-    for mode, block in (('off', layout.blocks), ('weights', plain),
-                        ('gain', layout.blocks)):
-      tx = muon_clip.qk_clip(30., attention=block, mode=mode, monitor_tau=100.)
+    for mode, block in (
+      ('off', layout.blocks),
+      ('weights', plain),
+      ('gain', layout.blocks),
+    ):
+      tx = muon_clip.qk_clip(
+        30.0, attention=block, mode=mode, monitor_tau=100.0
+      )
       state, run = tx.init(layout.params), jax.jit(tx.update)
-      for value in (101., 50., np.nan, 200., 100.):
+      for value in (101.0, 50.0, np.nan, 200.0, 100.0):
         _, state = run(
-            zeros, state, layout.params, max_logits=grouped.full(1., _0=value))
-      seen.append((state.over_count, state.over_in_a_row, state.exploded,
-                   state.nonfinite_count, state.last_max, state.max_ever))
+          zeros, state, layout.params, max_logits=grouped.full(1.0, _0=value)
+        )
+      seen.append(
+        (
+          state.over_count,
+          state.over_in_a_row,
+          state.exploded,
+          state.nonfinite_count,
+          state.last_max,
+          state.max_ever,
+        )
+      )
       self.assertEqual(state.clipped_count, 0 if mode == 'off' else 4)
     chex.assert_trees_all_equal(*seen)
     self.assertEqual(seen[0][0], 3)
 
   def test_monitor_tau_is_tau_if_not_given(self):
-    tx = grouped.transform(lambda count: 100. + 100 * count)
+    tx = grouped.transform(lambda count: 100.0 + 100 * count)
     state, run = tx.init(grouped.PARAMS), jax.jit(tx.update)
     for _ in range(3):
       _, state = run(
-          grouped.ZEROS, state, grouped.PARAMS, max_logits=grouped.full(150.))
+        grouped.ZEROS, state, grouped.PARAMS, max_logits=grouped.full(150.0)
+      )
     self.assertEqual(state.over_count, 1)
 
   def test_off_changes_nothing_and_still_tells(self):
-    updates, state = grouped.clip(grouped.full(400.), mode='off')
+    updates, state = grouped.clip(grouped.full(400.0), mode='off')
     for leaf, base in zip(
-        jax.tree.leaves(updates), jax.tree.leaves(grouped.BASE)):
+      jax.tree.leaves(updates), jax.tree.leaves(grouped.BASE)
+    ):
       np.testing.assert_array_equal(leaf, base)
     self.assertEqual(state.clipped_count, 0)
     self.assertEqual(state.over_count, 1)
@@ -121,25 +143,30 @@ class StateTest(parameterized.TestCase):
   def test_off_costs_no_operation_on_parameters(self):
     tx = grouped.transform(mode='off')
     jaxpr = jax.make_jaxpr(tx.update)(
-        grouped.BASE,
-        tx.init(grouped.PARAMS),
-        grouped.PARAMS,
-        max_logits=grouped.full(400.))
-    largest = max(variable.aval.size
-                  for equation in jaxpr.eqns
-                  for variable in equation.outvars)
+      grouped.BASE,
+      tx.init(grouped.PARAMS),
+      grouped.PARAMS,
+      max_logits=grouped.full(400.0),
+    )
+    largest = max(
+      variable.aval.size
+      for equation in jaxpr.eqns
+      for variable in equation.outvars
+    )
     self.assertLessEqual(largest, np.prod(grouped.SHAPE))
 
   def test_telemetry(self):
-    told = muon_clip.telemetry(_after((200., 400., 50., 99.)))
+    told = muon_clip.telemetry(_after((200.0, 400.0, 50.0, 99.0)))
     chex.assert_trees_all_close(
-        told, {
-            'clipped_frac': jnp.float32(2 / 4),
-            'over_frac': jnp.float32(2 / 4),
-            'heads_ever_clipped_frac': jnp.float32(1 / 8),
-            'smallest_factor': jnp.float32(1 / 4),
-            'exploded': jnp.bool_(False)
-        })
+      told,
+      {
+        'clipped_frac': jnp.float32(2 / 4),
+        'over_frac': jnp.float32(2 / 4),
+        'heads_ever_clipped_frac': jnp.float32(1 / 8),
+        'smallest_factor': jnp.float32(1 / 4),
+        'exploded': jnp.bool_(False),
+      },
+    )
 
   def test_telemetry_before_any_update(self):
     told = muon_clip.telemetry(grouped.transform().init(grouped.PARAMS))
@@ -148,15 +175,16 @@ class StateTest(parameterized.TestCase):
 
   def test_telemetry_of_several_blocks(self):
     layout = layouts.LAYOUTS['several']
-    tx = muon_clip.qk_clip(100., attention=layout.blocks)
+    tx = muon_clip.qk_clip(100.0, attention=layout.blocks)
     zeros = jax.tree.map(jnp.zeros_like, layout.params)
     stats = {
-        'a': grouped.full(1.),
-        'b': grouped.full(1., _0=200.),
-        'c': jnp.full(4, 400.)
+      'a': grouped.full(1.0),
+      'b': grouped.full(1.0, _0=200.0),
+      'c': jnp.full(4, 400.0),
     }
     _, state = jax.jit(tx.update)(
-        zeros, tx.init(layout.params), layout.params, max_logits=stats)
+      zeros, tx.init(layout.params), layout.params, max_logits=stats
+    )
     told = muon_clip.telemetry(state)
     # Of 8 + 8 + 4 heads 4 in b and 4 in c.
     self.assertAlmostEqual(float(told['heads_ever_clipped_frac']), 0.4)
@@ -164,7 +192,7 @@ class StateTest(parameterized.TestCase):
     self.assertEqual(told['clipped_frac'], 1)
 
   def test_checkpoint_round_trip(self):
-    state = _after((200., np.nan, 400.))
+    state = _after((200.0, np.nan, 400.0))
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'state'
       with ocp.StandardCheckpointer() as saver:
@@ -174,7 +202,7 @@ class StateTest(parameterized.TestCase):
     self.assertIsInstance(restored, muon_clip.QKClipState)
     chex.assert_trees_all_equal(restored, state, strict=True)
     again = [
-        grouped.clip(grouped.full(500.), state=s)[1] for s in (state, restored)
+      grouped.clip(grouped.full(500.0), state=s)[1] for s in (state, restored)
     ]
     chex.assert_trees_all_equal(*again, strict=True)
 

@@ -19,13 +19,14 @@ _STATS = jnp.ones(_SHARED.blocks.shape)
 def _clip(layout, mode, block=None):
   """Jitted (params, max_logits) -> (params, state), the base update being 0."""
   block = layout.blocks if block is None else block
-  tx = muon_clip.qk_clip(100., attention=block, mode=mode)
+  tx = muon_clip.qk_clip(100.0, attention=block, mode=mode)
 
   @jax.jit
   def run(params, max_logits):
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, state = tx.update(
-        zeros, tx.init(params), params, max_logits=max_logits)
+      zeros, tx.init(params), params, max_logits=max_logits
+    )
     return optax.apply_updates(params, updates), state
 
   return run
@@ -36,58 +37,64 @@ def _largest(layout, params):
 
 
 class RefusalTest(parameterized.TestCase):
-
   def _assert_refused(self, block, mode, message):
     params = _SHARED.params
-    tx = muon_clip.qk_clip(1., attention=block, mode=mode)
+    tx = muon_clip.qk_clip(1.0, attention=block, mode=mode)
     with self.assertRaisesRegex(ValueError, message):
       tx.init(params)
-    state = muon_clip.qk_clip(1., attention=block, mode='off').init(params)
+    state = muon_clip.qk_clip(1.0, attention=block, mode='off').init(params)
     with self.assertRaisesRegex(ValueError, message):
       jax.eval_shape(
-          lambda params: tx.update(params, state, params, max_logits=_STATS),
-          params)
+        lambda params: tx.update(params, state, params, max_logits=_STATS),
+        params,
+      )
 
-  @parameterized.parameters((('query_gain', 'key_gain'),), (('query_gain',),),
-                            (('key_gain',),))
+  @parameterized.parameters(
+    (('query_gain', 'key_gain'),), (('query_gain',),), (('key_gain',),)
+  )
   def test_weights_behind_a_norm_are_not_rescaled(self, sides):
     block = _SHARED.blocks._replace(query_gain=(), key_gain=())
     block = block._replace(
-        **{side: getattr(_SHARED.blocks, side) for side in sides})
+      **{side: getattr(_SHARED.blocks, side) for side in sides}
+    )
     self._assert_refused(block, 'weights', 'undoes any rescaling.*gain.*off')
 
-  @parameterized.parameters((('query_gain', 'key_gain'),), (('query_gain',),),
-                            (('key_gain',),))
+  @parameterized.parameters(
+    (('query_gain', 'key_gain'),), (('query_gain',),), (('key_gain',),)
+  )
   def test_gains_that_are_not_there(self, sides):
     block = _SHARED.blocks._replace(**dict.fromkeys(sides, ()))
     self._assert_refused(block, 'gain', 'needs a norm with gains')
 
   def test_gains_that_do_not_fit(self):
     changed = lambda **changes: _SHARED.blocks._replace(
-        query_gain=(_SHARED.blocks.query_gain[0]._replace(**changes),))
+      query_gain=(_SHARED.blocks.query_gain[0]._replace(**changes),)
+    )
     self._assert_refused(
-        changed(path=('norms', 'q', 'scale')), 'gain', 'query: no array at')
+      changed(path=('norms', 'q', 'scale')), 'gain', 'query: no array at'
+    )
     self._assert_refused(changed(heads=0), 'gain', 'has no axis')
 
   def test_off_only_looks(self):
-    tx = muon_clip.qk_clip(1., attention=_SHARED.blocks, mode='off')
+    tx = muon_clip.qk_clip(1.0, attention=_SHARED.blocks, mode='off')
     params = _SHARED.params
     updates, state = tx.update(
-        params, tx.init(params), params, max_logits=2 * _STATS)
+      params, tx.init(params), params, max_logits=2 * _STATS
+    )
     chex.assert_trees_all_equal(updates, params)
     self.assertEqual(state.over_count, 1)
 
 
 class GainTest(parameterized.TestCase):
-
   def test_shared_gains_take_the_smallest_factor_of_their_layer(self):
     params = jax.tree.map(np.ones_like, _SHARED.params)
-    stats = _STATS.at[1].set(jnp.array([400., 1600., 1., np.nan]))
+    stats = _STATS.at[1].set(jnp.array([400.0, 1600.0, 1.0, np.nan]))
     after, state = _clip(_SHARED, 'gain')(params, stats)
     # tau = 100: the smallest gamma is 1/16, its root on both gains.
     for name in ('query', 'key'):
-      np.testing.assert_array_equal(after['norms'][name]['scale'],
-                                    [[1] * 4, [1 / 4] * 4])
+      np.testing.assert_array_equal(
+        after['norms'][name]['scale'], [[1] * 4, [1 / 4] * 4]
+      )
     np.testing.assert_array_equal(state.last_factor, [[1] * 4, [1 / 16] * 4])
     np.testing.assert_array_equal(state.clip_count, [[0] * 4, [1] * 4])
     self.assertEqual(state.smallest_factor, 1 / 16)
@@ -109,21 +116,26 @@ class GainTest(parameterized.TestCase):
     params = jax.tree.map(np.zeros_like, layout.params)
     for name in ('query', 'key'):
       params['norms'][name]['bias'] += 1
-    stats = _STATS.at[0].set(jnp.array([400., 1600., 400., 1.]))
+    stats = _STATS.at[0].set(jnp.array([400.0, 1600.0, 400.0, 1.0]))
     norms = _clip(layout, 'gain')(params, stats)[0]['norms']
     for leaf, offset in (('scale', 1), ('bias', 0)):
-      of_head = lambda name, leaf=leaf, offset=offset: np.asarray(norms[name][
-          leaf][0, :, 0]) + offset
+      of_head = lambda name, leaf=leaf, offset=offset: (
+        np.asarray(norms[name][leaf][0, :, 0]) + offset
+      )
       np.testing.assert_array_equal(of_head('query'), [1 / 2, 1 / 8, 1 / 4, 1])
       np.testing.assert_array_equal(of_head('key'), [1 / 2, 1])
 
-  @parameterized.parameters('gains_shared', 'gains_shared_plus_one',
-                            'gains_per_head_plus_one', 'gains_flat')
+  @parameterized.parameters(
+    'gains_shared',
+    'gains_shared_plus_one',
+    'gains_per_head_plus_one',
+    'gains_flat',
+  )
   def test_gains_shrink_once_and_weights_never(self, name):
     layout = layouts.LAYOUTS[name]
     params = start = {
-        **layout.params, 'norms':
-            jax.tree.map(lambda x: 30 * x, layout.params['norms'])
+      **layout.params,
+      'norms': jax.tree.map(lambda x: 30 * x, layout.params['norms']),
     }
     run = _clip(layout, 'gain')
     self.assertGreater(_largest(layout, params).max(), 300)
@@ -141,8 +153,8 @@ class GainTest(parameterized.TestCase):
     block = _SHARED.blocks._replace(query_gain=(), key_gain=())
     run = _clip(_SHARED, 'weights', block)
     params = {
-        **_SHARED.params, 'norms':
-            jax.tree.map(lambda x: 8 * x, _SHARED.params['norms'])
+      **_SHARED.params,
+      'norms': jax.tree.map(lambda x: 8 * x, _SHARED.params['norms']),
     }
     largest, norms = _largest(_SHARED, params), []
     for _ in range(10):

@@ -17,17 +17,17 @@ _POINT = tuning.Point(1e-3, 0.1)
 
 def _plan():
   return design.Plan(
-      question='Which?',
-      seeds=(0, 1),
-      tasks={'sort': {}},
-      base={'num_steps': 4},
-      variants={'gspo': design.Variant({}, 'own')},
-      failure_reward=0.1,
-      tuning=design.Tuning((1e-3,), (0.1,), (100,)))
+    question='Which?',
+    seeds=(0, 1),
+    tasks={'sort': {}},
+    base={'num_steps': 4},
+    variants={'gspo': design.Variant({}, 'own')},
+    failure_reward=0.1,
+    tuning=design.Tuning((1e-3,), (0.1,), (100,)),
+  )
 
 
 class FolderTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     scratch = tempfile.TemporaryDirectory()
@@ -44,11 +44,10 @@ class FolderTest(absltest.TestCase):
     """Evaluations at each step, and one before the first."""
     self._write('start.json', {'eval/reward': rewards[0]})
     lines = [
-        json.dumps({
-            'step': step,
-            'eval/step': step,
-            'eval/reward': reward
-        } | more) for step, reward in enumerate(rewards[1:], 1)
+      json.dumps(
+        {'step': step, 'eval/step': step, 'eval/reward': reward} | more
+      )
+      for step, reward in enumerate(rewards[1:], 1)
     ]
     (self.path / 'metrics.jsonl').write_text('\n'.join([*lines, '']))
 
@@ -56,10 +55,9 @@ class FolderTest(absltest.TestCase):
     return folder.result(_plan(), self.folder, self.run, _POINT)
 
   def test_area_and_clipped_rows_of_a_finished_run(self):
-    self._record([0, 0.2, 0.4, 0.6, 0.8], **{
-        'clip/low_frac': 0.25,
-        'clip/high_frac': 0.5
-    })
+    self._record(
+      [0, 0.2, 0.4, 0.6, 0.8], **{'clip/low_frac': 0.25, 'clip/high_frac': 0.5}
+    )
     self._write('summary.json', {})
     found = self._result()
     self.assertEqual(found[:5], ('sort', 'gspo', 1e-3, 0.1, 100))
@@ -83,13 +81,14 @@ class FolderTest(absltest.TestCase):
     self.assertTrue(math.isnan(found.clip_frac))
     (self.folder / tuning.FOLDER).mkdir(exist_ok=True)
     folder.write_tuning(self.folder, [found])
-    kept, = folder.read_tuning(self.folder)['sort', 'gspo']
+    (kept,) = folder.read_tuning(self.folder)['sort', 'gspo']
     self.assertTrue(math.isnan(kept.clip_frac))
 
   def test_steps_that_trained_no_row_clip_none(self):
     self._record([0, 0.2, 0.4], **{'clip/low_frac': 0.5})
-    (self.path /
-     'faults.jsonl').write_text('{"step": 2, "nonfinite": ["clip/low_frac"]}\n')
+    (self.path / 'faults.jsonl').write_text(
+      '{"step": 2, "nonfinite": ["clip/low_frac"]}\n'
+    )
     lines = (self.path / 'metrics.jsonl').read_text().splitlines()
     repeated = json.dumps(json.loads(lines[1]) | {'clip/low_frac': 0.1})
     (self.path / 'metrics.jsonl').write_text(f'{lines[0]}\n{repeated}\n')
@@ -104,10 +103,19 @@ class FolderTest(absltest.TestCase):
   def test_the_grid_survives_its_file(self):
     self.assertEmpty(folder.read_tuning(self.folder))
     results = [
-        tuning.Result('sort', name, 1e-4, 0.05, seed, 0.123456789, seed == 1,
-                      0.25, name == 'null')
-        for name in ('gspo', 'null')
-        for seed in (0, 1)
+      tuning.Result(
+        'sort',
+        name,
+        1e-4,
+        0.05,
+        seed,
+        0.123456789,
+        seed == 1,
+        0.25,
+        name == 'null',
+      )
+      for name in ('gspo', 'null')
+      for seed in (0, 1)
     ]
     folder.write_tuning(self.folder, results)
     found = folder.read_tuning(self.folder)
@@ -121,8 +129,9 @@ class FolderTest(absltest.TestCase):
     text = file.read_text(encoding='utf-8').splitlines(keepends=True)
     for damage in ('sort,gspo,high\n', 'sort\n'):
       file.write_text(''.join([*text[:2], damage]), encoding='utf-8')
-      with self.assertRaisesRegex(config_lib.ConfigError,
-                                  r'tuning\.csv, line 3: damaged'):
+      with self.assertRaisesRegex(
+        config_lib.ConfigError, r'tuning\.csv, line 3: damaged'
+      ):
         folder.read_tuning(self.folder)
 
 

@@ -29,24 +29,26 @@ _WORKER = str(pathlib.Path(__file__).parent.with_name('standin_worker.py'))
 
 def _runs(orders, **overrides):
   return [
-      design.Run('task', f'p{order}-{i}', i,
-                 design.folder_of('task', f'p{order}', i), {
-                     'loss.p': float(order),
-                     'seed': i,
-                     'num_steps': 2
-                 } | overrides) for i, order in enumerate(orders)
+    design.Run(
+      'task',
+      f'p{order}-{i}',
+      i,
+      design.folder_of('task', f'p{order}', i),
+      {'loss.p': float(order), 'seed': i, 'num_steps': 2} | overrides,
+    )
+    for i, order in enumerate(orders)
   ]
 
 
 class LaunchTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     scratch = tempfile.TemporaryDirectory()
     self.addCleanup(scratch.cleanup)
     self.folder = pathlib.Path(scratch.name)
     self.enterContext(
-        mock.patch.object(launch, 'COMMAND', [sys.executable, _WORKER]))
+      mock.patch.object(launch, 'COMMAND', [sys.executable, _WORKER])
+    )
 
   def _launcher(self, num_workers=1, max_runs=64):
     lock = self.enterContext(folder.claimed(self.folder))
@@ -59,8 +61,9 @@ class LaunchTest(absltest.TestCase):
       path = self.folder / run.folder
       path.mkdir(parents=True, exist_ok=True)
       empty = {'inputs': {}, 'settings': {}, 'versions': {}}
-      run_folder.write_json(path / run_folder.CONFIG,
-                            run_folder.described_config(config) | empty)
+      run_folder.write_json(
+        path / run_folder.CONFIG, run_folder.described_config(config) | empty
+      )
 
   def _train(self, runs, **options):
     launcher = self._launcher(**options)
@@ -120,11 +123,13 @@ class LaunchTest(absltest.TestCase):
   def test_run_that_kills_its_process_fails_alone(self):
     runs = _runs([0, 1, 8, 2, 3])
     failures = self._train(runs)
-    self.assertEqual(failures,
-                     {'task/p8/seed-2': 'its process was killed by SIGKILL'})
+    self.assertEqual(
+      failures, {'task/p8/seed-2': 'its process was killed by SIGKILL'}
+    )
     self.assertEqual([self._made(run) for run in runs], [1, 1, 0, 1, 1])
     failed = json.loads(
-        (self.folder / runs[2].folder / 'failed.json').read_text())
+      (self.folder / runs[2].folder / 'failed.json').read_text()
+    )
     self.assertFalse(failed['final'])  # the next command tries it again
 
   def test_last_words_of_a_process_are_its_reason(self):
@@ -150,7 +155,8 @@ class LaunchTest(absltest.TestCase):
   def test_folder_of_another_configuration_is_refused(self):
     run = _runs([1])[0]
     other = design.configuration(
-        run._replace(overrides=run.overrides | {'loss.p': 0.5}), 'x')
+      run._replace(overrides=run.overrides | {'loss.p': 0.5}), 'x'
+    )
     path = self.folder / run.folder
     path.mkdir(parents=True)
     run_folder.write_json(path / run_folder.CONFIG, run_folder.describe(other))
@@ -179,13 +185,16 @@ class LaunchTest(absltest.TestCase):
     launcher = self._launcher()
     self._signal_when_running(launcher)
     errors = io.StringIO()
-    with (contextlib.redirect_stderr(errors),
-          self.assertRaises(launch.Interrupted)):
+    with (
+      contextlib.redirect_stderr(errors),
+      self.assertRaises(launch.Interrupted),
+    ):
       launcher.train(_runs([6]))
     self.assertEqual(
-        errors.getvalue().splitlines()[-1],
-        'interrupted: waits for a step of 1 run, to be saved; a second signal '
-        'ends it at once')
+      errors.getvalue().splitlines()[-1],
+      'interrupted: waits for a step of 1 run, to be saved; a second signal '
+      'ends it at once',
+    )
     self.assertEmpty(launcher.failures)
 
   def _signal_when_running(self, launcher):
@@ -230,8 +239,10 @@ class LaunchTest(absltest.TestCase):
     (self.folder / runs[2].folder / 'checkpoints' / '70').mkdir()
     pending, _ = states.ready(runs, self.folder)
     jobs = launch.jobs_of(pending, self.folder, 1, 64)
-    self.assertEqual([[run.name for run in job.runs] for job in jobs],
-                     [['task/p0/seed-0', 'task/p2/seed-2'], ['task/p1/seed-1']])
+    self.assertEqual(
+      [[run.name for run in job.runs] for job in jobs],
+      [['task/p0/seed-0', 'task/p2/seed-2'], ['task/p1/seed-1']],
+    )
 
   def _save(self, run, *names):
     """Makes folders with a seal among the checkpoints of a run."""
@@ -242,7 +253,6 @@ class LaunchTest(absltest.TestCase):
 
 
 class ClaimTest(absltest.TestCase):
-
   def test_a_plan_waits_for_the_workers_of_one_that_was_killed(self):
     with tempfile.TemporaryDirectory() as scratch:
       path = pathlib.Path(scratch)

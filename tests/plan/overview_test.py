@@ -8,7 +8,6 @@ from hmpo_jax.plan import overview
 
 
 class OverviewTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.progress = mock.Mock()
@@ -22,8 +21,9 @@ class OverviewTest(absltest.TestCase):
     self.overview.started('ab')
     self.assertEqual(self._status(), 'runs 2 compiling, 2 waiting')
     self.overview.step('ab', 31)
-    self.progress.update.assert_called_with(62,
-                                            {'runs': '2 at step 31, 2 waiting'})
+    self.progress.update.assert_called_with(
+      62, {'runs': '2 at step 31, 2 waiting'}
+    )
     self.overview.started('cd')
     self.overview.step('cd', 1)
     self.progress.update.assert_called_with(64, {'runs': '4 at step 1 to 31'})
@@ -32,21 +32,26 @@ class OverviewTest(absltest.TestCase):
     self.assertEqual(self._status(), 'runs 1 done, 1 failed, 2 at step 1 to 31')
     self.overview.step('cd', 2)  # the failed one is no part of it
     self.progress.update.assert_called_with(
-        31 + 60 + 60 + 2, {'runs': '1 done, 1 failed, 2 at step 2 to 31'})
+      31 + 60 + 60 + 2, {'runs': '1 done, 1 failed, 2 at step 2 to 31'}
+    )
 
   def test_says_what_an_end_waits_for(self):
     self.overview.started('abc')
     self.overview.step('a', 1)
     self.assertEqual(
-        self.overview.before_end(), 'a step of 3 runs, to be saved; 2 of them '
-        'compile first, which takes up to minutes')
+      self.overview.before_end(),
+      'a step of 3 runs, to be saved; 2 of them '
+      'compile first, which takes up to minutes',
+    )
     self.overview.step('bc', 1)
-    self.assertEqual(self.overview.before_end(),
-                     'a step of 3 runs, to be saved')
+    self.assertEqual(
+      self.overview.before_end(), 'a step of 3 runs, to be saved'
+    )
 
   def test_runs_that_resume_count_what_they_have(self):
-    self.overview = overview.Overview(self.progress,
-                                      {'a': overview.Way(30, 60)})
+    self.overview = overview.Overview(
+      self.progress, {'a': overview.Way(30, 60)}
+    )
     self.overview.started('a')
     self.overview.step('a', 31)
     self.progress.update.assert_called_with(31, {'runs': '1 at step 31'})

@@ -10,7 +10,6 @@ from hmpo_jax.run import session
 
 
 class EndTest(absltest.TestCase):
-
   def test_run_without_a_sound_update_has_failed_and_the_others_are_done(self):
     told = []
     runs = {index: mock.Mock(early_stop='') for index in range(3)}
@@ -18,17 +17,21 @@ class EndTest(absltest.TestCase):
     # A group after its last step.
     trained = object.__new__(run_batch._Group)
     trained.__dict__.update(
-        _runs=runs,
-        finished=5,
-        _config=types.SimpleNamespace(num_steps=5),
-        _start=lambda: None,
-        _tell=told.append)
+      _runs=runs,
+      finished=5,
+      _config=types.SimpleNamespace(num_steps=5),
+      _start=lambda: None,
+      _tell=told.append,
+    )
     trained.train(lambda: False)
-    self.assertEqual(told, [
+    self.assertEqual(
+      told,
+      [
         run_batch.Report('done', 0),
         run_batch.Report('failed', 1, 'nothing', 5),
-        run_batch.Report('done', 2)
-    ])
+        run_batch.Report('done', 2),
+      ],
+    )
 
 
 if __name__ == '__main__':

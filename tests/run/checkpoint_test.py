@@ -41,17 +41,17 @@ class _State(NamedTuple):
 def _state(seed):
   key = jax.random.key(seed)
   return _State(
-      params={
-          'w': jax.random.normal(key, (3, 4)),
-          'half': jax.random.normal(key, (5,), jnp.bfloat16)
-      },
-      key=key,
-      moments=(jnp.int32(seed), jnp.array([True, False]), jnp.float32(jnp.nan)),
-      empty=())
+    params={
+      'w': jax.random.normal(key, (3, 4)),
+      'half': jax.random.normal(key, (5,), jnp.bfloat16),
+    },
+    key=key,
+    moments=(jnp.int32(seed), jnp.array([True, False]), jnp.float32(jnp.nan)),
+    empty=(),
+  )
 
 
 class CheckpointTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -85,8 +85,10 @@ class CheckpointTest(absltest.TestCase):
       self.assertEqual(saver.steps(), [2, 3])
       self.assertEqual(saver.latest_step(), 3)
     self.assertEmpty(self.notes)
-    self.assertCountEqual((file.name for file in self.folder.iterdir()),
-                          ['2', '3', '2.sha256.json', '3.sha256.json'])
+    self.assertCountEqual(
+      (file.name for file in self.folder.iterdir()),
+      ['2', '3', '2.sha256.json', '3.sha256.json'],
+    )
 
   def test_keeps_the_best_beside_the_newest(self):
     self._save(1, 2, 3, 4, scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
@@ -101,18 +103,20 @@ class CheckpointTest(absltest.TestCase):
       self.assertEqual(saver.steps(), [2, 6, 7])
 
   def test_what_was_not_scored_is_never_the_best(self):
-    self._save(1, 2, 3, 4, scores={1: 0., 2: None, 3: None, 4: None})
+    self._save(1, 2, 3, 4, scores={1: 0.0, 2: None, 3: None, 4: None})
     with self._checkpoints() as saver:
       self.assertEqual(saver.steps(), [1, 3, 4])
 
   def test_donated_state_is_saved_whole(self):
     advance = jax.jit(
-        lambda state: state._replace(
-            params=jax.tree.map(lambda x: x + 1, state.params)),
-        donate_argnums=0)
+      lambda state: state._replace(
+        params=jax.tree.map(lambda x: x + 1, state.params)
+      ),
+      donate_argnums=0,
+    )
     state = checkpoint.place(_state(1))
     with self._checkpoints() as saver:
-      saver.save(1, state, {}, 0.)
+      saver.save(1, state, {}, 0.0)
       advance(state)
     with self._checkpoints() as saver:
       self._assert_equal(saver.restore(_state(0)).state, _state(1))
@@ -128,25 +132,26 @@ class CheckpointTest(absltest.TestCase):
 
   def test_says_nothing_to_a_terminal(self):
     result = subprocess.run(
-        [sys.executable, '-c', _SAVE_AND_RESTORE,
-         str(self.folder)],
-        cwd=pathlib.Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False)
-    self.assertEqual((result.returncode, result.stdout, result.stderr),
-                     (0, '', ''))
+      [sys.executable, '-c', _SAVE_AND_RESTORE, str(self.folder)],
+      cwd=pathlib.Path(__file__).parents[2],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(
+      (result.returncode, result.stdout, result.stderr), (0, '', '')
+    )
 
   def test_every_damage_is_named_and_the_checkpoint_before_is_used(self):
     self._save(1, 2)
     pristine = {
-        path.relative_to(self.folder): path.read_bytes()
-        for path in self.folder.rglob('*')
-        if path.is_file()
+      path.relative_to(self.folder): path.read_bytes()
+      for path in self.folder.rglob('*')
+      if path.is_file()
     }
     damages = {
-        'flipped': lambda data: data[:-1] + bytes([data[-1] ^ 1]),
-        'truncated': lambda data: data[:len(data) // 2],
+      'flipped': lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+      'truncated': lambda data: data[: len(data) // 2],
     }
     of_newest = [path for path in pristine if path.parts[0][0] == '2']
     self.assertGreater(len(of_newest), 8)
@@ -158,8 +163,10 @@ class CheckpointTest(absltest.TestCase):
         with self._checkpoints() as saver:
           self.assertEqual(saver.restore(_state(0)).step, 1, path)
         self.assertRegex(
-            self.notes.pop(), r'checkpoint .*/2 (is damaged in|has '
-            'an unreadable seal)')
+          self.notes.pop(),
+          r'checkpoint .*/2 (is damaged in|has '
+          'an unreadable seal)',
+        )
         self.assertTrue((self.folder / 'damaged').is_dir())
         self._reset(pristine)
 
@@ -171,8 +178,9 @@ class CheckpointTest(absltest.TestCase):
       self.assertEqual(saver.restore(_state(0)).step, 1)
     self.assertLen(self.notes, 2)
     self.assertCountEqual(
-        (file.name for file in (self.folder / 'damaged').iterdir()),
-        ['2', '3.orbax-checkpoint-tmp'])
+      (file.name for file in (self.folder / 'damaged').iterdir()),
+      ['2', '3.orbax-checkpoint-tmp'],
+    )
 
   def test_what_is_no_step_stays_and_counts_for_nothing(self):
     others = ('\u00b2', '007', '9 (copy)', 'notes')
@@ -197,8 +205,9 @@ class CheckpointTest(absltest.TestCase):
     with self._checkpoints() as saver:
       self.assertIsNone(saver.restore(_state(0)))
     self.assertCountEqual(
-        (file.name for file in (self.folder / 'damaged').iterdir()),
-        ['7', '7-1', '7-2'])
+      (file.name for file in (self.folder / 'damaged').iterdir()),
+      ['7', '7-1', '7-2'],
+    )
 
   def _reset(self, content):
     shutil.rmtree(self.folder)
@@ -210,9 +219,10 @@ class CheckpointTest(absltest.TestCase):
     room = mock.Mock(free=1000)
     with mock.patch.object(shutil, 'disk_usage', lambda _: room):
       with self._checkpoints() as saver:
-        with self.assertRaisesRegex(checkpoint.SaveError,
-                                    '1,000 bytes free') as raised:
-          saver.save(1, _state(1), {}, 0.)
+        with self.assertRaisesRegex(
+          checkpoint.SaveError, '1,000 bytes free'
+        ) as raised:
+          saver.save(1, _state(1), {}, 0.0)
         self.assertTrue(checkpoint.is_full(raised.exception))
       with self.assertRaisesRegex(checkpoint.SaveError, '1,000 bytes free'):
         checkpoint.save_tree(self.folder / 'tree', _state(1).params)
@@ -221,7 +231,8 @@ class CheckpointTest(absltest.TestCase):
   def test_disk_without_room_is_told_from_other_faults(self):
     full = checkpoint.SaveError('checkpoint not written: ...')
     full.__cause__ = ValueError(
-        'RESOURCE_EXHAUSTED: Error writing "/x": No space left on device [...]')
+      'RESOURCE_EXHAUSTED: Error writing "/x": No space left on device [...]'
+    )
     quota = OSError(errno.EDQUOT, 'quota')
     for error in (full, quota, OSError(errno.ENOSPC, 'full')):
       self.assertTrue(checkpoint.is_full(error), error)
@@ -231,10 +242,13 @@ class CheckpointTest(absltest.TestCase):
       self.assertFalse(checkpoint.is_full(error), error)
 
   def test_what_failed_is_told_whatever_becomes_of_the_scratch(self):
-    with (mock.patch.object(
-        checkpoint.ocp, 'StandardCheckpointer', side_effect=OSError('no room')),
-          mock.patch.object(shutil.os, 'rmdir', side_effect=OSError(39, 'd')),
-          self.assertRaisesRegex(checkpoint.SaveError, 'no room')):
+    with (
+      mock.patch.object(
+        checkpoint.ocp, 'StandardCheckpointer', side_effect=OSError('no room')
+      ),
+      mock.patch.object(shutil.os, 'rmdir', side_effect=OSError(39, 'd')),
+      self.assertRaisesRegex(checkpoint.SaveError, 'no room'),
+    ):
       checkpoint.save_tree(self.folder / 'tree', _state(1).params)
 
   def test_half_written_tree_is_not_used(self):
@@ -246,7 +260,8 @@ class CheckpointTest(absltest.TestCase):
     self.assertIn('was not finished', self.notes[0])
     checkpoint.save_tree(folder, tree)
     chex.assert_trees_all_equal(
-        checkpoint.restore_tree(folder, tree, self.notes.append), tree)
+      checkpoint.restore_tree(folder, tree, self.notes.append), tree
+    )
 
   def test_tree_is_whole_or_absent(self):
     tree, like = _state(1).params, jax.eval_shape(lambda: _state(1).params)
@@ -257,8 +272,9 @@ class CheckpointTest(absltest.TestCase):
     chex.assert_trees_all_equal(restore(), tree, strict=True)
     # A second writer of the same tree leaves the first one's in place.
     checkpoint.save_tree(folder, tree)
-    self.assertEqual([file.name for file in folder.parent.iterdir()],
-                     ['digest'])
+    self.assertEqual(
+      [file.name for file in folder.parent.iterdir()], ['digest']
+    )
     self.assertFalse((folder / 'tree').exists())
     (folder / '_METADATA').write_text('{}')
     self.assertIsNone(restore())

@@ -20,11 +20,14 @@ from hmpo_jax.run import compile_cache
 _ROOT = pathlib.Path(__file__).parents[2]
 _FOLDER = 'jax_compilation_cache_dir'
 _MIN_COMPILE_TIME = 'jax_persistent_cache_min_compile_time_secs'
-_VARIABLES = (_FOLDER.upper(), _MIN_COMPILE_TIME.upper(),
-              'JAX_ENABLE_COMPILATION_CACHE')
+_VARIABLES = (
+  _FOLDER.upper(),
+  _MIN_COMPILE_TIME.upper(),
+  'JAX_ENABLE_COMPILATION_CACHE',
+)
 # Prints misses and hits of a program of ours with one function that is worth
 # keeping and some, by operations outside of jit, that are not by JAX's default.
-_PROGRAM = f'''
+_PROGRAM = f"""
 import collections
 from absl import app
 import jax
@@ -39,26 +42,26 @@ def main(_):
   print(*(counts['/jax/compilation_cache/cache_' + kind]
           for kind in ('misses', 'hits')))
 app.run(main, flags_parser=command_line.parse_all)
-'''
+"""
 
 
 def _environment(caches):
   """The process's, with another folder of caches and no word on JAX's."""
   others = {
-      name: value
-      for name, value in os.environ.items()
-      if name not in _VARIABLES
+    name: value for name, value in os.environ.items() if name not in _VARIABLES
   }
   return others | {'XDG_CACHE_HOME': str(caches)}
 
 
 def _start(caches):
   """(misses, hits) of the program in a new process."""
-  result = subprocess.run([sys.executable, '-c', _PROGRAM],
-                          env=_environment(caches) | {'PYTHONPATH': str(_ROOT)},
-                          capture_output=True,
-                          text=True,
-                          check=True)
+  result = subprocess.run(
+    [sys.executable, '-c', _PROGRAM],
+    env=_environment(caches) | {'PYTHONPATH': str(_ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   misses, hits = result.stdout.split()
   return int(misses), int(hits)
 
@@ -70,7 +73,6 @@ def _age(file, seconds):
 
 
 class CompileCacheTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -80,7 +82,7 @@ class CompileCacheTest(parameterized.TestCase):
 
   def _switch_on(self, options=(), variables=()):
     """JAX's options after `switch_on`, where the user set only these."""
-    options = {_FOLDER: None, _MIN_COMPILE_TIME: 1.} | dict(options)
+    options = {_FOLDER: None, _MIN_COMPILE_TIME: 1.0} | dict(options)
     for name, value in options.items():
       self.addCleanup(jax.config.update, name, getattr(jax.config, name))
       jax.config.update(name, value)
@@ -103,26 +105,27 @@ class CompileCacheTest(parameterized.TestCase):
       later.assert_called_once_with(compile_cache.switch_on)
 
   def test_keeps_all_in_a_folder_of_the_user(self):
-    self.assertEqual(self._switch_on(), (str(self.folder), 0.))
+    self.assertEqual(self._switch_on(), (str(self.folder), 0.0))
     self.assertEqual(self.folder.stat().st_mode & 0o777, 0o700)
 
   @parameterized.parameters(('mine', True), ('', True), ('mine', False))
   def test_folder_that_the_user_set_wins(self, mine, by_variable):
     variables = [_FOLDER.upper()] if by_variable else []
-    self.assertEqual(self._switch_on({_FOLDER: mine}, variables), (mine, 0.))
+    self.assertEqual(self._switch_on({_FOLDER: mine}, variables), (mine, 0.0))
     self.assertFalse(self.folder.exists())
 
-  @parameterized.parameters((.3, True), (1., True), (.3, False))
+  @parameterized.parameters((0.3, True), (1.0, True), (0.3, False))
   def test_time_that_the_user_set_wins(self, seconds, by_variable):
     variables = [_MIN_COMPILE_TIME.upper()] if by_variable else []
     self.assertEqual(
-        self._switch_on({_MIN_COMPILE_TIME: seconds}, variables),
-        (str(self.folder), seconds))
+      self._switch_on({_MIN_COMPILE_TIME: seconds}, variables),
+      (str(self.folder), seconds),
+    )
 
   def test_stays_off_where_jax_has_it_off(self):
     jax.config.update('jax_enable_compilation_cache', False)
     self.addCleanup(jax.config.update, 'jax_enable_compilation_cache', True)
-    self.assertEqual(self._switch_on(), (None, 1.))
+    self.assertEqual(self._switch_on(), (None, 1.0))
     self.assertFalse(self.folder.exists())
 
   def test_folder_that_cant_be_made_costs_one_line(self):
@@ -137,13 +140,16 @@ class CompileCacheTest(parameterized.TestCase):
   def test_relative_folder_of_caches_is_ignored(self):
     with mock.patch.dict(os.environ, HOME='/home/me', XDG_CACHE_HOME='here'):
       self.assertEqual(
-          str(compile_cache.folder()), '/home/me/.cache/hmpo_jax/compiled')
+        str(compile_cache.folder()), '/home/me/.cache/hmpo_jax/compiled'
+      )
 
   def test_without_a_home_nothing_is_kept(self):
     # As os.path.expanduser leaves it where neither HOME nor the user database
     # knows one.
-    with (mock.patch.object(os.path, 'expanduser', lambda path: path),
-          mock.patch.object(sys, 'stderr') as stderr):
+    with (
+      mock.patch.object(os.path, 'expanduser', lambda path: path),
+      mock.patch.object(sys, 'stderr') as stderr,
+    ):
       self.caches = pathlib.Path()  # no absolute one
       self.assertIsNone(compile_cache.folder())
       folder, _ = self._switch_on()
@@ -152,10 +158,12 @@ class CompileCacheTest(parameterized.TestCase):
     self.assertIn('not kept (no home folder is known)', text)
 
   @parameterized.named_parameters(
-      ('cut', lambda whole: whole[:-1]), ('empty', lambda _: b''),
-      ('lost_to_a_power_cut', lambda whole: bytes(len(whole))),
-      ('flipped', lambda whole: whole[:20] + b'?' + whole[21:]),
-      ('cut_zstd', lambda _: b'\x28\xb5\x2f\xfdcut'))
+    ('cut', lambda whole: whole[:-1]),
+    ('empty', lambda _: b''),
+    ('lost_to_a_power_cut', lambda whole: bytes(len(whole))),
+    ('flipped', lambda whole: whole[:20] + b'?' + whole[21:]),
+    ('cut_zstd', lambda _: b'\x28\xb5\x2f\xfdcut'),
+  )
   def test_damaged_files_go(self, damage):
     whole = zlib.compress(b'a program of some length' * 9)
     files = {'whole': whole, 'zstd': b'\x28\xb5\x2f\xfdwhole'}
@@ -163,8 +171,10 @@ class CompileCacheTest(parameterized.TestCase):
       (self.caches / f'{name}-cache').write_bytes(content)
     with mock.patch.dict(sys.modules, self._zstd()):
       compile_cache.tidy(self.caches)
-    self.assertEqual({file.name for file in self.caches.glob('*-cache')},
-                     {'whole-cache', 'zstd-cache'})
+    self.assertEqual(
+      {file.name for file in self.caches.glob('*-cache')},
+      {'whole-cache', 'zstd-cache'},
+    )
 
   def _zstd(self):
     """A stand-in for either library of zstd."""
@@ -175,7 +185,8 @@ class CompileCacheTest(parameterized.TestCase):
       return content
 
     module = types.SimpleNamespace(
-        decompress=decompress, ZstdError=ZeroDivisionError)
+      decompress=decompress, ZstdError=ZeroDivisionError
+    )
     return {'zstandard': module, 'compression.zstd': module}
 
   def test_files_are_read_once(self):

@@ -4,11 +4,11 @@ from absl.testing import absltest
 
 from hmpo_jax.run import controllers
 
-_STEADY = {'arithmetic_history': [1.005] * 10, 'harmonic_history': [.995] * 10}
-_OPEN = {'arithmetic_history': [1.03] * 10, 'harmonic_history': [.97] * 10}
+_STEADY = {'arithmetic_history': [1.005] * 10, 'harmonic_history': [0.995] * 10}
+_OPEN = {'arithmetic_history': [1.03] * 10, 'harmonic_history': [0.97] * 10}
 _EMPTY: dict[str, list[float]] = {
-    'arithmetic_history': [],
-    'harmonic_history': []
+  'arithmetic_history': [],
+  'harmonic_history': [],
 }
 
 
@@ -21,7 +21,6 @@ def _stop(controller, records):
 
 
 class FullConvergenceTest(absltest.TestCase):
-
   def test_steady_means_end_a_run_at_record_20(self):
     # Rates of 1 - .01 / 2 and of 1 - .06 / 2.
     stop = lambda *records: _stop(controllers.FullConvergence(), records)
@@ -38,10 +37,12 @@ class FullConvergenceTest(absltest.TestCase):
   def test_other_one_reads_the_clip_normalised_histories(self):
     record = _STEADY | {f'{k}_clip': v for k, v in _OPEN.items()}
     self.assertEqual(
-        _stop(controllers.ClipNormalisedConvergence(), [record] * 30), 0)
+      _stop(controllers.ClipNormalisedConvergence(), [record] * 30), 0
+    )
     record = _OPEN | {f'{k}_clip': v for k, v in _STEADY.items()}
     self.assertEqual(
-        _stop(controllers.ClipNormalisedConvergence(), [record] * 30), 20)
+      _stop(controllers.ClipNormalisedConvergence(), [record] * 30), 20
+    )
 
 
 if __name__ == '__main__':

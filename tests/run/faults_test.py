@@ -36,21 +36,21 @@ def _start(command, *, limit=None, stream=subprocess.PIPE, **overrides):
   """A process of the smoke run, with keys overridden."""
   overrides |= {'mechanism__every': 0}  # compiles in two thirds of the time
   arguments = [f'--config={_ROOT}/configs/smoke.py'] + [
-      f'--config.{key.replace("__", ".")}={value}'
-      for key, value in overrides.items()
+    f'--config.{key.replace("__", ".")}={value}'
+    for key, value in overrides.items()
   ]
   if limit:
     command = ('-c', _LIMITED, str(limit), *command)
   return subprocess.Popen(
-      [sys.executable, *command, *arguments],
-      env=os.environ | {'PYTHONPATH': str(_ROOT)},
-      stdout=stream,
-      stderr=stream,
-      text=True)
+    [sys.executable, *command, *arguments],
+    env=os.environ | {'PYTHONPATH': str(_ROOT)},
+    stdout=stream,
+    stderr=stream,
+    text=True,
+  )
 
 
 class FaultsTest(absltest.TestCase):
-
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -66,8 +66,13 @@ class FaultsTest(absltest.TestCase):
 
   @staticmethod
   def _killed_command(workdir, event, delay_ms):
-    return (_KILLED_MAIN, str(event), str(delay_ms), str(workdir),
-            f'--workdir={workdir}')
+    return (
+      _KILLED_MAIN,
+      str(event),
+      str(delay_ms),
+      str(workdir),
+      f'--workdir={workdir}',
+    )
 
   def _run(self, workdir, **options):
     process = _start((_MAIN, f'--workdir={workdir}'), **options)
@@ -76,8 +81,11 @@ class FaultsTest(absltest.TestCase):
 
   def _assert_same_bytes(self, workdir, undisturbed='whole'):
     for name in _FILES:
-      self.assertEqual((workdir / name).read_bytes(),
-                       (self.base / undisturbed / name).read_bytes(), name)
+      self.assertEqual(
+        (workdir / name).read_bytes(),
+        (self.base / undisturbed / name).read_bytes(),
+        name,
+      )
 
   def _kill(self, times, seed):
     """Kills runs until `times` are dead; each that ends is compared."""
@@ -86,8 +94,10 @@ class FaultsTest(absltest.TestCase):
     workdir = self.base / f'killed_{seed}'
     while killed < times:
       process = _start(
-          self._killed_command(workdir, rng.randint(1, self.num_events),
-                               rng.choice([0, 0, 5, 50])))
+        self._killed_command(
+          workdir, rng.randint(1, self.num_events), rng.choice([0, 0, 5, 50])
+        )
+      )
       _, errors = process.communicate()
       self.assertIn(process.returncode, (0, -signal.SIGKILL), errors)
       self.assertNotIn('Traceback', errors)
@@ -112,29 +122,36 @@ class FaultsTest(absltest.TestCase):
 
   def test_signal_ends_with_75_and_the_run_goes_on(self):
     judge = self.base / 'judge.py'
-    judge.write_text('def judge(_, responses):\n'
-                     '  return [len(set(r)) / 6 for r in responses]\n')
+    judge.write_text(
+      'def judge(_, responses):\n'
+      '  return [len(set(r)) / 6 for r in responses]\n'
+    )
     options = {'reward__function': f'{judge}:judge', 'num_steps': 9}
     self.assertEqual(self._run(self.base / 'judged', **options)[0], 0)
     workdir = self.base / 'signalled'
     # The one run meets them all, one after the other.
-    for phase, name in (('compile', 'SIGINT'), ('rollout', 'SIGTERM'),
-                        ('update', 'SIGINT'), ('save', 'SIGTERM')):
+    for phase, name in (
+      ('compile', 'SIGINT'),
+      ('rollout', 'SIGTERM'),
+      ('update', 'SIGINT'),
+      ('save', 'SIGTERM'),
+    ):
       with self.subTest(phase):
-        process = _start((_SIGNALLED_MAIN, phase, name, f'--workdir={workdir}'),
-                         **options)
+        process = _start(
+          (_SIGNALLED_MAIN, phase, name, f'--workdir={workdir}'), **options
+        )
         _, errors = process.communicate()
         self.assertEqual(process.returncode, 75, errors)
         self.assertIn('the same command goes on', errors)
         told = re.search(r'interrupted: waits for (.*); a second', errors)
         # A save goes on while the next step begins.
         self.assertRegex(
-            told[1], {
-                'compile':
-                    'step 1 and its checkpoint, while programs compile',
-                'save':
-                    r'^(the checkpoint of step 6|step 7 and its checkpoint)$'
-            }.get(phase, 'its checkpoint'))
+          told[1],
+          {
+            'compile': 'step 1 and its checkpoint, while programs compile',
+            'save': r'^(the checkpoint of step 6|step 7 and its checkpoint)$',
+          }.get(phase, 'its checkpoint'),
+        )
         self.assertNotIn('Traceback', errors)
     self.assertEqual(self._run(workdir, **options)[0], 0)
     self._assert_same_bytes(workdir, 'judged')

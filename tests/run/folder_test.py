@@ -20,20 +20,12 @@ from hmpo_jax.run import folder as run_folder
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _OURS: dict = {
-    'config': {
-        'seed': 0,
-        'loss': {
-            'p': -1.0,
-            'name': 'power_mean'
-        }
-    },
-    'inputs': {},
-    'settings': {},
-    'versions': {
-        'jax': '1.0'
-    },
-    'commit': 'here',
-    'device': 'cpu',
+  'config': {'seed': 0, 'loss': {'p': -1.0, 'name': 'power_mean'}},
+  'inputs': {},
+  'settings': {},
+  'versions': {'jax': '1.0'},
+  'commit': 'here',
+  'device': 'cpu',
 }
 
 _CLAIM_FOREVER = """
@@ -50,7 +42,6 @@ def _with(**parts):
 
 
 class RunFolderTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -85,29 +76,27 @@ class RunFolderTest(parameterized.TestCase):
 
   def test_files_that_moved_make_no_other_run(self):
     place = lambda name: {
-        'config':
-            _OURS['config'] | {
-                'warm_start': {
-                    'folder': f'{name}/warm_start'
-                },
-                'exponent': {
-                    'path': f'{name}/metrics.jsonl'
-                }
-            }
+      'config': _OURS['config']
+      | {
+        'warm_start': {'folder': f'{name}/warm_start'},
+        'exponent': {'path': f'{name}/metrics.jsonl'},
+      }
     }
     self._claim(_with(inputs={'exponent.path': 'abc'}, **place('here')))
     self._claim(_with(inputs={'exponent.path': 'abc'}, **place('there')))
     self._assert_refused(
-        _with(inputs={'exponent.path': 'abd'}, **place('there')),
-        'inputs.exponent.path: abc there, abd here')
+      _with(inputs={'exponent.path': 'abd'}, **place('there')),
+      'inputs.exponent.path: abc there, abd here',
+    )
 
   def test_prompts_that_moved_make_no_other_run(self):
     named = lambda place: {'config': {'task': {'prompts': place}}}
     self._claim(_with(inputs={'task.prompts': 'abc'}, **named('p.jsonl')))
     self._claim(_with(inputs={'task.prompts': 'abc'}, **named('./p.jsonl')))
     self._assert_refused(
-        _with(inputs={'task.prompts': 'abd'}, **named('p.jsonl')),
-        'inputs.task.prompts: abc there, abd here')
+      _with(inputs={'task.prompts': 'abd'}, **named('p.jsonl')),
+      'inputs.task.prompts: abc there, abd here',
+    )
     text = (self.folder / 'config.json').read_text(encoding='utf-8')
     self.assertEqual(json.loads(text)['config'], named('./p.jsonl')['config'])
 
@@ -115,9 +104,8 @@ class RunFolderTest(parameterized.TestCase):
   def test_function_that_moved_makes_no_other_run(self, section):
     key = f'{section}.function'
     named = lambda name, digest: _with(
-        inputs={key: digest}, config={section: {
-            'function': name
-        }})
+      inputs={key: digest}, config={section: {'function': name}}
+    )
     self._claim(named('a.py:f', 'abc'))
     self._claim(named('./there/b.py:f', 'abc'))
     self._claim(named('a:f', 'abc'))
@@ -148,36 +136,27 @@ class RunFolderTest(parameterized.TestCase):
     self.assertEqual(file.read_text(encoding='utf-8'), 'precious')
 
   @parameterized.named_parameters(
-      ('value', {
-          'config': {
-              'seed': 0,
-              'loss': {
-                  'p': 0.5,
-                  'name': 'power_mean'
-              }
-          }
-      }, r'\(config\.loss\.p: -1\.0 there, 0\.5 here\)'),
-      ('key_gone', {
-          'config': {
-              'seed': 0,
-              'loss': {
-                  'p': -1.0
-              }
-          }
-      }, r'\(config\.loss\.name: power_mean there, absent here\)'),
-      ('keys_of_every_part', {
-          'config': _OURS['config'] | {
-              'steps': 3
-          },
-          'inputs': {
-              'task.prompts': 'f00'
-          },
-          'versions': {
-              'jax': '2.0'
-          }
-      }, r'\(config\.steps: absent there, 3 here; '
-       r'inputs\.task\.prompts: absent there, f00 here; '
-       r'versions\.jax: 1\.0 there, 2\.0 here\)'),
+    (
+      'value',
+      {'config': {'seed': 0, 'loss': {'p': 0.5, 'name': 'power_mean'}}},
+      r'\(config\.loss\.p: -1\.0 there, 0\.5 here\)',
+    ),
+    (
+      'key_gone',
+      {'config': {'seed': 0, 'loss': {'p': -1.0}}},
+      r'\(config\.loss\.name: power_mean there, absent here\)',
+    ),
+    (
+      'keys_of_every_part',
+      {
+        'config': _OURS['config'] | {'steps': 3},
+        'inputs': {'task.prompts': 'f00'},
+        'versions': {'jax': '2.0'},
+      },
+      r'\(config\.steps: absent there, 3 here; '
+      r'inputs\.task\.prompts: absent there, f00 here; '
+      r'versions\.jax: 1\.0 there, 2\.0 here\)',
+    ),
   )
   def test_other_run_is_refused_and_stays(self, parts, pattern):
     self._claim()
@@ -186,16 +165,20 @@ class RunFolderTest(parameterized.TestCase):
     self.assertEqual((self.folder / 'config.json').read_bytes(), before)
 
   @parameterized.named_parameters(
-      ('empty', b''),
-      ('cut', json.dumps(_OURS).encode()[:40]),
-      ('binary', b'\xff\xfe\x00'),
-      ('list', b'[1, 2]'),
-      ('without_versions', b'{"config": {}, "inputs": {}, "settings": {}}'),
-      ('changes_are_a_number',
-       b'{"config": {}, "inputs": {}, "settings": {}, "versions": {}, '
-       b'"changes": 5}'),
-      ('config_is_a_number',
-       b'{"config": 3, "inputs": {}, "settings": {}, "versions": {}}'),
+    ('empty', b''),
+    ('cut', json.dumps(_OURS).encode()[:40]),
+    ('binary', b'\xff\xfe\x00'),
+    ('list', b'[1, 2]'),
+    ('without_versions', b'{"config": {}, "inputs": {}, "settings": {}}'),
+    (
+      'changes_are_a_number',
+      b'{"config": {}, "inputs": {}, "settings": {}, "versions": {}, '
+      b'"changes": 5}',
+    ),
+    (
+      'config_is_a_number',
+      b'{"config": 3, "inputs": {}, "settings": {}, "versions": {}}',
+    ),
   )
   def test_unreadable_description_is_refused_and_stays(self, content):
     self.folder.mkdir(parents=True)
@@ -205,13 +188,9 @@ class RunFolderTest(parameterized.TestCase):
 
   def _of_length(self, num_steps, **changes):
     config = _OURS['config'] | {
-        'num_steps': num_steps,
-        'exponent': {
-            'kind': 'fixed'
-        },
-        'control': {
-            'function': ''
-        }
+      'num_steps': num_steps,
+      'exponent': {'kind': 'fixed'},
+      'control': {'function': ''},
     }
     return _with(config=config | changes)
 
@@ -244,22 +223,28 @@ class RunFolderTest(parameterized.TestCase):
     self._claim(self._of_length(3))
     (self.folder / 'summary.json').touch()
     self._assert_refused(
-        self._of_length(2),
-        r'\(config\.num_steps: 3 there, 2 here, and a run can\'t be made '
-        r'shorter\)')
+      self._of_length(2),
+      r'\(config\.num_steps: 3 there, 2 here, and a run can\'t be made '
+      r'shorter\)',
+    )
     self._assert_refused(
-        self._of_length(5, seed=1), r'\(config\.num_steps: 3 there, 5 here; '
-        r'config\.seed: 0 there, 1 here\)')
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                '3 there, 5 here, and it is tuned'):
-      run_folder.refuse_other_run(self.folder, self._of_length(5),
-                                  'it is tuned')
+      self._of_length(5, seed=1),
+      r'\(config\.num_steps: 3 there, 5 here; '
+      r'config\.seed: 0 there, 1 here\)',
+    )
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, '3 there, 5 here, and it is tuned'
+    ):
+      run_folder.refuse_other_run(
+        self.folder, self._of_length(5), 'it is tuned'
+      )
     self.assertTrue((self.folder / 'summary.json').exists())
 
   def test_two_claims_at_once(self):
     with run_folder.claimed(self.folder, _OURS):
-      with self.assertRaisesRegex(config_lib.ConfigError,
-                                  f'another process is writing {self.folder}'):
+      with self.assertRaisesRegex(
+        config_lib.ConfigError, f'another process is writing {self.folder}'
+      ):
         self._claim()
       self._claim(folder=self.root / 'other')
     self._claim()
@@ -267,15 +252,18 @@ class RunFolderTest(parameterized.TestCase):
   def test_file_system_without_locks_is_named(self):
     fault = OSError(errno.ENOLCK, 'No locks available')
     with mock.patch.object(run_folder.fcntl, 'flock', side_effect=fault):
-      for claim in (self._claim,
-                    lambda: plan_folder.claimed(self.folder).__enter__()):
+      for claim in (
+        self._claim,
+        lambda: plan_folder.claimed(self.folder).__enter__(),
+      ):
         with self.assertRaisesRegex(
-            config_lib.ConfigError,
-            f'{self.folder}: its file system has no locks'):
+          config_lib.ConfigError, f'{self.folder}: its file system has no locks'
+        ):
           claim()
 
-  @parameterized.parameters('gs://bucket/run', 's3://b', 's3:/b/run',
-                            'hdfs://host/x', 'runs/\udcff')
+  @parameterized.parameters(
+    'gs://bucket/run', 's3://b', 's3:/b/run', 'hdfs://host/x', 'runs/\udcff'
+  )
   def test_place_that_is_no_folder_here(self, name):
     with self.assertRaisesRegex(config_lib.ConfigError, 'no path|not encoded'):
       run_folder.placed(pathlib.Path(name) if 's3:/b/' in name else name)
@@ -293,11 +281,13 @@ class RunFolderTest(parameterized.TestCase):
   def test_lock_goes_with_a_process_that_is_killed(self):
     arguments = [str(self.folder), json.dumps(_OURS)]
     child = self.enter_context(
-        subprocess.Popen(
-            [sys.executable, '-c', _CLAIM_FOREVER, *arguments],
-            cwd=_ROOT,
-            stdout=subprocess.PIPE,
-            text=True))
+      subprocess.Popen(
+        [sys.executable, '-c', _CLAIM_FOREVER, *arguments],
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+      )
+    )
     self.addCleanup(child.kill)
     self._assert_says(child, 'claimed')
     with self.assertRaisesRegex(config_lib.ConfigError, 'another process'):
@@ -337,8 +327,9 @@ class SettingsTest(absltest.TestCase):
   def test_another_number_of_threads_is_refused_with_its_remedy(self):
     self._claim(settings={'cpu_threads': '2'})
     with self.assertRaisesRegex(
-        config_lib.ConfigError,
-        r'settings.cpu_threads: 2 there, 4 here \(NPROC=2 in front'):
+      config_lib.ConfigError,
+      r'settings.cpu_threads: 2 there, 4 here \(NPROC=2 in front',
+    ):
       self._claim(settings={'cpu_threads': '4'})
     self._claim(settings={'cpu_threads': '2'})
 
@@ -351,27 +342,20 @@ class SettingsTest(absltest.TestCase):
   def test_doubts_name_another_cpu_and_what_was_not_recorded(self):
     here = {'device': jax.devices()[0].device_kind, 'cpu': run_folder.cpu()}
     settings = {'platform': 'cpu', 'cpu_threads': '2'}
-    for parts, pattern in (({
-        'settings': settings
-    } | here, '^$'), ({
-        'settings': settings
-    } | here | {
-        'cpu': 'old'
-    }, "its cpu was 'old' and"), ({
-        'settings': settings
-    } | here | {
-        'device': 'TPU'
-    }, "its device was 'TPU'"), ({
-        'settings': {
-            'platform': 'cpu'
-        }
-    } | here, 'not record the number of')):
+    for parts, pattern in (
+      ({'settings': settings} | here, '^$'),
+      ({'settings': settings} | here | {'cpu': 'old'}, "its cpu was 'old' and"),
+      (
+        {'settings': settings} | here | {'device': 'TPU'},
+        "its device was 'TPU'",
+      ),
+      ({'settings': {'platform': 'cpu'}} | here, 'not record the number of'),
+    ):
       run_folder.write_json(self.folder / run_folder.CONFIG, _with(**parts))
       self.assertRegex(run_folder.doubts(self.folder), pattern)
 
 
 class WriteJsonTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -409,7 +393,6 @@ class WriteJsonTest(absltest.TestCase):
 
 
 class DescribeTest(absltest.TestCase):
-
   def test_survives_json(self):
     config = config_lib.default_config()
     description = run_folder.describe(config)
@@ -417,8 +400,9 @@ class DescribeTest(absltest.TestCase):
     # JSON knows no infinity.
     self.assertEqual(description['config']['train']['max_grad_norm'], 'inf')
     self.assertEqual(description['config']['loss']['p'], config.loss.p)
-    self.assertContainsSubset({'jax', 'jaxlib', 'flax', 'optax', 'numpy'},
-                              description['versions'])
+    self.assertContainsSubset(
+      {'jax', 'jaxlib', 'flax', 'optax', 'numpy'}, description['versions']
+    )
 
   def test_commit_is_that_of_the_source_tree(self):
     commit = run_folder.describe(config_lib.default_config())['commit']

@@ -16,23 +16,25 @@ def _refusal(num_steps=400, **keys):
 
 
 class GrowthTest(parameterized.TestCase):
-
   @parameterized.parameters('fixed', 'learnable', 'matched', 'adaptive')
   def test_what_a_step_alone_decides_may_go_on(self, kind):
     self.assertEqual(_refusal(exponent__kind=kind), '')
 
   def test_staleness_and_decay_are_carried_on(self):
     self.assertEqual(
-        _refusal(rollout__staleness=3, optim__weight_decay=0.1), '')
+      _refusal(rollout__staleness=3, optim__weight_decay=0.1), ''
+    )
 
   @parameterized.parameters('linear', 'cosine', 'replayed')
   def test_schedule_is_refused_by_its_key(self, kind):
-    self.assertIn(f"config.exponent.kind = '{kind}'",
-                  _refusal(exponent__kind=kind))
+    self.assertIn(
+      f"config.exponent.kind = '{kind}'", _refusal(exponent__kind=kind)
+    )
 
   def test_controller_is_refused_by_its_key(self):
-    self.assertIn("config.control.function = 'a:b'",
-                  _refusal(control__function='a:b'))
+    self.assertIn(
+      "config.control.function = 'a:b'", _refusal(control__function='a:b')
+    )
 
   def test_no_run_is_made_shorter(self):
     self.assertEqual(_refusal(num_steps=300), '')

@@ -56,14 +56,15 @@ time.sleep(60)
 
 
 class ChildTest(parameterized.TestCase):
-
   def _start(self, *parts):
     child = self.enter_context(
-        subprocess.Popen(
-            [sys.executable, '-c', ''.join((_START, *parts))],
-            cwd=pathlib.Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            text=True))
+      subprocess.Popen(
+        [sys.executable, '-c', ''.join((_START, *parts))],
+        cwd=pathlib.Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+      )
+    )
     self.addCleanup(child.kill)
     # Whoever waits for a line then reads the end of the file instead.
     timer = threading.Timer(20, child.kill)
@@ -98,10 +99,13 @@ class ChildTest(parameterized.TestCase):
     child = self._start(_STUCK, _IN_C)
     self._assert_says(child, 'stuck')
     child.send_signal(signal.SIGINT)
-    self.assertCountEqual([child.stdout.readline() for _ in range(2)], [
-        'asked\n', 'interrupted: waits for step 7; a second signal ends it at '
-        'once\n'
-    ])
+    self.assertCountEqual(
+      [child.stdout.readline() for _ in range(2)],
+      [
+        'asked\n',
+        'interrupted: waits for step 7; a second signal ends it at once\n',
+      ],
+    )
     child.send_signal(signal.SIGINT)
     self._assert_ends(child, interruption.EXIT_CODE)
 
@@ -123,7 +127,6 @@ class ChildTest(parameterized.TestCase):
 
 
 class InterruptionTest(absltest.TestCase):
-
   def _state(self):
     """Handlers and wakeup descriptor of this process."""
     wakeup = signal.set_wakeup_fd(-1)
@@ -163,7 +166,8 @@ class InterruptionTest(absltest.TestCase):
     self.assertEqual(seen, [*before[0], False])
     self.assertEqual(self._state(), before)
     self.assertEmpty(
-        [str(w.message) for w in caught if 'socket' in str(w.message)])
+      [str(w.message) for w in caught if 'socket' in str(w.message)]
+    )
 
 
 if __name__ == '__main__':

@@ -15,12 +15,13 @@ _ESCAPE = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 
 
 class ProgressTest(absltest.TestCase):
-
   def _shown(self, total, steps, fields, note_at=None, what='steps'):
     """What stderr holds after updates, off a terminal; each takes a second."""
     stream = io.StringIO()
-    with (contextlib.redirect_stderr(stream),
-          mock.patch.object(progress.time, 'monotonic', lambda: float(step))):
+    with (
+      contextlib.redirect_stderr(stream),
+      mock.patch.object(progress.time, 'monotonic', lambda: float(step)),
+    ):
       with progress.Progress(total, what) as shown:
         shown.status('compiling')
         for step in steps:
@@ -30,14 +31,14 @@ class ProgressTest(absltest.TestCase):
     return stream.getvalue()
 
   def test_one_line_of_79_columns(self):
-    text = self._shown(300, range(1, 301), lambda step: {
-        'reward': step / 300,
-        'clip low': 0.25
-    })
+    text = self._shown(
+      300, range(1, 301), lambda step: {'reward': step / 300, 'clip low': 0.25}
+    )
     self.assertEqual(
-        text,
-        '300 steps, 5 min left: reward 0.10 0.20 0.30 0.40 0.50 0.60 0.70 '
-        '0.80 0.90 1.00\n')
+      text,
+      '300 steps, 5 min left: reward 0.10 0.20 0.30 0.40 0.50 0.60 0.70 '
+      '0.80 0.90 1.00\n',
+    )
     self.assertLen(text, 80)
 
   def test_line_begins_before_its_first_number(self):
@@ -46,19 +47,26 @@ class ProgressTest(absltest.TestCase):
 
   def test_first_step_knows_no_rate(self):
     self.assertEqual(
-        self._shown(1, [1], lambda _: {'reward': 0.5}),
-        '1 steps: reward 0.50\n')
+      self._shown(1, [1], lambda _: {'reward': 0.5}), '1 steps: reward 0.50\n'
+    )
 
   def test_resumed_run_shows_what_is_new(self):
     text = self._shown(20, [15, 16, 17, 18], lambda _: {'reward': 0.5})
     self.assertEqual(text, '20 steps, 4 s left: reward 0.50 0.50\n')
 
   def test_runs_of_a_plan_show_their_share(self):
-    text = self._shown(720, range(6, 721, 6), lambda step: {'runs': '12 going'},
-                       None, 'steps of 12 runs')
+    text = self._shown(
+      720,
+      range(6, 721, 6),
+      lambda step: {'runs': '12 going'},
+      None,
+      'steps of 12 runs',
+    )
     self.assertEqual(
-        text, '720 steps of 12 runs, 12 min left: 10% 20% 30% 40% 50% 60% 70% '
-        '80% 90% 100%\n')
+      text,
+      '720 steps of 12 runs, 12 min left: 10% 20% 30% 40% 50% 60% 70% '
+      '80% 90% 100%\n',
+    )
 
   def test_note_has_a_line_of_its_own(self):
     text = self._shown(10, range(1, 11), lambda _: {'reward': 0.5}, note_at=8)
@@ -68,14 +76,14 @@ class ProgressTest(absltest.TestCase):
     self.assertEqual(last, '10 steps, 1 s left: reward 0.50 0.50')
 
   def test_durations(self):
-    self.assertEqual([progress.duration(s) for s in (119, 120, 7199, 9000)],
-                     ['119 s', '2 min', '120 min', '2.5 h'])
+    self.assertEqual(
+      [progress.duration(s) for s in (119, 120, 7199, 9000)],
+      ['119 s', '2 min', '120 min', '2.5 h'],
+    )
 
-  @mock.patch.dict(os.environ, {
-      'FORCE_COLOR': '1',
-      'TERM': 'xterm',
-      'COLUMNS': '80'
-  })
+  @mock.patch.dict(
+    os.environ, {'FORCE_COLOR': '1', 'TERM': 'xterm', 'COLUMNS': '80'}
+  )
   def test_terminal_of_80_columns_cuts_nothing(self):
     fields = {'reward': 0.51234, 'held-out': 0.5, 'clip low': 0.25}
     fields |= {'clip high': 0.125, 'max logit': 12.345, 'tokens/s': 12345.6}
@@ -102,7 +110,6 @@ class ProgressTest(absltest.TestCase):
 
 
 class OutlivingTest(absltest.TestCase):
-
   def _pipe_without_reader(self):
     reader, writer = os.pipe()
     os.close(reader)

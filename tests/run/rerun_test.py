@@ -22,7 +22,6 @@ from tests import small
 
 
 class RerunTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -31,14 +30,21 @@ class RerunTest(absltest.TestCase):
 
   def _train(self, **overrides):
     trainer.train(
-        small.config(**({
+      small.config(
+        **(
+          {
             'num_steps': 4,
             'checkpoint__every': 2,
             'eval__every': 3,
             'warm_start__num_steps': 3,
             'optim__decay': 0.5,
-            'optim__decay_steps': 4.,
-        } | overrides)), self.folder)
+            'optim__decay_steps': 4.0,
+          }
+          | overrides
+        )
+      ),
+      self.folder,
+    )
 
   def _verify(self):
     with rerun.opened(self.folder, self.fail) as recorded:
@@ -71,14 +77,17 @@ class RerunTest(absltest.TestCase):
       if step == 4:
         params = jax.device_get(state.params)
         params['layers']['mlp']['up']['kernel'] = flip(
-            params['layers']['mlp']['up']['kernel'])
+          params['layers']['mlp']['up']['kernel']
+        )
         state = state._replace(params=params)
       save(saver, step, state, *args)
 
     with mock.patch.object(checkpoint.Checkpointer, 'save', save_flipped):
       self._train()
-    self.assertStartsWith(self._verify().difference,
-                          'params/layers/mlp/up/kernel: largest difference')
+    self.assertStartsWith(
+      self._verify().difference,
+      'params/layers/mlp/up/kernel: largest difference',
+    )
 
   def test_record_that_differs_is_named(self):
     self._train()
@@ -101,14 +110,16 @@ class RerunTest(absltest.TestCase):
 
     def step(self, state, measure, hparams):
       return programs._learn(
-          self.static, state, hparams, *self.collect(state), measure)
+        self.static, state, hparams, *self.collect(state), measure
+      )
 
     with mock.patch.object(programs.Programs, 'collect', spoilt):
       with mock.patch.object(programs.Programs, 'step', step):
         self._train()
-        (fault,) = map(json.loads,
-                       (self.folder /
-                        run_records.FAULTS).read_text('utf-8').splitlines())
+        (fault,) = map(
+          json.loads,
+          (self.folder / run_records.FAULTS).read_text('utf-8').splitlines(),
+        )
         self.assertEqual(fault['step'], 3)
         self.assertGreater(fault['skipped']['reward'], 0)
         self.assertLen(fault['key'], 2)
@@ -116,8 +127,9 @@ class RerunTest(absltest.TestCase):
           first, *rest = recorded.suspects(3)
           self.assertEmpty(list(recorded.suspects(4)))
     self.assertEqual(
-        first,
-        rerun.Suspect(place='rollout', name='reward', num_bad=1, first=(5,)))
+      first,
+      rerun.Suspect(place='rollout', name='reward', num_bad=1, first=(5,)),
+    )
     self.assertEqual(rest[0].name, 'advantages')
     self.assertIn('loss', [suspect.name for suspect in rest])
 
@@ -132,7 +144,7 @@ class RerunTest(absltest.TestCase):
     self.folder = self.folder / 'longer'
     self._train(num_steps=3, checkpoint__every=3)
     with rerun.opened(self.folder, self.fail) as recorded:
-      (again, *_), = recorded.updates()
+      ((again, *_),) = recorded.updates()
     chex.assert_trees_all_equal(again.learned, second[0].learned)
     chex.assert_trees_all_equal(again.batch, second[0].batch)
     self._assert_moved_as(moved, first, run_records.read(self.folder)[2])
@@ -143,14 +155,15 @@ class RerunTest(absltest.TestCase):
     mask = np.asarray(starts[-1].batch.mask)
     self.assertFalse(moved[-1][~mask].any())
     variance = [
-        np.var(row[tokens], dtype=np.float64)
-        for row, tokens in zip(moved[-1], mask)
-        if tokens.any()
+      np.var(row[tokens], dtype=np.float64)
+      for row, tokens in zip(moved[-1], mask)
+      if tokens.any()
     ]
     np.testing.assert_allclose(
-        np.sqrt(np.mean(variance)),
-        record['log_ratio/last_update_sigma'],
-        rtol=1e-4)
+      np.sqrt(np.mean(variance)),
+      record['log_ratio/last_update_sigma'],
+      rtol=1e-4,
+    )
 
   def test_what_can_not_be_done_again(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'holds no run'):

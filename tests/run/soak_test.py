@@ -35,32 +35,40 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 class SoakTest(absltest.TestCase):
-
   @pytest.mark.long
   def test_two_thousand_steps(self):
     with tempfile.TemporaryDirectory() as folder:
-      result = subprocess.run([
-          sys.executable, '-c', _WATCHED,
+      result = subprocess.run(
+        [
+          sys.executable,
+          '-c',
+          _WATCHED,
           str(_ROOT / 'experiments' / 'main.py'),
-          f'--config={_ROOT}/configs/smoke.py', f'--workdir={folder}',
-          '--config.num_steps=2000', '--config.eval.every=50',
-          '--config.checkpoint.every=100'
-      ],
-                              env=os.environ | _ONE_ARENA,
-                              capture_output=True,
-                              text=True,
-                              check=False)
+          f'--config={_ROOT}/configs/smoke.py',
+          f'--workdir={folder}',
+          '--config.num_steps=2000',
+          '--config.eval.every=50',
+          '--config.checkpoint.every=100',
+        ],
+        env=os.environ | _ONE_ARENA,
+        capture_output=True,
+        text=True,
+        check=False,
+      )
       self.assertEqual(result.returncode, 0, result.stderr[-2000:])
       watched = np.array(
-          re.findall(r'watched (\d+) (\d+)', result.stdout), float)
+        re.findall(r'watched (\d+) (\d+)', result.stdout), float
+      )
       timing = (pathlib.Path(folder) / 'timing.jsonl').read_text('utf-8')
     seconds = np.array([json.loads(x)['step_s'] for x in timing.splitlines()])
     # The first 500 steps fill pools and caches.
     slope = np.polyfit(*watched[watched[:, 0] > 500].T, 1)[0] * 1000 / 1024
     early, late = np.median(seconds[100:600]), np.median(seconds[-500:])
-    print(f'memory slope {slope:.2f} MB per 1,000 steps, step time '
-          f'{early * 1e3:.1f} ms, then {late * 1e3:.1f} ms, slowest after the '
-          f'second {seconds[2:].max() * 1e3:.0f} ms')
+    print(
+      f'memory slope {slope:.2f} MB per 1,000 steps, step time '
+      f'{early * 1e3:.1f} ms, then {late * 1e3:.1f} ms, slowest after the '
+      f'second {seconds[2:].max() * 1e3:.0f} ms'
+    )
     self.assertLess(slope, 1)
     self.assertLess(late, 1.25 * early)
     # A compilation takes seconds.

@@ -23,11 +23,12 @@ _MAX_BYTES = 5e6
 
 def _main(program, *arguments):
   return subprocess.run(
-      [sys.executable, _ROOT / 'experiments' / program, *arguments],
-      env=os.environ | {'PYTHONPATH': str(_ROOT)},
-      capture_output=True,
-      text=True,
-      check=False)
+    [sys.executable, _ROOT / 'experiments' / program, *arguments],
+    env=os.environ | {'PYTHONPATH': str(_ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 def _records(folder):
@@ -36,7 +37,6 @@ def _records(folder):
 
 
 class BundleTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.runs = sorted(file.parent for file in _BUNDLE.rglob('metrics.jsonl'))
@@ -48,7 +48,7 @@ class BundleTest(absltest.TestCase):
     regimes = {run.relative_to(_BUNDLE).parts[0] for run in self.runs}
     self.assertEqual(regimes, {'calm', 'stressed'})
     stressed = [
-        r for run in self.runs if 'stressed' in run.parts for r in _records(run)
+      r for run in self.runs if 'stressed' in run.parts for r in _records(run)
     ]
     self.assertTrue(any(record['muon_clip_active'] for record in stressed))
     self.assertIn('(collapsed)', (_BUNDLE / 'README.md').read_text('utf-8'))
@@ -57,12 +57,13 @@ class BundleTest(absltest.TestCase):
     validator = jsonschema.Draft202012Validator(telemetry.schema())
     for run in self.runs:
       records = _records(run)
-      self.assertEqual([r['step'] for r in records],
-                       list(range(1,
-                                  len(records) + 1)))
+      self.assertEqual(
+        [r['step'] for r in records], list(range(1, len(records) + 1))
+      )
       for record in records:
-        self.assertEqual([e.message for e in validator.iter_errors(record)], [],
-                         run)
+        self.assertEqual(
+          [e.message for e in validator.iter_errors(record)], [], run
+        )
 
   def test_card_is_what_the_maker_writes_of_it(self):
     # The bundle lacks only what says that a run is finished, and its start.
@@ -71,9 +72,9 @@ class BundleTest(absltest.TestCase):
       shutil.copytree(_BUNDLE, plan)
       card = (_BUNDLE / 'README.md').read_text(encoding='utf-8')
       rows = [
-          line.split('|')[1:3]
-          for line in card.splitlines()
-          if line.startswith('| `')
+        line.split('|')[1:3]
+        for line in card.splitlines()
+        if line.startswith('| `')
       ]
       runs = []
       for run, reward in rows:
@@ -82,22 +83,24 @@ class BundleTest(absltest.TestCase):
         run_folder.write_json(folder / 'start.json', {'eval/reward': first})
         run_folder.write_json(folder / 'summary.json', {})
         runs.append({'folder': str(folder.relative_to(plan))})
-      run_folder.write_json(plan / 'plan.json', {
-          'name': 'plan_telemetry',
-          'runs': runs
-      })
-      result = _main('export_telemetry.py', f'--workdir={plan}',
-                     f'--out={name}/out')
+      run_folder.write_json(
+        plan / 'plan.json', {'name': 'plan_telemetry', 'runs': runs}
+      )
+      result = _main(
+        'export_telemetry.py', f'--workdir={plan}', f'--out={name}/out'
+      )
       self.assertEqual(result.returncode, 0, result.stderr)
       self.assertEqual(
-          pathlib.Path(name, 'out', 'README.md').read_text('utf-8'), card)
+        pathlib.Path(name, 'out', 'README.md').read_text('utf-8'), card
+      )
 
   def test_plan_that_is_not_finished_is_refused(self):
     with tempfile.TemporaryDirectory() as name:
       plan = {'name': 'x', 'runs': [{'folder': 'calm/harmonic/seed-0'}]}
       run_folder.write_json(pathlib.Path(name, 'plan.json'), plan)
-      result = _main('export_telemetry.py', f'--workdir={name}',
-                     f'--out={name}/out')
+      result = _main(
+        'export_telemetry.py', f'--workdir={name}', f'--out={name}/out'
+      )
     self.assertEqual(result.returncode, 2)
     self.assertRegex(result.stderr, r'^error: .* not finished.*\n$')
 
@@ -106,10 +109,12 @@ class ConsumerTest(absltest.TestCase):
   """What the consumer's arithmetic makes of three of the runs."""
 
   def _series(self, run, measure):
-    return np.array([
+    return np.array(
+      [
         measure(record['arithmetic_history'], record['harmonic_history'])
         for record in _records(_BUNDLE / run / 'seed-0')
-    ])
+      ]
+    )
 
   def _late(self, run, measure):
     """Mean over the last 20 records, when one policy has collapsed."""
@@ -119,28 +124,35 @@ class ConsumerTest(absltest.TestCase):
     for run in ('calm/harmonic', 'calm/collapsing', 'stressed/harmonic'):
       records = _records(_BUNDLE / run / 'seed-0')
       for i, record in enumerate(records):
-        last = records[max(0, i - 9):i + 1]
+        last = records[max(0, i - 9) : i + 1]
         for name in ('arithmetic', 'harmonic'):
-          self.assertEqual(record[f'{name}_history'],
-                           [r[f'agm/{name}'] for r in last])
-          self.assertEqual(record[f'{name}_history_clip'],
-                           [r[f'agm/{name}_iterates_clip'][0] for r in last])
+          self.assertEqual(
+            record[f'{name}_history'], [r[f'agm/{name}'] for r in last]
+          )
+          self.assertEqual(
+            record[f'{name}_history_clip'],
+            [r[f'agm/{name}_iterates_clip'][0] for r in last],
+          )
 
   def test_calm_and_collapsing_runs_differ(self):
     calm, collapsing = 'calm/harmonic', 'calm/collapsing'
     # The gap of a policy that learns does not close.
-    self.assertLess(self._late(calm, agm_client.speed), .15)
-    self.assertGreater(self._late(collapsing, agm_client.speed), .25)
+    self.assertLess(self._late(calm, agm_client.speed), 0.15)
+    self.assertGreater(self._late(collapsing, agm_client.speed), 0.25)
     variance = lambda a, h: np.var(a[-10:]) + np.var(h[-10:])
     self.assertGreater(
-        self._late(calm, variance), 5 * self._late(collapsing, variance))
+      self._late(calm, variance), 5 * self._late(collapsing, variance)
+    )
     self.assertGreater(
-        self._late(calm, agm_client.spread),
-        3 * self._late(collapsing, agm_client.spread))
+      self._late(calm, agm_client.spread),
+      3 * self._late(collapsing, agm_client.spread),
+    )
 
   def test_stressed_run_differs_from_both(self):
-    for measure, factor in ((agm_client.spread, 1.5),
-                            (lambda a, h: np.var(a) + np.var(h), 3)):
+    for measure, factor in (
+      (agm_client.spread, 1.5),
+      (lambda a, h: np.var(a) + np.var(h), 3),
+    ):
       stressed = self._late('stressed/harmonic', measure)
       for other in ('calm/harmonic', 'calm/collapsing'):
         self.assertGreater(stressed, factor * self._late(other, measure), other)
@@ -149,16 +161,18 @@ class ConsumerTest(absltest.TestCase):
     paths = []
     for run in ('calm/harmonic', 'calm/collapsing', 'stressed/harmonic'):
       client = agm_client.ControllerSuite(
-          base_hyperparams={
-              'learning_rate': 1e-3,
-              'epsilon': .1,
-              'batch_size': 256,
-              'agm_iterations': 5
-          })
+        base_hyperparams={
+          'learning_rate': 1e-3,
+          'epsilon': 0.1,
+          'batch_size': 256,
+          'agm_iterations': 5,
+        }
+      )
       rates = [
-          client.update(agm_client.build_telemetry_from_hmpo_record(r))
-          ['hyperparams']['learning_rate']
-          for r in _records(_BUNDLE / run / 'seed-0')
+        client.update(agm_client.build_telemetry_from_hmpo_record(r))[
+          'hyperparams'
+        ]['learning_rate']
+        for r in _records(_BUNDLE / run / 'seed-0')
       ]
       self.assertGreater(len(set(rates)), 5, run)
       paths.append(rates)
@@ -167,7 +181,6 @@ class ConsumerTest(absltest.TestCase):
 
 
 class ReplayTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -176,20 +189,29 @@ class ReplayTest(absltest.TestCase):
     self.recorded = _BUNDLE / 'calm' / 'harmonic' / 'seed-0'
 
   def _replay(self, controller, *arguments):
-    return _main('replay_controller.py', f'--workdir={self.recorded}',
-                 f'--controller={controller}', *arguments)
+    return _main(
+      'replay_controller.py',
+      f'--workdir={self.recorded}',
+      f'--controller={controller}',
+      *arguments,
+    )
 
   def test_shows_and_writes_what_it_would_have_decided(self):
     out = self.folder / 'answers.jsonl'
-    result = self._replay('hmpo_jax.run.controllers:Adaptive', f'--out={out}',
-                          '--config.control.every=2')
+    result = self._replay(
+      'hmpo_jax.run.controllers:Adaptive',
+      f'--out={out}',
+      '--config.control.every=2',
+    )
     self.assertEqual(result.returncode, 0, result.stderr)
     lines = [json.loads(line) for line in out.read_text('utf-8').splitlines()]
     steps = len(_records(self.recorded))
-    self.assertEqual([line['step'] for line in lines],
-                     list(range(2, steps + 1, 2)))
-    self.assertEqual({c['name'] for line in lines for c in line['changes']},
-                     {'p'})
+    self.assertEqual(
+      [line['step'] for line in lines], list(range(2, steps + 1, 2))
+    )
+    self.assertEqual(
+      {c['name'] for line in lines for c in line['changes']}, {'p'}
+    )
     self.assertIn(f'{steps // 2} answers', result.stdout)
 
   def test_detector_of_full_convergence_ends_a_collapsed_run(self):
@@ -197,29 +219,36 @@ class ReplayTest(absltest.TestCase):
     result = self._replay('hmpo_jax.run.controllers:FullConvergence')
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertRegex(
-        result.stdout, r'would have ended the run at step \d+ of \d+ '
-        r'\(agm_full_convergence\): training reward 0\.\d+ there')
+      result.stdout,
+      r'would have ended the run at step \d+ of \d+ '
+      r'\(agm_full_convergence\): training reward 0\.\d+ there',
+    )
 
   def test_bounds_of_another_configuration(self):
     file = self.folder / 'mine.py'
     file.write_text('def high(record): return {"epsilon": 0.4}\n', 'utf-8')
     result = self._replay(f'{file}:high', '--config.control.epsilon_high=0.1')
-    self.assertIn('step 1: epsilon 0.05 -> 0.1 (asked 0.4: must be from 0.01',
-                  result.stdout)
+    self.assertIn(
+      'step 1: epsilon 0.05 -> 0.1 (asked 0.4: must be from 0.01', result.stdout
+    )
 
   def test_counts_what_it_refuses_apart_from_what_it_changes(self):
     file = self.folder / 'mine.py'
     file.write_text(
-        'def asks(record):\n'
-        '  step = record["step"]\n'
-        '  return {"batch_size": 64, "epsilon": 0.9,\n'
-        '          "p": -1. if step < 3 else "low",\n'
-        '          "agm_iterations": 5.2}\n', 'utf-8')
+      'def asks(record):\n'
+      '  step = record["step"]\n'
+      '  return {"batch_size": 64, "epsilon": 0.9,\n'
+      '          "p": -1. if step < 3 else "low",\n'
+      '          "agm_iterations": 5.2}\n',
+      'utf-8',
+    )
     result = self._replay(f'{file}:asks')
     self.assertEqual(result.returncode, 0, result.stderr)
     steps = len(_records(self.recorded))
     # Of all that is asked one moves, once: epsilon to its bound.
-    self.assertEqual(result.stdout.splitlines(), [
+    self.assertEqual(
+      result.stdout.splitlines(),
+      [
         'step 1: epsilon 0.05 -> 0.5 (asked 0.9: must be from 0.01 to 0.5)',
         f'agm_iterations left as it is, {steps} times: rounded',
         f'batch_size left as it is, {steps} times: the shape of the program '
@@ -228,12 +257,15 @@ class ReplayTest(absltest.TestCase):
         f'p left as it is, {steps - 2} times: must be a finite number',
         f'{steps} answers, {4 * steps} decisions: 1 change something, '
         f'{4 * steps - 3} are refused or cut to what holds; 0 errors',
-    ])
+      ],
+    )
 
   def test_bad_input_ends_in_one_line(self):
-    for arguments in (['nobody:home'], [
-        'hmpo_jax.run.controllers:Adaptive', '--config.control.evry=2'
-    ], ['']):
+    for arguments in (
+      ['nobody:home'],
+      ['hmpo_jax.run.controllers:Adaptive', '--config.control.evry=2'],
+      [''],
+    ):
       result = self._replay(*arguments)
       self.assertEqual(result.returncode, 2, arguments)
       self.assertRegex(result.stderr, r'\Aerror: .*\n\Z')

@@ -17,56 +17,58 @@ from hmpo_jax.run import trainer
 from tests import small
 
 
-def _record(arithmetic=2., harmonic=1., **changes):
+def _record(arithmetic=2.0, harmonic=1.0, **changes):
   """The metrics of a step from which its fields are made."""
   iterates = lambda start: np.float32(start) + np.arange(11, dtype=np.float32)
   return {
-      'agm/arithmetic': np.float32(arithmetic),
-      'agm/harmonic': np.float32(harmonic),
-      'agm/arithmetic_iterates': iterates(arithmetic),
-      'agm/harmonic_iterates': iterates(harmonic),
-      'agm/arithmetic_iterates_clip': iterates(10 * arithmetic),
-      'agm/harmonic_iterates_clip': iterates(10 * harmonic),
-      'advantage/mean': np.float32(.5),
-      'advantage/std': np.float32(3.),
-      'reward/mean': np.float32(.75),
-      'eval/reward': .5,
-      'eval/step': 3,
-      'qk/clipped_frac': np.float32(.25),
+    'agm/arithmetic': np.float32(arithmetic),
+    'agm/harmonic': np.float32(harmonic),
+    'agm/arithmetic_iterates': iterates(arithmetic),
+    'agm/harmonic_iterates': iterates(harmonic),
+    'agm/arithmetic_iterates_clip': iterates(10 * arithmetic),
+    'agm/harmonic_iterates_clip': iterates(10 * harmonic),
+    'advantage/mean': np.float32(0.5),
+    'advantage/std': np.float32(3.0),
+    'reward/mean': np.float32(0.75),
+    'eval/reward': 0.5,
+    'eval/step': 3,
+    'qk/clipped_frac': np.float32(0.25),
   } | changes
 
 
 def _fields(record, previous=None, *, step=3, iterations=3, history=5):
   return telemetry.fields(
-      record, previous or {}, step=step, iterations=iterations, history=history)
+    record, previous or {}, step=step, iterations=iterations, history=history
+  )
 
 
 class FieldsTest(parameterized.TestCase):
-
   def test_values(self):
-    fields = _fields(_record(), {'train_reward_mean': .5})
-    np.testing.assert_array_equal(fields['agm/harmonic_iterates_clip'],
-                                  [10, 11, 12, 13])
-    self.assertEqual({
-        k: float(v) for k, v in fields.items() if not np.ndim(v)
-    }, {
-        'td_mean': .5,
-        'td_var': 9.,
-        'q_rel_change': .5,
-        'train_reward_mean': .75,
-        'eval_reward': .5,
-        'eval_is_new': 1.,
-        'muon_clip_active': 1.,
-        'muon_clip_rate': .25,
-    })
+    fields = _fields(_record(), {'train_reward_mean': 0.5})
+    np.testing.assert_array_equal(
+      fields['agm/harmonic_iterates_clip'], [10, 11, 12, 13]
+    )
+    self.assertEqual(
+      {k: float(v) for k, v in fields.items() if not np.ndim(v)},
+      {
+        'td_mean': 0.5,
+        'td_var': 9.0,
+        'q_rel_change': 0.5,
+        'train_reward_mean': 0.75,
+        'eval_reward': 0.5,
+        'eval_is_new': 1.0,
+        'muon_clip_active': 1.0,
+        'muon_clip_rate': 0.25,
+      },
+    )
     self.assertIs(fields['muon_clip_active'], True)
 
   def test_first_step_has_no_change(self):
     self.assertEqual(_fields(_record())['q_rel_change'], 0)
 
   def test_change_from_nothing_is_finite(self):
-    fields = _fields(_record(), {'train_reward_mean': 0.})
-    self.assertEqual(fields['q_rel_change'], np.float32(.75 / 1e-8))
+    fields = _fields(_record(), {'train_reward_mean': 0.0})
+    self.assertEqual(fields['q_rel_change'], np.float32(0.75 / 1e-8))
 
   def test_step_without_a_sound_update_clipped_nothing(self):
     fields = _fields(_record(**{'qk/clipped_frac': np.float32(np.nan)}))
@@ -79,7 +81,6 @@ class FieldsTest(parameterized.TestCase):
 
 
 class HistoriesTest(parameterized.TestCase):
-
   def _histories(self, records, previous=None, length=5):
     """Of the last of some records."""
     for record in records:
@@ -87,42 +88,45 @@ class HistoriesTest(parameterized.TestCase):
     return previous
 
   def test_hold_the_last_steps_newest_last(self):
-    result = self._histories([_record(i + .5, i) for i in range(8)])
+    result = self._histories([_record(i + 0.5, i) for i in range(8)])
     self.assertEqual(
-        result, {
-            'arithmetic_history': [3.5, 4.5, 5.5, 6.5, 7.5],
-            'harmonic_history': [3., 4., 5., 6., 7.],
-            'arithmetic_history_clip': [35., 45., 55., 65., 75.],
-            'harmonic_history_clip': [30., 40., 50., 60., 70.],
-        })
+      result,
+      {
+        'arithmetic_history': [3.5, 4.5, 5.5, 6.5, 7.5],
+        'harmonic_history': [3.0, 4.0, 5.0, 6.0, 7.0],
+        'arithmetic_history_clip': [35.0, 45.0, 55.0, 65.0, 75.0],
+        'harmonic_history_clip': [30.0, 40.0, 50.0, 60.0, 70.0],
+      },
+    )
 
   def test_are_shorter_while_fewer_steps_are_done(self):
-    result = self._histories([_record(2., 1.), _record(4., 3.)])
-    self.assertEqual(result['arithmetic_history'], [2., 4.])
-    self.assertEqual(self._histories([_record()])['harmonic_history'], [1.])
+    result = self._histories([_record(2.0, 1.0), _record(4.0, 3.0)])
+    self.assertEqual(result['arithmetic_history'], [2.0, 4.0])
+    self.assertEqual(self._histories([_record()])['harmonic_history'], [1.0])
 
-  @parameterized.parameters((np.nan, np.nan), (np.inf, 1.), (3., np.nan))
+  @parameterized.parameters((np.nan, np.nan), (np.inf, 1.0), (3.0, np.nan))
   def test_step_that_did_not_measure_both_adds_nothing(self, a, h):
-    sound, broken = _record(2., 1.), _record(a, h)
+    sound, broken = _record(2.0, 1.0), _record(a, h)
     self.assertEqual(
-        self._histories([broken]), dict.fromkeys(self._histories([sound]), []))
-    result = self._histories([sound, broken, _record(4., 3.)])
-    self.assertEqual(result['arithmetic_history'], [2., 4.])
-    self.assertEqual(result['harmonic_history_clip'], [10., 30.])
+      self._histories([broken]), dict.fromkeys(self._histories([sound]), [])
+    )
+    result = self._histories([sound, broken, _record(4.0, 3.0)])
+    self.assertEqual(result['arithmetic_history'], [2.0, 4.0])
+    self.assertEqual(result['harmonic_history_clip'], [10.0, 30.0])
 
   def test_do_not_count_among_the_values_that_were_not_finite(self):
     broken = _record(np.nan, np.nan)
     with tempfile.TemporaryDirectory() as name:
       with run_records.Writer(pathlib.Path(name), 0) as writer:
         writer.write(1, broken | _fields(broken), {})
-      record, = run_records.read(pathlib.Path(name))
+      (record,) = run_records.read(pathlib.Path(name))
     # A and H themselves, and four lists of iterates.
     self.assertEqual(record['nonfinite_values'], 6)
     self.assertEqual(record['arithmetic_history'], [])
 
   def test_go_on_from_the_file_after_a_resume(self):
     records = [
-        _record(np.float32(i) / 3, 1 / np.float32(i + 1)) for i in range(9)
+      _record(np.float32(i) / 3, 1 / np.float32(i + 1)) for i in range(9)
     ]
     with tempfile.TemporaryDirectory() as name:
       folder, last = pathlib.Path(name), 0
@@ -133,14 +137,17 @@ class HistoriesTest(parameterized.TestCase):
             writer.write(last, record | _fields(record, writer.last), {})
       written = run_records.read(folder)
     for i, record in enumerate(written):
-      self.assertEqual(record['arithmetic_history'],
-                       [r['agm/arithmetic'] for r in written[:i + 1]][-5:])
-      self.assertEqual(record['harmonic_history'],
-                       [r['agm/harmonic'] for r in written[:i + 1]][-5:])
+      self.assertEqual(
+        record['arithmetic_history'],
+        [r['agm/arithmetic'] for r in written[: i + 1]][-5:],
+      )
+      self.assertEqual(
+        record['harmonic_history'],
+        [r['agm/harmonic'] for r in written[: i + 1]][-5:],
+      )
 
 
 class RecordTest(absltest.TestCase):
-
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -149,13 +156,16 @@ class RecordTest(absltest.TestCase):
     cls.folder = pathlib.Path(folder.name)
     # A tau that clips, ratios that move, and a reward that moves with them.
     trainer.train(
-        small.config(
-            num_steps=7,
-            optim__qk_clip='weights',
-            optim__tau=.01,
-            control__agm_iterations=3,
-            control__history=5,
-            eval__every=3), cls.folder)
+      small.config(
+        num_steps=7,
+        optim__qk_clip='weights',
+        optim__tau=0.01,
+        control__agm_iterations=3,
+        control__history=5,
+        eval__every=3,
+      ),
+      cls.folder,
+    )
     text = (cls.folder / run_records.METRICS).read_text('utf-8')
     cls.records = [json.loads(line) for line in text.splitlines()]
 
@@ -167,13 +177,19 @@ class RecordTest(absltest.TestCase):
 
   def test_schema_refuses_what_controllers_cannot_read(self):
     validator = jsonschema.Draft202012Validator(telemetry.schema())
-    for name, value in (('step', 0), ('step', '1'), ('eval_is_new', 1.),
-                        ('agm/arithmetic_iterates', []), ('arithmetic_history',
-                                                          [1., None]),
-                        ('muon_clip_active', 1.), ('muon_clip_rate', 1.01),
-                        ('eval_reward', None), ('policy/entropy', None),
-                        ('policy/entropy', 'low'), ('qk/max_logit_per_head',
-                                                    [[1.]])):
+    for name, value in (
+      ('step', 0),
+      ('step', '1'),
+      ('eval_is_new', 1.0),
+      ('agm/arithmetic_iterates', []),
+      ('arithmetic_history', [1.0, None]),
+      ('muon_clip_active', 1.0),
+      ('muon_clip_rate', 1.01),
+      ('eval_reward', None),
+      ('policy/entropy', None),
+      ('policy/entropy', 'low'),
+      ('qk/max_logit_per_head', [[1.0]]),
+    ):
       record = copy.deepcopy(self.records[0]) | {name: value}
       self.assertFalse(validator.is_valid(record), (name, value))
     for name in telemetry.schema()['required']:
@@ -190,18 +206,22 @@ class RecordTest(absltest.TestCase):
       self.assertLen(record['agm/harmonic_iterates_clip'], 4)
       for name in ('arithmetic', 'harmonic'):
         np.testing.assert_allclose(
-            record[f'agm/{name}_iterates'][0], record[f'agm/{name}'], rtol=3e-7)
+          record[f'agm/{name}_iterates'][0], record[f'agm/{name}'], rtol=3e-7
+        )
       self.assertGreater(record['agm/gap'], 0)
 
   def test_histories_are_those_of_the_last_steps(self):
     self.assertLen({r['agm/arithmetic'] for r in self.records}, 7)
     for i, record in enumerate(self.records):
-      last = self.records[max(0, i - 4):i + 1]
+      last = self.records[max(0, i - 4) : i + 1]
       for name in ('arithmetic', 'harmonic'):
-        self.assertEqual(record[f'{name}_history'],
-                         [r[f'agm/{name}'] for r in last])
-        self.assertEqual(record[f'{name}_history_clip'],
-                         [r[f'agm/{name}_iterates_clip'][0] for r in last])
+        self.assertEqual(
+          record[f'{name}_history'], [r[f'agm/{name}'] for r in last]
+        )
+        self.assertEqual(
+          record[f'{name}_history_clip'],
+          [r[f'agm/{name}_iterates_clip'][0] for r in last],
+        )
 
   def test_fields_follow_their_sources(self):
     before = None

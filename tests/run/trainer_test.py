@@ -27,16 +27,20 @@ class _Killed(Exception):
 
 
 def _config(**overrides):
-  return small.config(**({
-      'num_steps': 5,
-      'eval__every': 2,
-      'checkpoint__every': 2,
-      'warm_start__num_steps': 3,
-  } | overrides))
+  return small.config(
+    **(
+      {
+        'num_steps': 5,
+        'eval__every': 2,
+        'checkpoint__every': 2,
+        'warm_start__num_steps': 3,
+      }
+      | overrides
+    )
+  )
 
 
 class _FolderTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -58,7 +62,6 @@ class _FolderTest(absltest.TestCase):
 
 
 class TrainerTest(_FolderTest):
-
   def test_resumed_run_equals_undisturbed_run(self):
     summary = trainer.train(_config(), self.folder / 'whole')
     for step in (1, 4):
@@ -66,8 +69,10 @@ class TrainerTest(_FolderTest):
       self._killed_at(step, workdir)
       self.assertEqual(trainer.train(_config(), workdir), summary)
       for name in ('metrics.jsonl', 'metrics.csv'):
-        self.assertEqual((workdir / name).read_bytes(),
-                         (self.folder / 'whole' / name).read_bytes())
+        self.assertEqual(
+          (workdir / name).read_bytes(),
+          (self.folder / 'whole' / name).read_bytes(),
+        )
 
   def test_held_out_values_stay_until_the_next_evaluation(self):
     trainer.train(_config(), self.folder)
@@ -84,7 +89,8 @@ class TrainerTest(_FolderTest):
       save(saver, step, state, extra, score)
 
     self.enterContext(
-        mock.patch.object(checkpoint.Checkpointer, 'save', save_and_tell))
+      mock.patch.object(checkpoint.Checkpointer, 'save', save_and_tell)
+    )
     return scores
 
   def test_what_can_become_the_best_is_evaluated(self):
@@ -97,22 +103,25 @@ class TrainerTest(_FolderTest):
     trainer.train(_config(eval__every=1), self.folder / 'every')
     every = run_records.read(self.folder / 'every')
     self.assertNotEqual(every[2]['eval/reward'], every[1]['eval/reward'])
-    self.assertEqual([scores[3], scores[5]],
-                     [every[step - 1]['eval/reward'] for step in (3, 5)])
+    self.assertEqual(
+      [scores[3], scores[5]],
+      [every[step - 1]['eval/reward'] for step in (3, 5)],
+    )
 
   def test_interrupted_run_scores_no_policy_that_it_has_not_evaluated(self):
     scores = self._scores()
     with mock.patch.object(
-        trainer.interruption_lib.Interruption,
-        'is_asked',
-        side_effect=[False, True]):
+      trainer.interruption_lib.Interruption,
+      'is_asked',
+      side_effect=[False, True],
+    ):
       with self.assertRaises(trainer.Interrupted):
         trainer.train(_config(), self.folder)
     self.assertEqual(scores, {1: None})
     trainer.train(_config(), self.folder)
     self.assertEqual(
-        [step for step, score in scores.items() if score is not None],
-        [2, 4, 5])
+      [step for step, score in scores.items() if score is not None], [2, 4, 5]
+    )
 
   def _lengthen(self, workdir, **overrides):
     """Runs 3 steps and then 6, and the longer run in a folder beside it."""
@@ -124,41 +133,43 @@ class TrainerTest(_FolderTest):
   def _final_state(self, workdir, **overrides):
     config = _config(num_steps=6, **overrides)
     made = programs.Programs(config)
-    with checkpoint.Checkpointer(workdir / 'checkpoints', 2,
-                                 self.fail) as saver:
+    with checkpoint.Checkpointer(
+      workdir / 'checkpoints', 2, self.fail
+    ) as saver:
       like = made.first_state(made.warm_params())
       return saver.restore(like, 6).state
 
   def test_run_that_is_made_longer_is_the_longer_run(self):
     # What is carried from step to step, and the end of step 3 in records.
     overrides = {
-        'mechanism__every': 2,
-        'rollout__staleness': 1,
-        'optim__weight_decay': 0.1
+      'mechanism__every': 2,
+      'rollout__staleness': 1,
+      'optim__weight_decay': 0.1,
     }
     summary, longer = self._lengthen(self.folder / 'grown', **overrides)
     self.assertEqual(summary['steps'], 6)
     # Of all steps that were measured, the old end among them.
     rest = lambda found: {
-        name: value
-        for name, value in found.items()
-        if not name.startswith('cosine')
+      name: value
+      for name, value in found.items()
+      if not name.startswith('cosine')
     }
     self.assertEqual(rest(summary), rest(longer))
     states = [
-        self._final_state(self.folder / name, **overrides)
-        for name in ('grown', 'undisturbed')
+      self._final_state(self.folder / name, **overrides)
+      for name in ('grown', 'undisturbed')
     ]
     for leaf, other in zip(*map(jax.tree.leaves, states), strict=True):
       if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf, other = jax.random.key_data(leaf), jax.random.key_data(other)
       self.assertEqual(np.asarray(leaf).tobytes(), np.asarray(other).tobytes())
     grown, undisturbed = (
-        run_records.read(self.folder / name) for name in ('grown', 'undisturbed'))
-    other = [{name
-              for name in record
-              if record[name] != there[name]}
-             for record, there in zip(grown, undisturbed, strict=True)]
+      run_records.read(self.folder / name) for name in ('grown', 'undisturbed')
+    )
+    other = [
+      {name for name in record if record[name] != there[name]}
+      for record, there in zip(grown, undisturbed, strict=True)
+    ]
     self.assertEqual([r['eval/step'] for r in grown], [0, 2, 3, 4, 4, 6])
     self.assertEqual([r['mechanism/step'] for r in grown], [1, 2, 3, 4, 4, 6])
     for step, names in enumerate(other, 1):
@@ -175,8 +186,10 @@ class TrainerTest(_FolderTest):
       self.assertFalse((workdir / 'summary.json').exists())
       self.assertEqual(trainer.train(_config(num_steps=6), workdir), longer)
       for name in ('metrics.jsonl', 'metrics.csv', 'summary.json'):
-        self.assertEqual((workdir / name).read_bytes(),
-                         (self.folder / 'whole' / name).read_bytes())
+        self.assertEqual(
+          (workdir / name).read_bytes(),
+          (self.folder / 'whole' / name).read_bytes(),
+        )
 
   def test_run_that_can_not_go_on_stays_as_short_as_it_is(self):
     trainer.train(_config(num_steps=3), self.folder)
@@ -186,8 +199,9 @@ class TrainerTest(_FolderTest):
     before = [(self.folder / name).read_bytes() for name in names]
     with self.assertRaisesRegex(config_lib.ConfigError, 'holds 1 of the 3'):
       trainer.train(_config(num_steps=6), self.folder)
-    self.assertEqual([(self.folder / name).read_bytes() for name in names],
-                     before)
+    self.assertEqual(
+      [(self.folder / name).read_bytes() for name in names], before
+    )
 
   def test_run_killed_before_it_grows_ends_where_it_did(self):
     summary = trainer.train(_config(num_steps=3), self.folder)
@@ -205,30 +219,36 @@ class TrainerTest(_FolderTest):
 
   def test_run_without_comparisons_has_none_in_its_records(self):
     summary = trainer.train(
-        _config(optim__qk_clip='weights', mechanism__every=0), self.folder)
+      _config(optim__qk_clip='weights', mechanism__every=0), self.folder
+    )
     for record in run_records.read(self.folder):
       for name in record:
         self.assertNotStartsWith(name, 'mechanism/')
         self.assertNotStartsWith(name, 'qk/clip_drift')
     self.assertNotIn('cosine', summary)
-    self.assertNotIn('cosine of gradients',
-                     str(summary_lib.rows(summary, self.folder)))
+    self.assertNotIn(
+      'cosine of gradients', str(summary_lib.rows(summary, self.folder))
+    )
 
   def test_seeds_share_a_warm_start_folder_without_sharing_parameters(self):
     cache = self.folder / 'cache'
-    first, again, other = (trainer.train(
+    first, again, other = (
+      trainer.train(
         _config(seed=seed, num_steps=1, warm_start__folder=str(cache)),
-        self.folder / name) for name, seed in (('first', 0), ('again', 0),
-                                               ('other', 1)))
+        self.folder / name,
+      )
+      for name, seed in (('first', 0), ('again', 0), ('other', 1))
+    )
     self.assertLen(list(cache.iterdir()), 2)
     self.assertEqual(first, again)
     self.assertNotEqual(first['reward_last_10'], other['reward_last_10'])
 
   def test_warns_when_every_mean_is_the_same(self):
     notes = []
-    still = _config(num_steps=6, optim__learning_rate=0.)
-    with mock.patch.object(trainer.progress_lib.Progress, 'note',
-                           lambda _, text: notes.append(text)):
+    still = _config(num_steps=6, optim__learning_rate=0.0)
+    with mock.patch.object(
+      trainer.progress_lib.Progress, 'note', lambda _, text: notes.append(text)
+    ):
       trainer.train(still, self.folder)
     self.assertLen(notes, 1)
     self.assertIn('every mean is the same algorithm', notes[0])
@@ -237,18 +257,19 @@ class TrainerTest(_FolderTest):
     trainer.train(_config(num_steps=1), self.folder)
     refuse = lambda constant: self.fail(f'{constant} is not JSON')
     saved = json.loads(
-        (self.folder / 'config.json').read_text('utf-8'), parse_constant=refuse)
+      (self.folder / 'config.json').read_text('utf-8'), parse_constant=refuse
+    )
     self.assertEqual(saved['config']['train']['max_grad_norm'], 'inf')
     self.assertContainsSubset({'commit', 'versions', 'device'}, saved)
 
   def test_too_few_held_out_prompts_is_bad_input(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'eval.num_prompts'):
       trainer.train(
-          _config(task__num_digits=2, eval__num_prompts=512), self.folder)
+        _config(task__num_digits=2, eval__num_prompts=512), self.folder
+      )
 
 
 class FaultyFolderTest(_FolderTest):
-
   def test_addresses_of_storage_are_refused(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'gs://bucket.*no path'):
       trainer.train(_config(), 'gs://bucket/run')
@@ -259,8 +280,9 @@ class FaultyFolderTest(_FolderTest):
   def test_folder_of_another_configuration_is_refused(self):
     trainer.train(_config(num_steps=1), self.folder)
     before = (self.folder / 'config.json').read_bytes()
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                r'config\.loss\.p: -1\.0 there, 0\.5 here'):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'config\.loss\.p: -1\.0 there, 0\.5 here'
+    ):
       trainer.train(_config(num_steps=1, loss__p=0.5), self.folder)
     self.assertEqual((self.folder / 'config.json').read_bytes(), before)
 
@@ -279,19 +301,23 @@ class FaultyFolderTest(_FolderTest):
       (self.folder / 'summary.json').unlink()
       told = self._told(config)
       self.assertIn(
-          'holds records up to step 4 but none of their checkpoints: starts '
-          f'over from step 1; the records are kept in {self.folder / again}\n',
-          told)
+        'holds records up to step 4 but none of their checkpoints: starts '
+        f'over from step 1; the records are kept in {self.folder / again}\n',
+        told,
+      )
       for name in ('metrics.jsonl', 'metrics.csv', 'timing.jsonl'):
         self.assertTrue((self.folder / again / name).exists(), name)
-      self.assertEqual((self.folder / again / 'metrics.jsonl').read_bytes(),
-                       before)
+      self.assertEqual(
+        (self.folder / again / 'metrics.jsonl').read_bytes(), before
+      )
       self.assertEqual((self.folder / 'metrics.jsonl').read_bytes(), before)
 
   def test_kill_before_the_first_checkpoint_is_said_and_leaves_nothing(self):
     self._killed_at(2, self.folder)
-    self.assertIn('records up to step 1 and no checkpoint yet: starts over',
-                  self._told(_config()))
+    self.assertIn(
+      'records up to step 1 and no checkpoint yet: starts over',
+      self._told(_config()),
+    )
     self.assertEmpty(list(self.folder.glob('earlier*')))
     self.assertNotIn('starts over', self._told(_config()))
 
@@ -320,8 +346,13 @@ class FaultyFolderTest(_FolderTest):
     (self.folder / 'summary.json').unlink()
     file = self.folder / run_records.METRICS
     lines = file.read_text('utf-8').splitlines(keepends=True)
-    for damage in (lines[1:], lines[:1] + lines[2:], lines[:3],
-                   [*lines[:2], '{"st\n', *lines[2:]], []):
+    for damage in (
+      lines[1:],
+      lines[:1] + lines[2:],
+      lines[:3],
+      [*lines[:2], '{"st\n', *lines[2:]],
+      [],
+    ):
       file.write_text(''.join(damage), 'utf-8')
       with self.assertRaisesRegex(config_lib.ConfigError, r'metrics\.jsonl'):
         trainer.train(_config(), self.folder)

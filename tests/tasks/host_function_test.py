@@ -111,11 +111,11 @@ def _is_there(pid):
   return status.rpartition(')')[2].split()[0] != 'Z'
 
 
-def _gone(pid, seconds=10.):
+def _gone(pid, seconds=10.0):
   """Waits until a process has ended; returns whether it has."""
   deadline = time.monotonic() + seconds
   while _is_there(pid) and time.monotonic() < deadline:
-    time.sleep(.01)
+    time.sleep(0.01)
   return not _is_there(pid)
 
 
@@ -126,16 +126,16 @@ class _FileTest(user_file.UserFileTest):
     super().setUp()
     (self.folder / 'helper.py').write_text(_HELPER, encoding='utf-8')
 
-  def _host(self, function, timeout=30., config=None):
-    return host_function.HostFunction('reward', f'{self.file}:{function}',
-                                      timeout, config)
+  def _host(self, function, timeout=30.0, config=None):
+    return host_function.HostFunction(
+      'reward', f'{self.file}:{function}', timeout, config
+    )
 
   def _call(self, function, *arguments, **options):
     return self._host(function, **options).call('numbers', *arguments)
 
 
 class CallTest(_FileTest):
-
   @parameterized.parameters(('pickles', 4), ('with_helper', 8), ('alarm', [1]))
   def test_file_is_a_module_like_any_other(self, function, expected):
     self.assertEqual(self._call(function), expected)
@@ -151,15 +151,16 @@ class CallTest(_FileTest):
     stored.write_text('def f(): return 2', encoding='utf-8')
     link = self.folder / 'linked.py'
     link.symlink_to(stored)
-    host = host_function.HostFunction('reward', f'{link}:f', 30.)
+    host = host_function.HostFunction('reward', f'{link}:f', 30.0)
     self.assertEqual(host.call('numbers'), 2)
     stored.unlink()
     with self.assertRaisesRegex(config_lib.ConfigError, 'No such file'):
-      host_function.HostFunction('reward', f'{link}:f', 30.)
+      host_function.HostFunction('reward', f'{link}:f', 30.0)
 
   def test_long_text_of_an_exception_is_cut(self):
-    with self.assertRaisesRegex(host_function.Failure,
-                                '^raised ValueError') as (caught):
+    with self.assertRaisesRegex(
+      host_function.Failure, '^raised ValueError'
+    ) as (caught):
       self._call('verbose')
     self.assertLess(len(str(caught.exception)), 600)
 
@@ -168,8 +169,16 @@ class CallTest(_FileTest):
     self.assertEqual(self._call('pool', kind), [4, 9])
 
   def test_process_is_the_functions_alone(self):
-    (is_mine, has_jax, parent, child, is_on_cpu, is_main, threads,
-     arguments) = self._call('surroundings')
+    (
+      is_mine,
+      has_jax,
+      parent,
+      child,
+      is_on_cpu,
+      is_main,
+      threads,
+      arguments,
+    ) = self._call('surroundings')
     self.assertEqual((is_mine, has_jax, is_on_cpu, is_main), (1, 0, 1, 1))
     self.assertEqual((threads, arguments), (1, 1))
     self.assertEqual(parent, os.getpid())
@@ -181,20 +190,21 @@ class CallTest(_FileTest):
 
   def test_module_of_the_working_directory(self):
     with contextlib.chdir(self.folder):
-      host = host_function.HostFunction('reward', 'helper:double', 30.)
+      host = host_function.HostFunction('reward', 'helper:double', 30.0)
     self.assertEqual(host.call('numbers', 3), 6)
 
   def test_name_that_is_taken(self):
     file = self.folder / 'signal.py'
     file.write_text('def f(): return 1', encoding='utf-8')
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                "module 'signal' already: rename the file"):
-      host_function.HostFunction('reward', f'{file}:f', 30.)
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, "module 'signal' already: rename the file"
+    ):
+      host_function.HostFunction('reward', f'{file}:f', 30.0)
 
   @parameterized.parameters(
-      ('wrong', r'raised ValueError: no luck \(helper\.py, line 4\)$'),
-      ('elsewhere', r"raised KeyError: 'x' \(mine\.py, line 26\)$"),
-      ('number', 'number is not callable'),
+    ('wrong', r'raised ValueError: no luck \(helper\.py, line 4\)$'),
+    ('elsewhere', r"raised KeyError: 'x' \(mine\.py, line 26\)$"),
+    ('number', 'number is not callable'),
   )
   def test_failure_names_file_and_line(self, function, words):
     with self.assertRaisesRegex(Exception, words):
@@ -206,16 +216,15 @@ class CallTest(_FileTest):
 
 
 class EndTest(_FileTest):
-
   @parameterized.parameters(
-      ('leave', (0,), 'ended its process with exit code 0'),
-      ('leave', (3,), 'ended its process with exit code 3'),
-      ('kill', (), r'ended its process by SIGKILL \(out of memory\?\)'),
-      ('crash', (), 'ended its process by SIGABRT'),
-      ('hold', (), r'took longer than config\.reward\.timeout = 1\.0 s'),
+    ('leave', (0,), 'ended its process with exit code 0'),
+    ('leave', (3,), 'ended its process with exit code 3'),
+    ('kill', (), r'ended its process by SIGKILL \(out of memory\?\)'),
+    ('crash', (), 'ended its process by SIGABRT'),
+    ('hold', (), r'took longer than config\.reward\.timeout = 1\.0 s'),
   )
   def test_function_that_is_lost(self, function, arguments, words):
-    host = self._host(function, timeout=1.)
+    host = self._host(function, timeout=1.0)
     for _ in range(2):  # each time it is imported anew
       with self.assertRaisesRegex(host_function.Lost, words):
         host.call('numbers', *arguments)
@@ -232,26 +241,30 @@ class EndTest(_FileTest):
     with self.assertRaises(host_function.Lost):
       host.call('numbers', 1)
     self.file.write_text('', encoding='utf-8')
-    with self.assertRaisesRegex(host_function.Failure,
-                                'importing it raised AttributeError'):
+    with self.assertRaisesRegex(
+      host_function.Failure, 'importing it raised AttributeError'
+    ):
       host.call('numbers', 1)
 
   def test_import_that_ends_the_process(self):
     self.file.write_text('import os; os._exit(4)', encoding='utf-8')
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                'importing it ended its process with exit'):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'importing it ended its process with exit'
+    ):
       self._host('f')
 
   def test_object_that_is_long_in_the_making(self):
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                'making it took longer than'):
-      self._host('Slow', timeout=.1, config=config_lib.default_config())
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'making it took longer than'
+    ):
+      self._host('Slow', timeout=0.1, config=config_lib.default_config())
 
   def test_what_it_started_ends_with_it(self):
     with self.assertRaises(host_function.Lost):
-      self._call('sleep_with_child', timeout=1.)
+      self._call('sleep_with_child', timeout=1.0)
     self.assertTrue(
-        _gone(int(pathlib.Path(f'{self.file}.pid').read_text('utf-8'))))
+      _gone(int(pathlib.Path(f'{self.file}.pid').read_text('utf-8')))
+    )
     self.assertTrue(_gone(int(self._call('leave_child'))))
 
   def test_process_ends_with_its_owner(self):
@@ -269,10 +282,11 @@ class ScriptTest(_FileTest):
     script = self.folder / 'script.py'
     script.write_text(_SCRIPT, encoding='utf-8')
     return subprocess.Popen(
-        [sys.executable, script, f'{self.folder / file}:{function}'],
-        env=os.environ | {'PYTHONPATH': str(_ROOT)},
-        stdout=subprocess.PIPE,
-        text=True)
+      [sys.executable, script, f'{self.folder / file}:{function}'],
+      env=os.environ | {'PYTHONPATH': str(_ROOT)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
 
   def test_output_reaches_the_terminal(self):
     with self._script('says') as script:
@@ -301,10 +315,9 @@ class ScriptTest(_FileTest):
 
 
 class SoakTest(_FileTest):
-
   @pytest.mark.long
   def test_ten_thousand_calls(self):
-    host, lost = self._host('moody', timeout=.3), 0
+    host, lost = self._host('moody', timeout=0.3), 0
     for number in range(10_000):
       try:
         self.assertEqual(host.call('numbers', number), [number])

@@ -16,17 +16,12 @@ from hmpo_jax.tasks import task as task_lib
 from hmpo_jax.training import programs
 
 # Vocabulary of 10, padding 0, stop 1.
-_LINES = [{
-    'prompt': [5, 7, 2],
-    'answer': [9, 1]
-}] + [{
-    'prompt': [2, i],
-    'answer': [i, i, 1]
-} for i in range(2, 10)]
+_LINES = [{'prompt': [5, 7, 2], 'answer': [9, 1]}] + [
+  {'prompt': [2, i], 'answer': [i, i, 1]} for i in range(2, 10)
+]
 
 
 class LoadTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = tempfile.TemporaryDirectory()
@@ -34,8 +29,11 @@ class LoadTest(parameterized.TestCase):
     self.file = pathlib.Path(folder.name) / 'prompts.jsonl'
 
   def _load(self, lines):
-    self.file.write_text('\n'.join(
-        line if isinstance(line, str) else json.dumps(line) for line in lines))
+    self.file.write_text(
+      '\n'.join(
+        line if isinstance(line, str) else json.dumps(line) for line in lines
+      )
+    )
     return prompt_file.load(str(self.file), 10, 0, 1, 4)
 
   def test_pads_prompts_left_and_answers_right(self):
@@ -62,44 +60,44 @@ class LoadTest(parameterized.TestCase):
     np.testing.assert_array_equal(task.answer(np.array([0, 2, 6])), [0] * 4)
 
   @parameterized.named_parameters(
-      ('empty', [], 'is empty'),
-      ('no_json', [*_LINES, '{'], 'line 10 is no JSON'),
-      ('no_object', ['3'], 'line 1 must be an object'),
-      ('no_prompt', [{
-          'answer': [1]
-      }], 'line 1 must be an object with a "prompt"'),
-      ('no_list', [{
-          'prompt': 'abc'
-      }], 'line 1: "prompt" must be a list'),
-      ('no_tokens', [{
-          'prompt': []
-      }], 'line 1: "prompt" must be a list'),
-      ('float', [{
-          'prompt': [2.5]
-      }], 'from 0 to 9'),
-      ('bool', [{
-          'prompt': [True]
-      }], 'from 0 to 9'),
-      ('outside', [{
-          'prompt': [2],
-          'answer': [10, 1]
-      }], r'line 1: "answer" must be .* got \[10, 1\]'),
-      ('padding', [{
-          'prompt': [0, 2]
-      }], 'without the padding 0'),
-      ('twice', [*_LINES[:3], _LINES[1]
-                ], 'line 4 holds the prompt of line 2 again'),
-      ('no_stop', [*_LINES[:2], '', {
-          'prompt': [3],
-          'answer': [3]
-      }], r'line 4: "answer" must end with the stop token 1 .* got \[3\]'),
-      ('too_long', [{
-          'prompt': [2],
-          'answer': [2, 2, 2, 2, 1]
-      }], 'line 1: "answer" must .* at most config.task.response_len = 4'),
-      ('misspelt_prompt', [{
-          'promt': [2]
-      }], 'line 1 must be an object with a "prompt", but "promt"'),
+    ('empty', [], 'is empty'),
+    ('no_json', [*_LINES, '{'], 'line 10 is no JSON'),
+    ('no_object', ['3'], 'line 1 must be an object'),
+    (
+      'no_prompt',
+      [{'answer': [1]}],
+      'line 1 must be an object with a "prompt"',
+    ),
+    ('no_list', [{'prompt': 'abc'}], 'line 1: "prompt" must be a list'),
+    ('no_tokens', [{'prompt': []}], 'line 1: "prompt" must be a list'),
+    ('float', [{'prompt': [2.5]}], 'from 0 to 9'),
+    ('bool', [{'prompt': [True]}], 'from 0 to 9'),
+    (
+      'outside',
+      [{'prompt': [2], 'answer': [10, 1]}],
+      r'line 1: "answer" must be .* got \[10, 1\]',
+    ),
+    ('padding', [{'prompt': [0, 2]}], 'without the padding 0'),
+    (
+      'twice',
+      [*_LINES[:3], _LINES[1]],
+      'line 4 holds the prompt of line 2 again',
+    ),
+    (
+      'no_stop',
+      [*_LINES[:2], '', {'prompt': [3], 'answer': [3]}],
+      r'line 4: "answer" must end with the stop token 1 .* got \[3\]',
+    ),
+    (
+      'too_long',
+      [{'prompt': [2], 'answer': [2, 2, 2, 2, 1]}],
+      'line 1: "answer" must .* at most config.task.response_len = 4',
+    ),
+    (
+      'misspelt_prompt',
+      [{'promt': [2]}],
+      'line 1 must be an object with a "prompt", but "promt"',
+    ),
   )
   def test_is_refused(self, lines, words):
     with self.assertRaisesRegex(config_lib.ConfigError, words) as caught:
@@ -108,13 +106,15 @@ class LoadTest(parameterized.TestCase):
     self.assertIn('config.task.prompts', str(caught.exception))
 
   def test_answer_of_another_length_without_a_stop_token(self):
-    self.file.write_text('\n'.join(
-        json.dumps({
-            'prompt': [2, i],
-            'answer': [3] * (4 if i < 5 else 3)
-        }) for i in range(2, 9)))
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                'line 4: "answer" must have .* 4 .*, has 3'):
+    self.file.write_text(
+      '\n'.join(
+        json.dumps({'prompt': [2, i], 'answer': [3] * (4 if i < 5 else 3)})
+        for i in range(2, 9)
+      )
+    )
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'line 4: "answer" must have .* 4 .*, has 3'
+    ):
       prompt_file.load(str(self.file), 10, 0, -1, 4)
 
   @parameterized.parameters(('solution', ''), ('anwser', ', but "anwser"'))
@@ -123,9 +123,11 @@ class LoadTest(parameterized.TestCase):
     self.assertFalse(self._load(lines).has_answers)
     config = config_lib.default_config()
     config.task.update(
-        name='file', prompts=str(self.file), vocab_size=10, response_len=4)
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                f'line 5 has no "answer"{near}: all must'):
+      name='file', prompts=str(self.file), vocab_size=10, response_len=4
+    )
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, f'line 5 has no "answer"{near}: all must'
+    ):
       programs.Programs(config)
 
   def test_line_that_is_no_text_is_named(self):
@@ -134,8 +136,9 @@ class LoadTest(parameterized.TestCase):
       prompt_file.load(str(self.file), 10, 0, 1, 4)
 
   def test_lines_of_windows(self):
-    self.file.write_bytes(b'\r\n'.join(
-        json.dumps(line).encode() for line in _LINES) + b'\r\n')
+    self.file.write_bytes(
+      b'\r\n'.join(json.dumps(line).encode() for line in _LINES) + b'\r\n'
+    )
     task = prompt_file.load(str(self.file), 10, 0, 1, 4)
     self.assertTrue(task.has_answers)
 
@@ -147,7 +150,6 @@ class LoadTest(parameterized.TestCase):
 
 
 class ReadmeTest(absltest.TestCase):
-
   def test_names_every_key_that_a_file_needs(self):
     config = config_lib.default_config()
     config.task.name = 'file'
@@ -156,9 +158,11 @@ class ReadmeTest(absltest.TestCase):
     keys = re.findall(r'config\.(task\.\w+)', str(caught.exception))
     self.assertLen(keys, 4)
     readme = pathlib.Path(__file__).parents[2] / 'README.md'
-    own, = (
-        text for text in readme.read_text(encoding='utf-8').split('\n\n')
-        if text.startswith('Your own prompts'))
+    (own,) = (
+      text
+      for text in readme.read_text(encoding='utf-8').split('\n\n')
+      if text.startswith('Your own prompts')
+    )
     for key in keys:
       self.assertIn(key, own)
 

@@ -53,27 +53,27 @@ class _FolderTest(user_file.UserFileTest):
 
 
 class HostRewardTest(_FolderTest):
-
-  def _host(self, function, timeout=5.):
+  def _host(self, function, timeout=5.0):
     return rewards.HostReward(f'{self.file}:{function}', timeout, 3)
 
   def test_gets_tokens_without_padding(self):
     rollout = base.Rollout(
-        tokens=np.array([[0, 7, 8, 4, 1, 0], [5, 7, 8, 4, 4, 4]]),
-        valid=np.array([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool),
-        mask=np.array([[1, 1, 0], [1, 1, 1]], bool),
-        logprobs=np.zeros((2, 3)))
+      tokens=np.array([[0, 7, 8, 4, 1, 0], [5, 7, 8, 4, 4, 4]]),
+      valid=np.array([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool),
+      mask=np.array([[1, 1, 0], [1, 1, 1]], bool),
+      logprobs=np.zeros((2, 3)),
+    )
     scores = self._host('seen')(rollout)
-    np.testing.assert_allclose(scores.reward, [.22, .33])
+    np.testing.assert_allclose(scores.reward, [0.22, 0.33])
     np.testing.assert_array_equal(scores.exact, [0, 0])
 
   @parameterized.parameters(
-      ('nothing', 'returned'),
-      ('texts', 'returned no numbers'),
-      ('large', 'returned values from 2 to 2, must be from 0 to 1'),
-      ('leave', 'raised SystemExit: bye bye'),
-      ('mute', r'raised Mute \(its text could not be made\)'),
-      ('hang', r'took longer than config\.reward\.timeout = 0\.1 s'),
+    ('nothing', 'returned'),
+    ('texts', 'returned no numbers'),
+    ('large', 'returned values from 2 to 2, must be from 0 to 1'),
+    ('leave', 'raised SystemExit: bye bye'),
+    ('mute', r'raised Mute \(its text could not be made\)'),
+    ('hang', r'took longer than config\.reward\.timeout = 0\.1 s'),
   )
   def test_failure_is_named(self, function, words):
     rollout = base.Rollout(*(np.ones((2, 6), bool) for _ in range(4)))
@@ -89,31 +89,43 @@ class HostRewardTest(_FolderTest):
   @parameterized.parameters('', 'no_such_module:f', 'nowhere.py:f', 'os')
   def test_no_such_module(self, name):
     with self.assertRaisesRegex(config_lib.ConfigError, 'module:function'):
-      rewards.HostReward(name, 1., 3)
+      rewards.HostReward(name, 1.0, 3)
 
 
 class TrainTest(_FolderTest):
-
   def _config(self, **overrides):
-    return small.config(**({
-        'num_steps': 4,
-        'eval__every': 2,
-        'warm_start__num_steps': 3,
-        'reward__function': f'{self.file}:judge',
-    } | overrides))
+    return small.config(
+      **(
+        {
+          'num_steps': 4,
+          'eval__every': 2,
+          'warm_start__num_steps': 3,
+          'reward__function': f'{self.file}:judge',
+        }
+        | overrides
+      )
+    )
 
   def test_equals_the_run_with_the_reward_inside_jit(self):
     host = trainer.train(self._config(), self.folder / 'host')
     inside = trainer.train(
-        self._config(reward__function=''), self.folder / 'inside')
-    for name in ('heldout_reward_first', 'heldout_reward_last', 'ratio_mean',
-                 'majority_reward'):
+      self._config(reward__function=''), self.folder / 'inside'
+    )
+    for name in (
+      'heldout_reward_first',
+      'heldout_reward_last',
+      'ratio_mean',
+      'majority_reward',
+    ):
       self.assertAlmostEqual(host[name], inside[name], places=4)
 
   @parameterized.named_parameters(
-      ('raises', 'raise RuntimeError("broken")',
-       r'^step 4: .* raised RuntimeError: broken \(mine\.py, line 6\)$'),
-      ('shape', '', r'^step 4: .* returned shape \(33,\)'),
+    (
+      'raises',
+      'raise RuntimeError("broken")',
+      r'^step 4: .* raised RuntimeError: broken \(mine\.py, line 6\)$',
+    ),
+    ('shape', '', r'^step 4: .* returned shape \(33,\)'),
   )
   def test_failure_keeps_all_steps_before_it(self, fault, words):
     trainer.train(self._config(), self.folder / 'whole')
@@ -132,8 +144,10 @@ class TrainTest(_FolderTest):
       (self.folder / 'fault').unlink()
       trainer.train(self._config(), workdir)
     self.assertEqual(calls, [1, 2, 3, 4])
-    self.assertEqual((workdir / 'metrics.jsonl').read_bytes(),
-                     (self.folder / 'whole' / 'metrics.jsonl').read_bytes())
+    self.assertEqual(
+      (workdir / 'metrics.jsonl').read_bytes(),
+      (self.folder / 'whole' / 'metrics.jsonl').read_bytes(),
+    )
 
   def test_changed_source_is_told_and_written_down(self):
     workdir, config = self.folder / 'run', self._config(checkpoint__every=2)
@@ -145,9 +159,14 @@ class TrainTest(_FolderTest):
         raise KeyboardInterrupt
 
     def train():
-      with (mock.patch.object(trainer.progress_lib.Progress, 'note',
-                              lambda _, text: notes.append(text)),
-            mock.patch.object(trainer.progress_lib, 'tell', notes.append)):
+      with (
+        mock.patch.object(
+          trainer.progress_lib.Progress,
+          'note',
+          lambda _, text: notes.append(text),
+        ),
+        mock.patch.object(trainer.progress_lib, 'tell', notes.append),
+      ):
         trainer.train(config, workdir)
 
     with mock.patch.object(trainer.session.OpenRun, 'save', killed):
@@ -157,14 +176,15 @@ class TrainTest(_FolderTest):
     self.file.write_text(f'{self.TEXT}# mended', encoding='utf-8')
     train()
     self.assertLen(notes, 1)
-    self.assertIn('source of config.reward.function has changed since step 2',
-                  notes[0])
+    self.assertIn(
+      'source of config.reward.function has changed since step 2', notes[0]
+    )
     described = json.loads((workdir / 'config.json').read_text('utf-8'))
     self.assertEqual(described['inputs']['reward.function'], first)
-    self.assertEqual(described['changes'], [{
-        'after_step': 2,
-        'inputs': run_folder.inputs(config)
-    }])
+    self.assertEqual(
+      described['changes'],
+      [{'after_step': 2, 'inputs': run_folder.inputs(config)}],
+    )
     train()  # which has ended, and is what it was
     self.assertLen(notes, 1)
     with rerun.opened(workdir, self.fail) as recorded:
@@ -183,8 +203,11 @@ class TrainTest(_FolderTest):
     run_batch.train([(config, self.folder / 'plan')], told.append)
     self.assertEqual(told[-1].kind, 'done')
     for name in (run_records.METRICS, 'summary.json'):
-      self.assertEqual((self.folder / 'alone' / name).read_bytes(),
-                       (self.folder / 'plan' / name).read_bytes(), name)
+      self.assertEqual(
+        (self.folder / 'alone' / name).read_bytes(),
+        (self.folder / 'plan' / name).read_bytes(),
+        name,
+      )
 
   def test_run_of_a_plan_whose_function_fails_has_failed(self):
     told = []
@@ -230,23 +253,28 @@ class TrainTest(_FolderTest):
     """The table of a run that ends without a sound update."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-      with self.assertRaisesRegex(trainer.NumericalStop,
-                                  'every update') as stop:
+      with self.assertRaisesRegex(
+        trainer.NumericalStop, 'every update'
+      ) as stop:
         trainer.train(self._config(), run)
     self.assertEqual(stop.exception.exit_code, 3)
     return out.getvalue()
 
   def test_file_of_prompts_trains_without_answers(self):
     prompts = self.folder / 'prompts.jsonl'
-    prompts.write_text('\n'.join(
-        json.dumps({'prompt': [2 + i % 9, 2 + i // 9, 13]}) for i in range(81)))
+    prompts.write_text(
+      '\n'.join(
+        json.dumps({'prompt': [2 + i % 9, 2 + i // 9, 13]}) for i in range(81)
+      )
+    )
     config = self._config(
-        task__name='file',
-        task__prompts=str(prompts),
-        task__vocab_size=14,
-        task__response_len=4,
-        eval__num_prompts=2,
-        warm_start__num_steps=0)
+      task__name='file',
+      task__prompts=str(prompts),
+      task__vocab_size=14,
+      task__response_len=4,
+      eval__num_prompts=2,
+      warm_start__num_steps=0,
+    )
     summary = trainer.train(config, self.folder / 'run')
     self.assertGreater(summary['reward_last_10'], 0)
     self.assertNotIn('majority_reward', summary)
@@ -260,19 +288,22 @@ class TrainTest(_FolderTest):
     lines = [json.dumps({'prompt': [2 + i, 13]}) + '\n' for i in range(12)]
     prompts.write_text(''.join(lines), encoding='utf-8')
     description = lambda file: run_folder.describe(
-        self._config(
-            task__name='file',
-            task__prompts=str(file),
-            task__vocab_size=14,
-            task__response_len=4))
+      self._config(
+        task__name='file',
+        task__prompts=str(file),
+        task__vocab_size=14,
+        task__response_len=4,
+      )
+    )
     with run_folder.claimed(self.folder / 'run', description(prompts)):
       pass
     moved = prompts.rename(self.folder / 'moved.jsonl')
     with run_folder.claimed(self.folder / 'run', description(moved)):
       pass
     prompts.write_text(''.join(lines[1:]), encoding='utf-8')
-    with self.assertRaisesRegex(config_lib.ConfigError,
-                                r'inputs\.task\.prompts'):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'inputs\.task\.prompts'
+    ):
       run_folder.refuse_other_run(self.folder / 'run', description(prompts))
 
 

@@ -22,16 +22,22 @@ class LearnTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.static, self.hparams, self.state = small.start(
-        small.config(rollout__old_logprobs='sampler'))
+      small.config(rollout__old_logprobs='sampler')
+    )
     self.rollout = _collect(self.static, self.state, self.hparams)
     self.reward = jnp.linspace(0, 1, 32)
 
   def _learn(self, reward=None, rollout=None):
     reward = self.reward if reward is None else jnp.asarray(reward, jnp.float32)
     scores = task_lib.Score(reward, jnp.zeros(32))
-    state, metrics = _learn(self.static, self.state, self.hparams,
-                            self.rollout if rollout is None else rollout,
-                            scores, _NO)
+    state, metrics = _learn(
+      self.static,
+      self.state,
+      self.hparams,
+      self.rollout if rollout is None else rollout,
+      scores,
+      _NO,
+    )
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
       # -inf is the largest attention logit before any was seen.
       self.assertTrue(np.all(np.isfinite(leaf) | np.isneginf(leaf)))
@@ -39,9 +45,9 @@ class LearnTest(parameterized.TestCase):
 
   def _skips(self, metrics):
     return {
-        name.removeprefix('skipped/'): int(count)
-        for name, count in metrics.items()
-        if name.startswith('skipped/') and count
+      name.removeprefix('skipped/'): int(count)
+      for name, count in metrics.items()
+      if name.startswith('skipped/') and count
     }
 
   def _with_logprobs(self, change):
@@ -76,8 +82,9 @@ class LearnTest(parameterized.TestCase):
   def test_rewards_that_are_all_nan_move_nothing(self):
     state, metrics = self._learn(np.full(32, np.nan))
     self.assertEqual(self._skips(metrics), {'reward': 4, 'in_a_row': 4})
-    chex.assert_trees_all_equal((state.params, state.opt_state),
-                                (self.state.params, self.state.opt_state))
+    chex.assert_trees_all_equal(
+      (state.params, state.opt_state), (self.state.params, self.state.opt_state)
+    )
 
   @parameterized.parameters(np.nan, np.inf, -np.inf)
   def test_logprob_that_is_not_finite_skips_its_updates(self, value):
@@ -90,7 +97,7 @@ class LearnTest(parameterized.TestCase):
     # Each epoch meets the row once.
     self.assertEqual(self._skips(metrics).get('logprob'), 2)
 
-  @parameterized.parameters(np.nan, np.inf, 1e30, -200.)
+  @parameterized.parameters(np.nan, np.inf, 1e30, -200.0)
   def test_padding_changes_no_bit(self, value):
     rollout = self._with_logprobs(lambda x, mask: np.where(mask, x, value))
     self.assertLess(float(jnp.mean(self.rollout.mask)), 1)
@@ -99,7 +106,7 @@ class LearnTest(parameterized.TestCase):
     chex.assert_trees_all_equal(clean.params, padded.params)
     self.assertEqual(clean_metrics['loss/total'], metrics['loss/total'])
 
-  @parameterized.parameters(80., -80., 1e4, -1e4)
+  @parameterized.parameters(80.0, -80.0, 1e4, -1e4)
   def test_ratio_spike_is_clamped_counted_and_survived(self, spike):
 
     def add(logprobs, _):
@@ -110,19 +117,27 @@ class LearnTest(parameterized.TestCase):
     self.assertGreater(metrics['ratio/clamped_frac'], 0.1)
     self.assertEmpty({'loss', 'gradient', 'update'} & set(self._skips(metrics)))
     scores = task_lib.Score(self.reward, jnp.zeros(32))
-    _, after = _learn(self.static, state, self.hparams,
-                      _collect(self.static, state, self.hparams), scores, _NO)
+    _, after = _learn(
+      self.static,
+      state,
+      self.hparams,
+      _collect(self.static, state, self.hparams),
+      scores,
+      _NO,
+    )
     self.assertEmpty(self._skips(jax.device_get(after)))
 
   def test_rows_without_tokens_and_a_batch_without_any(self):
     empty = self.rollout._replace(
-        mask=self.rollout.mask.at[::2].set(False),
-        valid=self.rollout.valid.at[::2, 6:].set(False))
+      mask=self.rollout.mask.at[::2].set(False),
+      valid=self.rollout.valid.at[::2, 6:].set(False),
+    )
     _, metrics = self._learn(rollout=empty)
     self.assertEmpty(self._skips(metrics))
     none = self.rollout._replace(
-        mask=jnp.zeros_like(self.rollout.mask),
-        valid=self.rollout.valid.at[:, 6:].set(False))
+      mask=jnp.zeros_like(self.rollout.mask),
+      valid=self.rollout.valid.at[:, 6:].set(False),
+    )
     state, metrics = self._learn(rollout=none)
     self.assertEqual(self._skips(metrics), {'no_signal': 4})
     chex.assert_trees_all_equal(state.params, self.state.params)
@@ -130,8 +145,9 @@ class LearnTest(parameterized.TestCase):
   def test_one_token_responses_train(self):
     first = jnp.arange(self.rollout.mask.shape[1]) == 0
     short = self.rollout._replace(
-        mask=self.rollout.mask & first,
-        valid=self.rollout.valid.at[:, 7:].set(False))
+      mask=self.rollout.mask & first,
+      valid=self.rollout.valid.at[:, 7:].set(False),
+    )
     _, metrics = self._learn(rollout=short)
     self.assertEmpty(self._skips(metrics))
     self.assertEqual(metrics['log_ratio/last_update_sigma'], 0)
@@ -141,13 +157,20 @@ class LearnTest(parameterized.TestCase):
     params = jax.tree.map(lambda x: x, self.state.params)
     query = params['layers']['attention']['query']
     query['kernel'] = query['kernel'].at[0, 0, 0, 0].set(jnp.inf)
-    state, metrics = _learn(self.static, self.state._replace(params=params),
-                            self.hparams, self.rollout,
-                            task_lib.Score(self.reward, jnp.zeros(32)), _NO)
+    state, metrics = _learn(
+      self.static,
+      self.state._replace(params=params),
+      self.hparams,
+      self.rollout,
+      task_lib.Score(self.reward, jnp.zeros(32)),
+      _NO,
+    )
     self.assertEqual(
-        sum(
-            int(metrics[f'skipped/{cause}'])
-            for cause in ('logprob', 'statistic')), 4)
+      sum(
+        int(metrics[f'skipped/{cause}']) for cause in ('logprob', 'statistic')
+      ),
+      4,
+    )
     chex.assert_trees_all_equal(state.params, params)
 
 

@@ -15,9 +15,9 @@ from tests import small
 
 # One program for all tests of updates.
 _CHOICE = {
-    'model__logits_dtype': 'float16',
-    'model__attention_entropy': True,
-    'train__num_microbatches': 2,
+  'model__logits_dtype': 'float16',
+  'model__attention_entropy': True,
+  'train__num_microbatches': 2,
 }
 _update = jax.jit(update.update, static_argnums=0)
 
@@ -30,11 +30,10 @@ def _start(**choice):
 
 
 class UpdateTest(absltest.TestCase):
-
   def test_overflow_skips_the_update(self):
     static, learned, hparams, batch = _start(**_CHOICE)
     kernel = learned.params['layers']['attention']['query']['kernel']
-    for scale, cause in ((1., 'none'), (1e7, 'logprob')):
+    for scale, cause in ((1.0, 'none'), (1e7, 'logprob')):
       learned.params['layers']['attention']['query']['kernel'] = scale * kernel
       after, reports = _update(static, learned, hparams, batch)
       names = *update.SKIP_CAUSES, 'none'
@@ -52,10 +51,9 @@ class UpdateTest(absltest.TestCase):
     # Microbatches of unequal numbers of tokens.
     batch = batch._replace(valid=batch.valid.at[:3, :2].set(False))
     _, reports = _update(static, learned, hparams, batch)
-    expected = jax.jit(
-        policy.forward,
-        static_argnums=0)(static, learned.params, batch.tokens, batch.valid,
-                          batch.mask, 1.).attention_entropy
+    expected = jax.jit(policy.forward, static_argnums=0)(
+      static, learned.params, batch.tokens, batch.valid, batch.mask, 1.0
+    ).attention_entropy
     self.assertEqual(expected.shape, (2, 4))
     found = reports.metrics
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3)
@@ -71,12 +69,12 @@ class UpdateTest(absltest.TestCase):
   def test_off_there_are_none(self):
     static, *arguments = _start()
     _, reports = jax.eval_shape(
-        functools.partial(update.update, static), *arguments)
+      functools.partial(update.update, static), *arguments
+    )
     self.assertFalse([name for name in reports.metrics if 'entropy_' in name])
 
 
 class WarmStartTest(absltest.TestCase):
-
   def test_is_that_of_float32(self):
     configs = small.config(), small.config(**_CHOICE)
     parts = [traced.static(config) for config in configs]

@@ -25,23 +25,25 @@ _batch = jax.jit(small.batch, static_argnums=0)
 def _start(qk_clip):
   """Static part, hyperparameters and a state with large attention logits."""
   static, hparams, state = small.start(
-      small.config(
-          optim__qk_clip=qk_clip,
-          model__qk_norm=qk_clip == 'gain',
-          mechanism__every=1))
+    small.config(
+      optim__qk_clip=qk_clip,
+      model__qk_norm=qk_clip == 'gain',
+      mechanism__every=1,
+    )
+  )
   if qk_clip != 'off':
     hparams = hparams._replace(qk_alpha=jnp.float32(0.3))
   attention = state.params['layers']['attention']
   for name in ('query', 'key'):
     attention[name]['kernel'] *= 8
     if f'{name}_norm' in attention:
-      attention[f'{name}_norm'] = jax.tree.map(lambda x: 3 * x,
-                                               attention[f'{name}_norm'])
+      attention[f'{name}_norm'] = jax.tree.map(
+        lambda x: 3 * x, attention[f'{name}_norm']
+      )
   return static, hparams, state
 
 
 class ClipDriftTest(parameterized.TestCase):
-
   def _updated(self, share):
     """Batch, and the update with tau = a share of the largest logit."""
     static, hparams, state = _start('weights')
@@ -55,13 +57,21 @@ class ClipDriftTest(parameterized.TestCase):
     static, *_ = _start('weights')
     batch, run, hparams = self._updated(0.5)
     (after, reports), (before, _) = (
-        run(hparams._replace(tau=tau), batch)
-        for tau in (hparams.tau, jnp.float32(jnp.inf)))
+      run(hparams._replace(tau=tau), batch)
+      for tau in (hparams.tau, jnp.float32(jnp.inf))
+    )
     logprobs = [
-        np.float64(
-            _forward(static, learned.params, batch.tokens, batch.valid,
-                     batch.mask, hparams.temperature).logprobs)
-        for learned in (after, before)
+      np.float64(
+        _forward(
+          static,
+          learned.params,
+          batch.tokens,
+          batch.valid,
+          batch.mask,
+          hparams.temperature,
+        ).logprobs
+      )
+      for learned in (after, before)
     ]
     change = np.where(batch.mask, logprobs[0] - logprobs[1], 0)
     k3 = np.sum(np.expm1(change) - change, axis=1) / np.sum(batch.mask, axis=1)
@@ -70,13 +80,15 @@ class ClipDriftTest(parameterized.TestCase):
     largest = np.max(np.abs(change))
     self.assertGreater(largest, 1e-3)
     np.testing.assert_allclose(
-        values['qk/clip_drift_k3'], np.mean(k3), rtol=1e-2)
+      values['qk/clip_drift_k3'], np.mean(k3), rtol=1e-2
+    )
     np.testing.assert_allclose(
-        values['qk/clip_drift_abs_max'], largest, rtol=1e-2)
+      values['qk/clip_drift_abs_max'], largest, rtol=1e-2
+    )
 
   def test_is_0_where_nothing_was_clipped(self):
     static, *_ = _start('weights')
-    batch, run, hparams = self._updated(1.)
+    batch, run, hparams = self._updated(1.0)
     learned, reports = run(hparams, batch)
     values = _measure(static, learned, hparams, batch, reports.cause)
     self.assertEqual(list(map(float, values.values())), [0, 0])

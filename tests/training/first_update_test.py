@@ -10,7 +10,6 @@ from tests import small
 
 
 class FirstUpdateTest(parameterized.TestCase):
-
   @parameterized.parameters('power_mean', 'grpo', 'cispo')
   def test_ratio_of_the_first_update_is_exactly_one(self, loss):
     _, records = small.steps(small.config(loss__name=loss), num=3)
@@ -22,9 +21,10 @@ class FirstUpdateTest(parameterized.TestCase):
 
   def test_bfloat16_step(self):
     states, (record,) = small.steps(small.config(model__dtype='bfloat16'))
-    self.assertEqual({
-        key: n for key, n in record.items() if 'skipped/' in key
-    }, {key: 0 for key in record if 'skipped/' in key})
+    self.assertEqual(
+      {key: n for key, n in record.items() if 'skipped/' in key},
+      {key: 0 for key in record if 'skipped/' in key},
+    )
     self.assertEqual(record['ratio/first_update_abs_log'], 0)
     self.assertGreater(record['log_ratio/abs_max'], 0)
     self.assertBetween(record['rollout/sampler_gap_max'], 1e-5, 0.2)

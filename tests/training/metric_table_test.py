@@ -30,27 +30,38 @@ def _names_of_a_default_run() -> set[str]:
   def run(key):
     params = transformer.init(policy.make_model(static), key)
     state = learner.init(static, hparams, params, key)
-    return (learner.train_step(static, state, hparams, jnp.bool_(True))[1],
-            learner.evaluate(
-                static, params,
-                jnp.zeros((8, policy.make_task(static).prompt_len), jnp.int32)))
+    return (
+      learner.train_step(static, state, hparams, jnp.bool_(True))[1],
+      learner.evaluate(
+        static,
+        params,
+        jnp.zeros((8, policy.make_task(static).prompt_len), jnp.int32),
+      ),
+    )
 
   step, evaluation = jax.eval_shape(run, jax.random.key(0))
   return {
-      *step, *evaluation, 'eval/step', 'total/tokens', 'total/episodes',
-      run_records.NONFINITE, 'step_s', 'eval_s', 'tokens_per_s'
+    *step,
+    *evaluation,
+    'eval/step',
+    'total/tokens',
+    'total/episodes',
+    run_records.NONFINITE,
+    'step_s',
+    'eval_s',
+    'tokens_per_s',
   }
 
 
 class MetricTableTest(absltest.TestCase):
-
   def test_every_metric_of_a_default_run_has_a_row_and_a_group(self):
     for name in _names_of_a_default_run():
       if name.startswith('sample/'):
         continue
       groups = [
-          group for group, starts in tensorboard.GROUPS.items()
-          if name.startswith(starts)
+        group
+        for group, starts in tensorboard.GROUPS.items()
+        if name.startswith(starts)
       ]
       self.assertLen(groups, 1, name)
       if not name.startswith('histogram/'):
@@ -59,9 +70,14 @@ class MetricTableTest(absltest.TestCase):
   def test_every_row_is_of_some_metric(self):
     # Those of options that a default run has off.
     optional = {
-        'reward/kl', 'kl/reference', 'kl/wide_gap_frac', 'rollout/kept_mass',
-        'control/learning_rate', 'control/epsilon', 'control/p',
-        'control/agm_iterations'
+      'reward/kl',
+      'kl/reference',
+      'kl/wide_gap_frac',
+      'rollout/kept_mass',
+      'control/learning_rate',
+      'control/epsilon',
+      'control/p',
+      'control/agm_iterations',
     }
     known = _names_of_a_default_run() | optional
     for rows in metric_table.ROWS.values():
@@ -77,11 +93,13 @@ class MetricTableTest(absltest.TestCase):
 
   def test_description_is_a_sentence(self):
     self.assertEqual(
-        metric_table.describe('skipped/loss')[:38],
-        'Updates skipped, by cause: `reward`, `')
+      metric_table.describe('skipped/loss')[:38],
+      'Updates skipped, by cause: `reward`, `',
+    )
     self.assertEqual(
-        metric_table.describe('loss/live_frac'),
-        'Rows that pass a gradient. Unit: share.')
+      metric_table.describe('loss/live_frac'),
+      'Rows that pass a gradient. Unit: share.',
+    )
     self.assertEqual(metric_table.describe('no/such'), '')
 
 

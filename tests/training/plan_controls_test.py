@@ -42,7 +42,7 @@ def _run(num, **overrides):
   return state.params, jax.device_get(run_axis.stack(records))
 
 
-def _updates(num, noise=0., **overrides):
+def _updates(num, noise=0.0, **overrides):
   """Parameters after updates on one batch, and each one's metrics, stacked.
 
   The old log-probabilities are off by `noise` nats times a normal number.
@@ -59,13 +59,12 @@ def _updates(num, noise=0., **overrides):
 
 
 class OneUpdateTest(parameterized.TestCase):
-
   def _assert_no_order_matters(self, name):
     run = functools.partial(_run, 50, optim__name=name, **_ONE_UPDATE, **_CLIP)
-    expected, metrics = run(loss__p=1.)
+    expected, metrics = run(loss__p=1.0)
     self.assertGreater(np.sum(metrics['qk/clipped_frac']), 1)
     self.assertEqual(np.sum(metrics['skipped/no_signal']), 0)
-    for p in (0., -1., 0.3):
+    for p in (0.0, -1.0, 0.3):
       params, metrics = run(loss__p=p)
       np.testing.assert_allclose(metrics['mean/p'], p, rtol=1e-6)
       chex.assert_trees_all_equal(params, expected)
@@ -79,7 +78,6 @@ class OneUpdateTest(parameterized.TestCase):
 
 
 class InfiniteTauTest(parameterized.TestCase):
-
   def _assert_no_clip(self, run):
     clipped, metrics = run(**_CLIP)
     self.assertGreater(np.sum(metrics['qk/clipped_frac']), 1)
@@ -92,7 +90,8 @@ class InfiniteTauTest(parameterized.TestCase):
 
   def test_is_no_clip_to_the_bit(self):
     self._assert_no_clip(
-        functools.partial(_updates, 4, optim__name='muon_clip'))
+      functools.partial(_updates, 4, optim__name='muon_clip')
+    )
 
   @parameterized.parameters('muon_clip', 'adamw')
   @pytest.mark.long
@@ -101,7 +100,6 @@ class InfiniteTauTest(parameterized.TestCase):
 
 
 class LearningTest(absltest.TestCase):
-
   def _rewards(self, num, **overrides):
     """Held-out rewards before and after training, with standard errors."""
     static, _, state = small.start(small.config(**overrides))
@@ -109,8 +107,10 @@ class LearningTest(absltest.TestCase):
     prompts = jnp.asarray(task_lib.held_out_prompts(task, 256))
     params, _ = _run(num, **overrides)
     values = [_evaluate(static, p, prompts) for p in (state.params, params)]
-    return [(float(value['eval/reward']), float(value['eval/reward_stderr']))
-            for value in values]
+    return [
+      (float(value['eval/reward']), float(value['eval/reward_stderr']))
+      for value in values
+    ]
 
   def test_only_advantages_that_belong_to_their_responses_teach(self):
     (start, _), (end, error) = self._rewards(60)
@@ -121,15 +121,14 @@ class LearningTest(absltest.TestCase):
 
 
 class NoClipTest(absltest.TestCase):
-
   def test_gspo_without_a_clip_never_clips(self):
     # As low as the lower end of a clip range can be: it must stay below 1.
     open_range = {
-        'loss__clip_eps_low': 1 - 2.**-20,
-        'loss__clip_eps_high': math.inf
+      'loss__clip_eps_low': 1 - 2.0**-20,
+      'loss__clip_eps_high': math.inf,
     }
     for clip, is_open in ((open_range, True), ({}, False)):
-      params, metrics = _run(3, loss__p=0., **clip)
+      params, metrics = _run(3, loss__p=0.0, **clip)
       chex.assert_tree_all_finite(params)
       self.assertGreater(np.max(metrics['log_ratio/abs_max']), 0.1)
       stopped = metrics['clip/low_frac'] + metrics['clip/high_frac']
@@ -144,7 +143,7 @@ class NoClipTest(absltest.TestCase):
     self.assertGreater(np.min(metrics['log_ratio/abs_max']), 0.3)
     for side in ('low', 'high'):
       np.testing.assert_array_equal(metrics[f'clip/{side}_frac'], 0)
-    chex.assert_trees_all_equal(params, run(noise=0.)[0])
+    chex.assert_trees_all_equal(params, run(noise=0.0)[0])
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from hmpo_jax.training import run_axis
 from tests import small
 
 _NO = jnp.asarray(False)
-_VARIANTS = ((-1., 0), (0.5, 1), (2., 0))
+_VARIANTS = ((-1.0, 0), (0.5, 1), (2.0, 0))
 
 
 @functools.cache
@@ -43,17 +43,18 @@ def grid(how):
 
 
 class OverRunsTest(parameterized.TestCase):
-
   def test_one_by_one_a_run_has_the_bits_of_a_single_run(self):
     state, metrics = grid('map')
     for i, (one, one_metrics) in enumerate(alone()):
       chex.assert_trees_all_equal(
-          run_axis.take((state.params, metrics), i), (one.params, one_metrics))
+        run_axis.take((state.params, metrics), i), (one.params, one_metrics)
+      )
 
   def test_the_backend_chooses(self):
     double = lambda state, hparams: state + hparams
     text = lambda how: str(
-        jax.make_jaxpr(run_axis.over_runs(double, how))(*[jnp.ones(4)] * 2))
+      jax.make_jaxpr(run_axis.over_runs(double, how))(*[jnp.ones(4)] * 2)
+    )
     self.assertEqual(text('auto'), text('map'))
     self.assertIn('scan', text('map'))
     self.assertNotIn('scan', text('vmap'))
@@ -62,10 +63,11 @@ class OverRunsTest(parameterized.TestCase):
   def test_size_of_the_program_hangs_not_on_the_number_of_runs(self, how):
     static, variants = _starts()
     many = jax.jit(
-        run_axis.over_runs(functools.partial(learner.train_step, static), how))
+      run_axis.over_runs(functools.partial(learner.train_step, static), how)
+    )
     lines = [
-        many.lower(*run_axis.stack(variants[:1] * num), _NO).as_text().count('\n')
-        for num in (2, 16)
+      many.lower(*run_axis.stack(variants[:1] * num), _NO).as_text().count('\n')
+      for num in (2, 16)
     ]
     self.assertAlmostEqual(*lines, delta=0.01 * lines[0])
 
@@ -74,10 +76,12 @@ class OverRunsTest(parameterized.TestCase):
       run_axis.over_runs(lambda state, hparams: state, 'pmap')
 
   def test_spread_over_devices(self):
-    done = subprocess.run([sys.executable, '-m', 'tests.spread_runs'],
-                          capture_output=True,
-                          text=True,
-                          check=False)
+    done = subprocess.run(
+      [sys.executable, '-m', 'tests.spread_runs'],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
     self.assertEqual(done.returncode, 0, done.stderr)
     found = json.loads(done.stdout)
     self.assertEqual(found['devices'], 2)

@@ -8,7 +8,6 @@ from tests.training import run_axis_test as runs_test
 
 
 class AtOnceTest(absltest.TestCase):
-
   def test_a_run_is_the_single_run_up_to_rounding(self):
     state, metrics = runs_test.grid('vmap')
     for i, (one, one_metrics) in enumerate(runs_test.alone()):
@@ -16,7 +15,8 @@ class AtOnceTest(absltest.TestCase):
       for key in ('reward/mean', 'rollout/tokens', 'rollout/length_mean'):
         self.assertAlmostEqual(metrics[key][i], one_metrics[key], places=5)
       chex.assert_trees_all_close(
-          run_axis.take(state.params, i), one.params, atol=2e-4)
+        run_axis.take(state.params, i), one.params, atol=2e-4
+      )
 
 
 if __name__ == '__main__':

@@ -11,13 +11,14 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 class ShardingTest(absltest.TestCase):
-
   def test_update_on_four_devices(self):
-    done = subprocess.run([sys.executable, '-m', 'tests.sharded_update'],
-                          cwd=_ROOT,
-                          capture_output=True,
-                          text=True,
-                          check=False)
+    done = subprocess.run(
+      [sys.executable, '-m', 'tests.sharded_update'],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
     self.assertEqual(done.returncode, 0, done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])
     self.assertEqual(found['devices'], 4)

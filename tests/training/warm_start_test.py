@@ -20,7 +20,6 @@ from tests import small
 
 
 class WarmStartTest(absltest.TestCase):
-
   def test_warm_start_learns_and_zero_steps_is_the_initialisation(self):
     config = small.config()
     static = traced.static(config)
@@ -40,9 +39,9 @@ class WarmStartTest(absltest.TestCase):
     static = traced.static(config)
     warm = jax.jit(warm_start.train, static_argnums=0)
     start, first, end = (
-        warm(
-            static, num_steps, 1e-2, jax.random.key(0), muon_learning_rate=2e-2)
-        for num_steps in (0, 1, 200))
+      warm(static, num_steps, 1e-2, jax.random.key(0), muon_learning_rate=2e-2)
+      for num_steps in (0, 1, 200)
+    )
     step = jax.tree.map(lambda a, b: np.abs(a - b), start, first)
     # Adam's first step has the size of its rate; Muon's one a root mean square
     # of about a fifth of its own.
@@ -52,17 +51,18 @@ class WarmStartTest(absltest.TestCase):
     task = policy.make_task(static)
     prompts = jax.vmap(task.draw)(jax.random.split(jax.random.key(3), 64))
     rewards = (
-        jax.jit(learner.evaluate, static_argnums=0)(static, params,
-                                                    prompts)['eval/reward']
-        for params in (start, end))
+      jax.jit(learner.evaluate, static_argnums=0)(static, params, prompts)[
+        'eval/reward'
+      ]
+      for params in (start, end)
+    )
     self.assertGreater(-next(rewards) + next(rewards), 0.2)
 
   def test_stops_at_the_share_that_it_samples(self):
     warm = jax.jit(warm_start.train, static_argnums=0)
     config = small.config(
-        task__name='mapped_copy',
-        task__num_digits=8,
-        warm_start__stop_reward=0.4)
+      task__name='mapped_copy', task__num_digits=8, warm_start__stop_reward=0.4
+    )
     config.warm_start.stop_reward = 0.4
     static = traced.static(config)
     task = policy.make_task(static)
@@ -72,7 +72,7 @@ class WarmStartTest(absltest.TestCase):
     # Greedy responses are right more often than the sampled ones.
     stopped = collect(static, warm(static, *args, 0.4), prompts)['eval/share']
     self.assertBetween(stopped, 0.35, 0.8)
-    end = collect(static, warm(static, *args, 1.), prompts)['eval/share']
+    end = collect(static, warm(static, *args, 1.0), prompts)['eval/share']
     self.assertGreater(end, stopped + 0.15)
     fresh = collect(static, warm(static, 0, *args[1:], 0.4), prompts)
     self.assertLess(fresh['eval/share'], 0.2)
@@ -85,23 +85,25 @@ class WarmStartTest(absltest.TestCase):
     static, _, state = small.start(config)
     state.params['layers']['attention']['query']['bias'] += 0.5
     programs = types.SimpleNamespace(
-        static=static, warm_params=lambda: state.params)
+      static=static, warm_params=lambda: state.params
+    )
     found = {}
-    for scale in (1., 4096.):
+    for scale in (1.0, 4096.0):
       config.warm_start.query_scale = scale
       found[scale] = first_params.of(config, programs, place, self.fail)
     self.assertLen(list((place / 'warm_start').iterdir()), 1)
-    chex.assert_trees_all_equal(found[1.], state.params)
+    chex.assert_trees_all_equal(found[1.0], state.params)
     model, tokens = policy.make_model(static), jnp.array([[3, 5, 2, 4]])
     args = tokens, tokens > 0, jnp.arange(4)[None]
     before, after = (
-        transformer.apply(model, params, *args).max_logits[0]
-        for params in found.values())
+      transformer.apply(model, params, *args).max_logits[0]
+      for params in found.values()
+    )
     np.testing.assert_allclose(after, 4096 * before, rtol=1e-5)
-    attention = found[4096.]['layers'].pop('attention')
+    attention = found[4096.0]['layers'].pop('attention')
     attention['query'] = jax.tree.map(lambda w: w / 4096, attention['query'])
-    found[4096.]['layers']['attention'] = attention
-    chex.assert_trees_all_equal(found[4096.], state.params)
+    found[4096.0]['layers']['attention'] = attention
+    chex.assert_trees_all_equal(found[4096.0], state.params)
 
 
 if __name__ == '__main__':

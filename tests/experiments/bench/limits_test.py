@@ -11,24 +11,24 @@ from experiments.bench import workloads
 
 # 4 projections of 2x2 (2 of them for one key head of two: 2x1) and 3 of 2x3.
 _WORKLOAD = workloads.Workload(
-    name='tiny',
-    num_layers=2,
-    embed_dim=2,
-    num_heads=2,
-    head_dim=1,
-    mlp_dim=3,
-    vocab_size=5,
-    num_prompts=1,
-    group_size=2,
-    prompt_len=3,
-    response_len=2,
-    num_kv_heads=1)
+  name='tiny',
+  num_layers=2,
+  embed_dim=2,
+  num_heads=2,
+  head_dim=1,
+  mlp_dim=3,
+  vocab_size=5,
+  num_prompts=1,
+  group_size=2,
+  prompt_len=3,
+  response_len=2,
+  num_kv_heads=1,
+)
 _MATRICES = 2 * (2 * (4 + 2) + 3 * 6)  # of both layers
 _HEAD = 5 * 2
 
 
 class LimitsTest(parameterized.TestCase):
-
   def test_weights_by_hand(self):
     self.assertEqual(_WORKLOAD.layer_matrices, _MATRICES)
     # Two norms of 2 in each layer, and one at the end.
@@ -41,8 +41,8 @@ class LimitsTest(parameterized.TestCase):
     # token, and of each response first 1, then 2.
     cached = 2 * 2 * (2 * 3 + 2 * (1 + 2))
     self.assertEqual(
-        limits.rollout_bytes(workload),
-        width * (2 * workload.num_params + cached))
+      limits.rollout_bytes(workload), width * (2 * workload.num_params + cached)
+    )
 
   def test_flops_of_learning_by_hand(self):
     # 5 tokens see 1 to 5 keys: 15 logits of 2 heads in 2 layers, 4 each.

@@ -15,8 +15,9 @@ _SHAPE = 3, 4, 11
 def _groups(**options):
   """Cases by group; `case.seconds()` is what the timed call returns."""
   groups = {}
-  keep = lambda shape, cases, *_, **__: groups.update({shape: list(cases)}) or [
-  ]
+  keep = lambda shape, cases, *_, **__: (
+    groups.update({shape: list(cases)}) or []
+  )
   options = timing.Options([_SHAPE], 2, small.config(), **options)
   with mock.patch.multiple(timing, timed=keep, wall_clock=lambda call: call):
     with mock.patch.object(logprobs, '_CHUNK_SIZES', (4,)):
@@ -25,15 +26,20 @@ def _groups(**options):
 
 
 class LogprobsTest(absltest.TestCase):
-
   def test_all_variants_are_equal(self):
     groups = _groups()
     self.assertEqual(list(groups), ['3x4x11 float32', '3x4x11 bfloat16'])
     for cases in groups.values():
-      self.assertEqual({case.variant for case in cases}, {
-          'naive', 'checkpoint of naive', 'chunks', 'chunks, tied',
-          'chunks of 4'
-      })
+      self.assertEqual(
+        {case.variant for case in cases},
+        {
+          'naive',
+          'checkpoint of naive',
+          'chunks',
+          'chunks, tied',
+          'chunks of 4',
+        },
+      )
       self.assertEqual((cases[0].variant, cases[0].mode), ('naive', 'logprobs'))
       baselines = {}
       for case in cases:
@@ -46,14 +52,17 @@ class LogprobsTest(absltest.TestCase):
         for x, y in zip(found, expected):
           np.testing.assert_allclose(x, y, rtol=0, atol=2e-2 * np.abs(y).max())
       self.assertFalse(
-          np.array_equal(baselines['logprobs'][1],
-                         baselines['logprobs and entropies'][1]))
+        np.array_equal(
+          baselines['logprobs'][1], baselines['logprobs and entropies'][1]
+        )
+      )
 
   def test_products_are_counted(self):
     cases = _groups(variants='chunks')['3x4x11 float32']
-    self.assertEqual([(case.variant, case.flops) for case in cases],
-                     [('naive', 6 * 132), ('chunks', 8 * 132),
-                      ('chunks', 8 * 132)])
+    self.assertEqual(
+      [(case.variant, case.flops) for case in cases],
+      [('naive', 6 * 132), ('chunks', 8 * 132), ('chunks', 8 * 132)],
+    )
 
   def test_rows(self):
     options = timing.Options([_SHAPE], 2, small.config(), variants='chunks')

@@ -25,14 +25,18 @@ from experiments.bench import workloads
 from tests import small
 
 _ROWS = [
-    timing.Row('2x3', 'plain', 'loss', 2, 1.5, 0.25, 1., 0., None, 0.75, 8.,
-               2.),
-    timing.Row('2x3', 'other', 'loss', 2, 3., 0.5, 2., 0., None, None, None,
-               None),
-    timing.Row('4x5', 'plain', 'loss', 2, 1., 0., 1., 0., 60., None, None, None)
+  timing.Row(
+    '2x3', 'plain', 'loss', 2, 1.5, 0.25, 1.0, 0.0, None, 0.75, 8.0, 2.0
+  ),
+  timing.Row(
+    '2x3', 'other', 'loss', 2, 3.0, 0.5, 2.0, 0.0, None, None, None, None
+  ),
+  timing.Row(
+    '4x5', 'plain', 'loss', 2, 1.0, 0.0, 1.0, 0.0, 60.0, None, None, None
+  ),
 ]
 
-_HELLO = "echo '{\"torch\": \"2\", \"torch_threads\": 2}'"
+_HELLO = 'echo \'{"torch": "2", "torch_threads": 2}\''
 
 
 def _main(**values):
@@ -54,7 +58,6 @@ def _describe(peer, python):
 
 
 class BenchTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     # Here JAX has counted its devices already.
@@ -74,8 +77,9 @@ class BenchTest(parameterized.TestCase):
         table = list(csv.DictReader(file))
     self.assertEqual(rows, _ROWS)
     self.assertEqual([timing.Row(**row) for row in about['rows']], _ROWS)
-    self.assertEqual((about['suite'], about['rounds'], about['torch']),
-                     ('kernels', 2, '2.13'))
+    self.assertEqual(
+      (about['suite'], about['rounds'], about['torch']), ('kernels', 2, '2.13')
+    )
     self.assertLen(about['load_before'] + about['load_after'], 6)
     for key in ('commit', 'device', 'platform', 'cores'):
       self.assertTrue(about[key], key)
@@ -94,43 +98,61 @@ class BenchTest(parameterized.TestCase):
     self.assertNotIn('compile s', second)
 
   @parameterized.parameters(
-      ('kernels', [(64, 1024), (256, 4096)], 25),
-      ('optimizer', [(12, 512, 512), (12, 1024, 4096)], 7), ('attention', [
-          (32, length, 4, 4, 32) for length in (80, 256, 528, 1024)
-      ], 9))
+    ('kernels', [(64, 1024), (256, 4096)], 25),
+    ('optimizer', [(12, 512, 512), (12, 1024, 4096)], 7),
+    (
+      'attention',
+      [(32, length, 4, 4, 32) for length in (80, 256, 528, 1024)],
+      9,
+    ),
+  )
   def test_suite_has_its_own_defaults(self, suite, shapes, rounds):
     with mock.patch.object(bench.torch_muon, 'describe') as describe:
       describe.return_value = {'torch_threads': bench.os.cpu_count()}
       name, options, *_ = _main(suite=suite, torch_python=None)
-    self.assertEqual((name, options.shapes, options.rounds),
-                     (suite, shapes, rounds))
+    self.assertEqual(
+      (name, options.shapes, options.rounds), (suite, shapes, rounds)
+    )
 
   def test_columns_of_steps(self):
     row = _ROWS[0]._replace(
-        tokens_per_s=123.4,
-        of_limit=0.5,
-        peak_mb=77.,
-        to_trl=0.625,
-        to_trl_spread=0.0625,
-        to_faster=0.75,
-        to_faster_spread=0.)
+      tokens_per_s=123.4,
+      of_limit=0.5,
+      peak_mb=77.0,
+      to_trl=0.625,
+      to_trl_spread=0.0625,
+      to_faster=0.75,
+      to_faster_spread=0.0,
+    )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
       report.show({}, [row])
-    for cell in ('to trl', '0.625 ± 0.062', 'to the faster', '0.750 ± 0.000',
-                 'tokens/s', '123.4', 'of limit', '0.50', 'peak MB', '77.00'):
+    for cell in (
+      'to trl',
+      '0.625 ± 0.062',
+      'to the faster',
+      '0.750 ± 0.000',
+      'tokens/s',
+      '123.4',
+      'of limit',
+      '0.50',
+      'peak MB',
+      '77.00',
+    ):
       self.assertIn(cell, printed.getvalue())
     self.assertNotIn('to tunix', printed.getvalue())
 
   def test_limits_are_measured_for_suites_that_are_held_to_them(self):
-    found = timing.Limits(1., 2., 'matmul')
+    found = timing.Limits(1.0, 2.0, 'matmul')
     seen = []
     for has_limits in True, False:
       suite = timing.Suite(
-          lambda options: seen.append(options.limits) or _ROWS[:],
-          tuple, ('2x3',),
-          2,
-          has_limits=has_limits)
+        lambda options: seen.append(options.limits) or _ROWS[:],
+        tuple,
+        ('2x3',),
+        2,
+        has_limits=has_limits,
+      )
       out = pathlib.Path(tempfile.mkdtemp())
       with mock.patch.dict(bench.SUITES, {'step': suite}):
         with mock.patch.object(bench.limits, 'measure', lambda: found):
@@ -165,8 +187,9 @@ class BenchTest(parameterized.TestCase):
       self.assertEqual(options.peers, {'trl': sys.executable})
       self.assertEqual(about, {'peers': {'trl': {'trl': '1.2', 'threads': 2}}})
       self.assertEqual(
-          errors.getvalue(),
-          'bench: tunix is left out (no tunix): see --tunix_python\n')
+        errors.getvalue(),
+        'bench: tunix is left out (no tunix): see --tunix_python\n',
+      )
       _, options, *_ = _main(suite='step', peers=True, tunix_python='/there')
     self.assertEqual(options.peers, {'trl': sys.executable, 'tunix': '/there'})
     _, options, _, about = _main(suite='step')
@@ -178,28 +201,15 @@ class BenchTest(parameterized.TestCase):
     _, options, *_ = _main(suite='rollout')
     self.assertEqual(options.shapes, list(workloads.WORKLOADS.values()))
 
-  @parameterized.parameters(('peers', {
-      'peers': True
-  }), ('tunix_python', {
-      'suite': 'step',
-      'tunix_python': '/x'
-  }), ('trl_python', {
-      'suite': 'step',
-      'trl_python': '/bad',
-      'peers': True
-  }), ('shapes', {
-      'suite': 'step',
-      'shapes': ['W-none']
-  }), ('shapes', {
-      'suite': 'all',
-      'shapes': ['2x3']
-  }), ('variants', {
-      'suite': 'all',
-      'variants': 'map'
-  }), ('variants', {
-      'suite': 'runs',
-      'variants': 'trl'
-  }))
+  @parameterized.parameters(
+    ('peers', {'peers': True}),
+    ('tunix_python', {'suite': 'step', 'tunix_python': '/x'}),
+    ('trl_python', {'suite': 'step', 'trl_python': '/bad', 'peers': True}),
+    ('shapes', {'suite': 'step', 'shapes': ['W-none']}),
+    ('shapes', {'suite': 'all', 'shapes': ['2x3']}),
+    ('variants', {'suite': 'all', 'variants': 'map'}),
+    ('variants', {'suite': 'runs', 'variants': 'trl'}),
+  )
   def test_bad_flag_of_the_workloads(self, name, values):
     with mock.patch.object(peers, 'describe', _describe):
       self._check_refused(name, **values)
@@ -213,23 +223,34 @@ class BenchTest(parameterized.TestCase):
     elsewhere = here._replace(variant='trl', is_here=False)
     with contextlib.redirect_stdout(printed):
       options.timed('W/runs, 8', [here, elsewhere])
-    self.assertEqual([path.name for path in pathlib.Path(folder).iterdir()],
-                     ['runs-W_runs_8-map-8_runs'])
+    self.assertEqual(
+      [path.name for path in pathlib.Path(folder).iterdir()],
+      ['runs-W_runs_8-map-8_runs'],
+    )
     self.assertIn('runs-W_runs_8-map-8_runs', printed.getvalue())
     self.assertIn('jit__lambda', printed.getvalue())
     self.assertIsNone(_main(suite='runs')[1].examine)
 
-  @parameterized.parameters(('variants', '('), ('variants', 'none'),
-                            ('variants', 'optax muon'), ('shapes', []),
-                            ('shapes', ['0x4']), ('shapes', ['2x3x4']),
-                            ('out', '/dev/null/bench'), ('out', '/proc'),
-                            ('torch_python', sys.executable))
+  @parameterized.parameters(
+    ('variants', '('),
+    ('variants', 'none'),
+    ('variants', 'optax muon'),
+    ('shapes', []),
+    ('shapes', ['0x4']),
+    ('shapes', ['2x3x4']),
+    ('out', '/dev/null/bench'),
+    ('out', '/proc'),
+    ('torch_python', sys.executable),
+  )
   def test_bad_flag_is_one_line_before_anything_is_timed(self, name, value):
     self._check_refused(name, **{name: value})
 
-  @parameterized.parameters(('shapes', ['64x1024']), ('variants', 'p = 1'),
-                            ('torch_python', '/no/such/python'),
-                            ('torch_python', '/bin/false'))
+  @parameterized.parameters(
+    ('shapes', ['64x1024']),
+    ('variants', 'p = 1'),
+    ('torch_python', '/no/such/python'),
+    ('torch_python', '/bin/false'),
+  )
   def test_bad_flag_of_the_optimizers(self, name, value):
     self._check_refused(name, **{'suite': 'optimizer', name: value})
 
@@ -243,8 +264,10 @@ class BenchTest(parameterized.TestCase):
     self.assertStartsWith(errors.getvalue(), f'error: --{name}=')
 
   @parameterized.parameters(
-      ('exit 1', None, "torch's Muon is left out (no answer)"),
-      (_HELLO, 2, None), (_HELLO, 7, 'torch uses 2 threads on 7 cores'))
+    ('exit 1', None, "torch's Muon is left out (no answer)"),
+    (_HELLO, 2, None),
+    (_HELLO, 7, 'torch uses 2 threads on 7 cores'),
+  )
   def test_torch_is_the_running_interpreters(self, script, cores, line):
     python = pathlib.Path(tempfile.mkdtemp()) / 'python'
     python.write_text(f'#!/bin/sh\n{script}\n', encoding='utf-8')

@@ -29,7 +29,6 @@ def _train_step(static, state, hparams, measure):
 
 
 class ManyRunsTest(absltest.TestCase):
-
   def test_rows_of_one_program_and_of_processes(self):
     python = bench_ours_test.process(_TINY.num_params)
     with mock.patch.object(learner, 'train_step', _train_step):
@@ -38,22 +37,27 @@ class ManyRunsTest(absltest.TestCase):
           with mock.patch.object(many_runs.own_peer, 'cores', lambda: [0, 1]):
             with mock.patch.object(many_runs.sys, 'executable', python):
               rows = many_runs.measure(_options())
-    self.assertEqual([(row.shape, row.variant, row.mode) for row in rows],
-                     [('tiny, 1 run', 'one run', '1 run'),
-                      ('tiny, 1 run', 'map', '1 run'),
-                      ('tiny, 1 run', 'vmap', '1 run'),
-                      ('tiny, 2 runs', 'one run', '1 run'),
-                      ('tiny, 2 runs', 'map', '2 runs'),
-                      ('tiny, 2 runs', 'vmap', '2 runs'),
-                      ('tiny, 2 runs', 'spread', '2 runs'),
-                      ('tiny, 2 runs', 'processes', '2 runs')])
+    self.assertEqual(
+      [(row.shape, row.variant, row.mode) for row in rows],
+      [
+        ('tiny, 1 run', 'one run', '1 run'),
+        ('tiny, 1 run', 'map', '1 run'),
+        ('tiny, 1 run', 'vmap', '1 run'),
+        ('tiny, 2 runs', 'one run', '1 run'),
+        ('tiny, 2 runs', 'map', '2 runs'),
+        ('tiny, 2 runs', 'vmap', '2 runs'),
+        ('tiny, 2 runs', 'spread', '2 runs'),
+        ('tiny, 2 runs', 'processes', '2 runs'),
+      ],
+    )
     self.assertIsNone(rows[-1].compile_s)
     for row in rows:
       count = int(row.mode[0])
       self.assertAlmostEqual(
-          row.tokens_per_s,
-          count * 30 / row.ms * 1e3,
-          delta=1e-2 * row.tokens_per_s)
+        row.tokens_per_s,
+        count * 30 / row.ms * 1e3,
+        delta=1e-2 * row.tokens_per_s,
+      )
 
   def test_each_process_has_its_share_and_its_core(self):
     asked = []
@@ -67,7 +71,7 @@ class ManyRunsTest(absltest.TestCase):
     with mock.patch.object(peers, 'worker', worker):
       with mock.patch.object(many_runs.own_peer, 'cores', lambda: [3, 5]):
         with contextlib.ExitStack() as stack:
-          case, = many_runs._in_processes(_TINY, stack)
+          (case,) = many_runs._in_processes(_TINY, stack)
           case.seconds(1)
     self.assertEqual(sorted(asked), 4 * [3] + 4 * [5])
     self.assertFalse(case.is_here)
@@ -91,8 +95,10 @@ class ManyRunsTest(absltest.TestCase):
     self.assertFalse(np.array_equal(embed[0], embed[1]))
     one = lambda tree: jax.tree.map(lambda x: x[1], tree)
     jax.tree.map(
-        lambda x, y: self.assertEqual((x.shape, x.dtype), (y.shape, y.dtype)),
-        (one(states), one(hparams)), (start.state, start.hparams))
+      lambda x, y: self.assertEqual((x.shape, x.dtype), (y.shape, y.dtype)),
+      (one(states), one(hparams)),
+      (start.state, start.hparams),
+    )
 
 
 if __name__ == '__main__':

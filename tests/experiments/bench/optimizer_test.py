@@ -13,12 +13,17 @@ from experiments.bench import torch_muon
 from tests import small
 
 _SHAPE = 3, 4, 6
-_UPDATES = [('optax muon', 'separate'), ('optax adamw', 'separate'),
-            ('muon float32', 'separate'), ('muon bfloat16', 'separate'),
-            ('muon float32 polar_express', 'separate'),
-            ('optax muon', 'stacked'), ('muon float32', 'stacked'),
-            ('muon bfloat16', 'stacked'),
-            ('float32 matmul 2048', 'one product')]
+_UPDATES = [
+  ('optax muon', 'separate'),
+  ('optax adamw', 'separate'),
+  ('muon float32', 'separate'),
+  ('muon bfloat16', 'separate'),
+  ('muon float32 polar_express', 'separate'),
+  ('optax muon', 'stacked'),
+  ('muon float32', 'stacked'),
+  ('muon bfloat16', 'stacked'),
+  ('float32 matmul 2048', 'one product'),
+]
 
 
 def _options(**options):
@@ -36,9 +41,10 @@ def _groups(**options):
   """Cases by group; `case.seconds()` is what the timed call returns."""
   groups = {}
   keep = lambda shape, cases, *_, **__: groups.update({shape: cases}) or []
-  with mock.patch.multiple(
-      timing, timed=keep, wall_clock=lambda call: call), mock.patch.object(
-          optimizer.ours_lib.learner, 'train_step', _train_step):
+  with (
+    mock.patch.multiple(timing, timed=keep, wall_clock=lambda call: call),
+    mock.patch.object(optimizer.ours_lib.learner, 'train_step', _train_step),
+  ):
     optimizer.measure(_options(**options))
   return groups
 
@@ -48,9 +54,11 @@ def _names(cases):
 
 
 class OptimizerTest(parameterized.TestCase):
-
-  @parameterized.parameters(((1, 2, 3), 5 * (4 * 4 * 3 + 2 * 8)),
-                            ((1, 3, 2), 320), ((12, 512, 512), 48318382080))
+  @parameterized.parameters(
+    ((1, 2, 3), 5 * (4 * 4 * 3 + 2 * 8)),
+    ((1, 3, 2), 320),
+    ((12, 512, 512), 48318382080),
+  )
   def test_flops_by_hand(self, shape, expected):
     self.assertEqual(optimizer.newton_schulz_flops(*shape), expected)
 
@@ -68,7 +76,8 @@ class OptimizerTest(parameterized.TestCase):
     for (variant, mode), update in updates.items():
       # Other coefficients and bfloat16 make of 1 something from 0.68 to 1.14.
       cosine = jnp.sum(update * baseline) / (
-          jnp.linalg.norm(update) * jnp.linalg.norm(baseline))
+        jnp.linalg.norm(update) * jnp.linalg.norm(baseline)
+      )
       self.assertGreater(cosine, 0.97, f'{variant} {mode}')
       if variant in ('optax muon', 'muon float32'):
         np.testing.assert_allclose(update, baseline, rtol=0, atol=2e-6)
@@ -85,24 +94,30 @@ class OptimizerTest(parameterized.TestCase):
     groups = _groups()
     self.assertEqual(_names(groups['3x4x6']), _UPDATES)
     self.assertEqual(
-        _names(groups['step of 4 updates']),
-        [(variant, f'qk_clip {mode}')
-         for variant in ('train step', 'qk_clip alone')
-         for mode in ('off', 'weights')])
-    self.assertEqual([case.flops for case in groups['3x4x6']],
-                     [3 * 5 *
-                      (4 * 16 * 6 + 2 * 64), None] + 6 * [7680] + [2 * 2048**3])
+      _names(groups['step of 4 updates']),
+      [
+        (variant, f'qk_clip {mode}')
+        for variant in ('train step', 'qk_clip alone')
+        for mode in ('off', 'weights')
+      ],
+    )
+    self.assertEqual(
+      [case.flops for case in groups['3x4x6']],
+      [3 * 5 * (4 * 16 * 6 + 2 * 64), None] + 6 * [7680] + [2 * 2048**3],
+    )
     found = {case.variant for cases in groups.values() for case in cases}
     self.assertEqual(
-        set(optimizer.SUITE.variants()),
-        found - {'float32 matmul 2048'} | {'torch muon'})
+      set(optimizer.SUITE.variants()),
+      found - {'float32 matmul 2048'} | {'torch muon'},
+    )
 
   def test_groups_without_a_wanted_variant_are_left_out(self):
     groups = _groups(variants='optax adamw')
     self.assertEqual(list(groups), ['3x4x6'])
     self.assertEqual(_names(groups['3x4x6']), _UPDATES[:2] + _UPDATES[-1:])
     self.assertEqual(
-        list(_groups(variants='train step')), ['step of 4 updates'])
+      list(_groups(variants='train step')), ['step of 4 updates']
+    )
 
   def test_steps_differ_in_the_clip_alone(self):
     off, weights, *_ = _groups(variants='train step')['step of 4 updates']
@@ -118,8 +133,8 @@ class OptimizerTest(parameterized.TestCase):
     self.assertEqual(state.over_count, 4)
     for name in ('query', 'key'):
       kernels = [
-          tree['layers']['attention'][name]['kernel']
-          for tree in (updates, unclipped)
+        tree['layers']['attention'][name]['kernel']
+        for tree in (updates, unclipped)
       ]
       self.assertFalse(np.array_equal(*kernels))
 
@@ -129,8 +144,10 @@ class OptimizerTest(parameterized.TestCase):
       options = _options(variants='torch muon', torch_python='python')
       rows = optimizer.measure(options)
     worker.assert_called_once_with('python', _SHAPE)
-    self.assertEqual([row.variant for row in rows],
-                     ['optax muon', 'torch muon', 'float32 matmul 2048'])
+    self.assertEqual(
+      [row.variant for row in rows],
+      ['optax muon', 'torch muon', 'float32 matmul 2048'],
+    )
     self.assertEqual(rows[1].ms, 500)
     self.assertEqual(rows[1].gflops_per_s, round(7680 / 0.5e9, 3))
     self.assertIsNone(rows[1].compile_s)

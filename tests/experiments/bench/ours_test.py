@@ -25,17 +25,18 @@ from hmpo_jax.training import learner
 from hmpo_jax.training import policy
 
 TINY = workloads.Workload(
-    name='tiny',
-    num_layers=1,
-    embed_dim=4,
-    num_heads=2,
-    head_dim=2,
-    mlp_dim=4,
-    vocab_size=12,
-    num_prompts=2,
-    group_size=3,
-    prompt_len=4,
-    response_len=5)
+  name='tiny',
+  num_layers=1,
+  embed_dim=4,
+  num_heads=2,
+  head_dim=2,
+  mlp_dim=4,
+  vocab_size=12,
+  num_prompts=2,
+  group_size=3,
+  prompt_len=4,
+  response_len=5,
+)
 
 ANSWER = '{"seconds": 3.0, "rollout_s": 2.0, "rest_s": 1.0, "peak_mb": 40.0}'
 
@@ -44,9 +45,10 @@ def process(num_params, answer=ANSWER):
   """Path of a program that says this of every step that it is asked for."""
   path = pathlib.Path(tempfile.mkdtemp()) / 'python'
   path.write_text(
-      f'#!/bin/sh\necho \'{{"num_params": {num_params}}}\'\n'
-      f'while read line; do echo \'{answer}\'; done\n',
-      encoding='utf-8')
+    f'#!/bin/sh\necho \'{{"num_params": {num_params}}}\'\n'
+    f"while read line; do echo '{answer}'; done\n",
+    encoding='utf-8',
+  )
   path.chmod(0o755)
   return str(path)
 
@@ -56,43 +58,60 @@ def _train_step(static, state, hparams, measure):
   del measure
   rollout = learner.collect(static, state, hparams)
   return state._replace(step=state.step + 1), {
-      'rollout/length_mean': jnp.mean(jnp.sum(rollout.mask, 1))
+    'rollout/length_mean': jnp.mean(jnp.sum(rollout.mask, 1))
   }
 
 
 class OursTest(absltest.TestCase):
-
   def test_configuration_is_the_recipe(self):
     recipe = workloads.RECIPE
     with ours.configured(TINY) as config:
       config_lib.validate(config)
-    self.assertEqual((config.loss.name, config.loss.p, config.loss.clip),
-                     ('power_mean', 0, 'sequence'))
-    self.assertEqual((config.loss.clip_eps_low, config.loss.clip_eps_high),
-                     (recipe.clip_epsilon,) * 2)
-    self.assertEqual((config.train.num_epochs, config.train.num_minibatches,
-                      config.train.max_grad_norm), (1, 1, recipe.max_grad_norm))
-    self.assertEqual((config.optim.name, config.optim.learning_rate,
-                      config.optim.weight_decay),
-                     ('adamw', recipe.learning_rate, recipe.weight_decay))
+    self.assertEqual(
+      (config.loss.name, config.loss.p, config.loss.clip),
+      ('power_mean', 0, 'sequence'),
+    )
+    self.assertEqual(
+      (config.loss.clip_eps_low, config.loss.clip_eps_high),
+      (recipe.clip_epsilon,) * 2,
+    )
+    self.assertEqual(
+      (
+        config.train.num_epochs,
+        config.train.num_minibatches,
+        config.train.max_grad_norm,
+      ),
+      (1, 1, recipe.max_grad_norm),
+    )
+    self.assertEqual(
+      (
+        config.optim.name,
+        config.optim.learning_rate,
+        config.optim.weight_decay,
+      ),
+      ('adamw', recipe.learning_rate, recipe.weight_decay),
+    )
     self.assertEqual(config.rollout.old_logprobs, 'sampler')
     self.assertEqual(config.rollout.temperature, recipe.temperature)
-    self.assertEqual((config.model.rope_theta, config.model.norm_eps),
-                     (recipe.rope_base, recipe.norm_epsilon))
+    self.assertEqual(
+      (config.model.rope_theta, config.model.norm_eps),
+      (recipe.rope_base, recipe.norm_epsilon),
+    )
 
   def test_policy_has_the_parameters_of_every_workload(self):
     grouped = TINY._replace(num_kv_heads=1)
     for workload in TINY, grouped, *workloads.WORKLOADS.values():
       shapes = {
-          'prompt_len': 2,
-          'response_len': 2,
-          'num_microbatches': 1
+        'prompt_len': 2,
+        'response_len': 2,
+        'num_microbatches': 1,
       }  # which the policy knows nothing of
       with ours.configured(workload._replace(**shapes)) as config:
         static = traced.static(config)
         model = policy.make_model(static)
       params = jax.eval_shape(
-          functools.partial(transformer.init, model), jax.random.key(0))
+        functools.partial(transformer.init, model), jax.random.key(0)
+      )
       count = sum(x.size for x in jax.tree.leaves(params))
       self.assertEqual(count, workload.num_params, workload.name)
       self.assertEqual(static.model.dtype, workload.dtype)
@@ -123,9 +142,9 @@ class OursTest(absltest.TestCase):
       with mock.patch.object(peer_loop.sys, 'stdin', requests):
         own_peer.train(workload, steps)
     said = [
-        json.loads(call.args[0])
-        for call in sink.write.call_args_list
-        if call.args[0].strip()
+      json.loads(call.args[0])
+      for call in sink.write.call_args_list
+      if call.args[0].strip()
     ]
     self.assertEqual(said[0], {'num_params': TINY.num_params})
     self.assertLen(said, 3)

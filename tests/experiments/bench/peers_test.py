@@ -20,17 +20,18 @@ from experiments.bench import tunix_peer
 from experiments.bench import workloads
 
 _TINY = workloads.Workload(
-    name='tiny',
-    num_layers=1,
-    embed_dim=2,
-    num_heads=1,
-    head_dim=2,
-    mlp_dim=3,
-    vocab_size=12,
-    num_prompts=1,
-    group_size=2,
-    prompt_len=3,
-    response_len=4)
+  name='tiny',
+  num_layers=1,
+  embed_dim=2,
+  num_heads=1,
+  head_dim=2,
+  mlp_dim=3,
+  vocab_size=12,
+  num_prompts=1,
+  group_size=2,
+  prompt_len=3,
+  response_len=4,
+)
 
 # A peer whose step takes what it samples from its prompts, and some memory.
 _PEER = """
@@ -78,10 +79,10 @@ def _peer(text):
 
 
 class WorkloadsTest(parameterized.TestCase):
-
   # The first is what other implementations of this policy count.
-  @parameterized.parameters(('W-small', 1_057_920), ('W-long', 1_057_920),
-                            ('W-runs', 135_488))
+  @parameterized.parameters(
+    ('W-small', 1_057_920), ('W-long', 1_057_920), ('W-runs', 135_488)
+  )
   def test_number_of_parameters(self, name, count):
     workload = workloads.WORKLOADS[name]
     self.assertEqual((workload.name, workload.num_params), (name, count))
@@ -93,8 +94,9 @@ class WorkloadsTest(parameterized.TestCase):
     wide = _TINY._replace(num_heads=3)
     self.assertEqual(wide.num_params, 48 + 18 + 4 + 24 + 2)
 
-  @parameterized.parameters(('W-small', 128, 80), ('W-long', 32, 528),
-                            ('W-runs', 32, 80))
+  @parameterized.parameters(
+    ('W-small', 128, 80), ('W-long', 32, 528), ('W-runs', 32, 80)
+  )
   def test_batch(self, name, sequences, length):
     workload = workloads.WORKLOADS[name]
     self.assertEqual(workload.num_prompts * workload.group_size, sequences)
@@ -115,7 +117,6 @@ class WorkloadsTest(parameterized.TestCase):
 
 
 class PeersTest(parameterized.TestCase):
-
   def test_each_has_a_script_and_settings(self):
     for peer in peers.PEERS:
       script = peers._command(peer, 'python')[-1]
@@ -136,15 +137,18 @@ class PeersTest(parameterized.TestCase):
       with peers.worker('trl', sys.executable, _TINY) as step:
         first, second = step(), step()
         with self.assertRaisesRegex(
-            OSError, r'^ValueError: 2 sequences must have \(3, 4\) tokens: '
-            r'2 have \[\(3, 3\)\]$'):
+          OSError,
+          r'^ValueError: 2 sequences must have \(3, 4\) tokens: '
+          r'2 have \[\(3, 3\)\]$',
+        ):
           step()
     for took in first, second:
       self.assertEqual(set(took), {'seconds', 'rollout_s', 'rest_s', 'peak_mb'})
       self.assertBetween(took['rollout_s'], 0.02, 5)
       self.assertBetween(took['rest_s'], 0.01, 5)
-      self.assertAlmostEqual(took['seconds'],
-                             took['rollout_s'] + took['rest_s'])
+      self.assertAlmostEqual(
+        took['seconds'], took['rollout_s'] + took['rest_s']
+      )
     self.assertBetween(second['peak_mb'] - first['peak_mb'], 35, 60)
 
   def test_memory_is_that_of_the_process_alone(self):
@@ -155,14 +159,16 @@ class PeersTest(parameterized.TestCase):
 
   def test_process_ends_with_the_block_and_leaves_nothing(self):
     text = _PEER.replace('PARAMS', str(_TINY.num_params)).replace(
-        'tempfile.mkdtemp()', """import os, pathlib
-  (pathlib.Path(tempfile.mkdtemp()) / 'pid').write_text(str(os.getpid()))""")
+      'tempfile.mkdtemp()',
+      """import os, pathlib
+  (pathlib.Path(tempfile.mkdtemp()) / 'pid').write_text(str(os.getpid()))""",
+    )
     folder = pathlib.Path(tempfile.mkdtemp())
     with _peer(text), mock.patch.object(tempfile, 'tempdir', str(folder)):
       with self.assertRaises(ZeroDivisionError):
         with peers.worker('trl', sys.executable, _TINY) as step:
           step()
-          file, = folder.glob('*/*/pid')
+          (file,) = folder.glob('*/*/pid')
           pid = int(file.read_text(encoding='utf-8'))
           os.kill(pid, 0)  # it is there
           raise ZeroDivisionError
@@ -179,24 +185,28 @@ class PeersTest(parameterized.TestCase):
 
   def test_policy_of_another_size_is_an_error(self):
     with _peer(_PEER.replace('PARAMS', '7')):
-      with self.assertRaisesRegex(OSError,
-                                  '^tiny has 64 parameters, that of trl 7$'):
+      with self.assertRaisesRegex(
+        OSError, '^tiny has 64 parameters, that of trl 7$'
+      ):
         with peers.worker('trl', sys.executable, _TINY):
           pass
 
   def test_settings_reach_the_process(self):
-    python = _interpreter('echo "{\\"threads\\": 2, \\"set\\": '
-                          '\\"$OMP_WAIT_POLICY $JAX_PLATFORMS '
-                          '$HF_HUB_OFFLINE\\"}"')
+    python = _interpreter(
+      'echo "{\\"threads\\": 2, \\"set\\": '
+      '\\"$OMP_WAIT_POLICY $JAX_PLATFORMS '
+      '$HF_HUB_OFFLINE\\"}"'
+    )
     found = [peers.describe(peer, python)['set'] for peer in peers.PEERS]
     self.assertEqual(found, ['PASSIVE  1', ' cpu 1'])
 
   def test_process_that_ends_is_an_error(self):
     said = f"echo '{_COUNT}'; read line;"
-    for script, reason in ((f'{said} exit 3', 'ended with status 3'),
-                           (f'{said} echo no memory >&2; echo >&2',
-                            '^no memory$'), (f'{said} kill -9 $$',
-                                             'ended with status -9')):
+    for script, reason in (
+      (f'{said} exit 3', 'ended with status 3'),
+      (f'{said} echo no memory >&2; echo >&2', '^no memory$'),
+      (f'{said} kill -9 $$', 'ended with status -9'),
+    ):
       with self.subTest(script):
         with peers.worker('trl', _interpreter(script), _TINY) as step:
           for _ in range(2):  # a caller may try again
@@ -237,7 +247,6 @@ class PeersTest(parameterized.TestCase):
 
 
 class StepsTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     fields = _TINY._asdict() | workloads.RECIPE._asdict()
@@ -259,21 +268,24 @@ class StepsTest(absltest.TestCase):
   def test_reward_is_the_share_of_the_response(self):
     # A response has 4 tokens, even if a text leaves out a special one.
     texts = ['t07 t08 t07 t09', 't07 t01 t02', 't70 t06']
-    self.assertEqual(self._steps.rewards(texts), [0.5, 0.25, 0.])
+    self.assertEqual(self._steps.rewards(texts), [0.5, 0.25, 0.0])
 
   def test_lengths_of_padded_prompts_and_ended_responses(self):
     rows = [[0, 5, 6, 7, 8], [0, 0, 6, 11, 0], [4, 5, 6, 7, 11]]
     self.assertEqual(
-        list(trl_peer.lengths(rows, 3, pad=0, eos=11)), [(2, 2), (1, 0),
-                                                         (3, 1)])
+      list(trl_peer.lengths(rows, 3, pad=0, eos=11)), [(2, 2), (1, 0), (3, 1)]
+    )
 
   def test_line_of_workload_is_all_that_is_read_of_it(self):
     known = _TINY._asdict() | workloads.RECIPE._asdict()
     for module in trl_peer, tunix_peer, peer_loop:
       text = pathlib.Path(module.__file__).read_text('utf-8')
       for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Attribute) and isinstance(
-            node.value, ast.Name) and node.value.id == 'workload':
+        if (
+          isinstance(node, ast.Attribute)
+          and isinstance(node.value, ast.Name)
+          and node.value.id == 'workload'
+        ):
           self.assertIn(node.attr, known)
     self.assertEqual(json.loads(json.dumps(known)), known)
 

@@ -15,7 +15,7 @@ from tests import small
 from tests.experiments.bench import ours_test as bench_ours_test
 
 _TINY = bench_ours_test.TINY
-_LIMITS = timing.Limits(2., 4., 'matmul')
+_LIMITS = timing.Limits(2.0, 4.0, 'matmul')
 
 
 def _options(**options):
@@ -31,8 +31,8 @@ def _learn(static, state, hparams, rollout, scores, measure):
 def _train_step(static, state, hparams, measure):
   del hparams, measure
   return state._replace(step=state.step + 1), {
-      'recompute': static.rollout.old_logprobs == 'recompute',
-      'step': state.step
+    'recompute': static.rollout.old_logprobs == 'recompute',
+    'step': state.step,
   }
 
 
@@ -43,7 +43,6 @@ def _small_programs():
 
 
 class StepsTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self._python = bench_ours_test.process(_TINY.num_params)
@@ -55,19 +54,30 @@ class StepsTest(absltest.TestCase):
 
   def test_rows_of_ours_and_of_peers(self):
     faster = bench_ours_test.process(
-        _TINY.num_params, bench_ours_test.ANSWER.replace('3.0', '1.5'))
+      _TINY.num_params, bench_ours_test.ANSWER.replace('3.0', '1.5')
+    )
     rows = self._measure(peers={'trl': self._python, 'tunix': faster})
-    self.assertEqual([(row.variant, row.mode) for row in rows],
-                     [('hmpo_jax', 'step'), ('hmpo_jax', 'rollout'),
-                      ('hmpo_jax', 'learning'), ('hmpo_jax, recompute', 'step'),
-                      ('hmpo_jax, own process', 'step'), ('trl', 'step'),
-                      ('trl', 'rollout'), ('trl', 'learning'),
-                      ('tunix', 'step'), ('tunix', 'rollout'),
-                      ('tunix', 'learning')])
+    self.assertEqual(
+      [(row.variant, row.mode) for row in rows],
+      [
+        ('hmpo_jax', 'step'),
+        ('hmpo_jax', 'rollout'),
+        ('hmpo_jax', 'learning'),
+        ('hmpo_jax, recompute', 'step'),
+        ('hmpo_jax, own process', 'step'),
+        ('trl', 'step'),
+        ('trl', 'rollout'),
+        ('trl', 'learning'),
+        ('tunix', 'step'),
+        ('tunix', 'rollout'),
+        ('tunix', 'learning'),
+      ],
+    )
     by_name = {(row.variant, row.mode): row for row in rows}
     own = by_name['hmpo_jax, own process', 'step']
-    self.assertEqual((own.ms, own.peak_mb, own.tokens_per_s),
-                     (3000, 40, 30 / 3))
+    self.assertEqual(
+      (own.ms, own.peak_mb, own.tokens_per_s), (3000, 40, 30 / 3)
+    )
     self.assertEqual((own.to_trl, own.to_tunix, own.to_faster), (1, 2, 2))
     self.assertEqual(by_name['trl', 'rollout'].ms, 2000)
     self.assertEqual(by_name['trl', 'learning'].ms, 1000)
@@ -76,21 +86,24 @@ class StepsTest(absltest.TestCase):
       self.assertGreaterEqual(row.compile_s, 0)
       self.assertIsNotNone(row.temporary_mb)
       self.assertGreater(row.of_limit, 0)
-    step, rollout, learning = (limits.rollout_flops(_TINY) +
-                               limits.learning_flops(_TINY),
-                               limits.rollout_flops(_TINY),
-                               limits.learning_flops(_TINY))
+    step, rollout, learning = (
+      limits.rollout_flops(_TINY) + limits.learning_flops(_TINY),
+      limits.rollout_flops(_TINY),
+      limits.learning_flops(_TINY),
+    )
     for row, flops in zip(rows, (step, rollout, learning, step)):
       # Of 4 GFLOP/s.
       self.assertAlmostEqual(
-          row.of_limit, flops / 4e6 / row.ms, delta=1e-4 + 1e-3 * row.of_limit)
+        row.of_limit, flops / 4e6 / row.ms, delta=1e-4 + 1e-3 * row.of_limit
+      )
 
   def test_halves_are_those_of_the_step(self):
     cases = []
     keep = lambda shape, found, *_, **__: cases.extend(found) or []
     with _small_programs():
       with mock.patch.multiple(
-          timing, timed=keep, wall_clock=lambda call: call):
+        timing, timed=keep, wall_clock=lambda call: call
+      ):
         steps.measure(_options(variants='none'))
     step, rollout, learning = (case.seconds() for case in cases)
     self.assertEqual((step['step'], step['recompute']), (0, False))
@@ -99,14 +112,16 @@ class StepsTest(absltest.TestCase):
     # The half learns from what the other half, which starts alike, sampled.
     np.testing.assert_array_equal(learning['tokens'], rollout.tokens)
     np.testing.assert_allclose(
-        learning['reward'],
-        np.mean(rollout.tokens[:, _TINY.prompt_len:] == 7, axis=1),
-        rtol=1e-6)
+      learning['reward'],
+      np.mean(rollout.tokens[:, _TINY.prompt_len :] == 7, axis=1),
+      rtol=1e-6,
+    )
 
   def test_peer_that_does_not_start_is_left_out_with_a_line(self):
     with mock.patch.object(timing, 'tell') as tell:
       rows = self._measure(
-          peers={'trl': bench_ours_test.process(1)}, variants='hmpo_jax')
+        peers={'trl': bench_ours_test.process(1)}, variants='hmpo_jax'
+      )
     self.assertEqual({row.variant for row in rows}, {'hmpo_jax'})
     tell.assert_called_once()
     self.assertIn('trl is left out (', tell.call_args.args[0])
@@ -117,11 +132,13 @@ class StepsTest(absltest.TestCase):
     with mock.patch.object(limits, 'is_cpu', lambda: False):
       with contextlib.redirect_stderr(errors):
         rows = self._measure(peers={'trl': self._python})
-    self.assertEqual({row.variant for row in rows},
-                     {'hmpo_jax', 'hmpo_jax, recompute'})
     self.assertEqual(
-        errors.getvalue(),
-        'bench: left out, as they run on the CPU alone: hmpo_jax, trl\n')
+      {row.variant for row in rows}, {'hmpo_jax', 'hmpo_jax, recompute'}
+    )
+    self.assertEqual(
+      errors.getvalue(),
+      'bench: left out, as they run on the CPU alone: hmpo_jax, trl\n',
+    )
 
 
 if __name__ == '__main__':

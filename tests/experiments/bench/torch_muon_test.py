@@ -40,7 +40,6 @@ def _interpreter(script):
 
 
 class TorchMuonTest(parameterized.TestCase):
-
   @parameterized.parameters((3, 5, 1), (4, 4, 1), (8, 2, 2))
   def test_update_is_the_published_one(self, rows, columns, scale):
     rng = np.random.default_rng(0)
@@ -49,16 +48,14 @@ class TorchMuonTest(parameterized.TestCase):
     momentum = momentum.view(_Tensor)
     result = torch_muon.update(gradient.view(_Tensor), momentum)
     np.testing.assert_allclose(momentum, new, rtol=1e-12)
-    direction, = orthogonal.orthogonalize([jnp.float32(new)])
+    (direction,) = orthogonal.orthogonalize([jnp.float32(new)])
     np.testing.assert_allclose(result, scale * direction, atol=1e-4)
 
   def test_worker_answers_line_by_line(self):
     python = _interpreter(f'{_HELLO}; while read n; do echo $n.5; done')
     self.assertEqual(
-        torch_muon.describe(python), {
-            'torch': '2',
-            'torch_threads': 3
-        })
+      torch_muon.describe(python), {'torch': '2', 'torch_threads': 3}
+    )
     with torch_muon.worker(python, (2, 3, 4)) as seconds:
       self.assertEqual([seconds(1), seconds(7)], [1.5, 7.5])
 
@@ -74,9 +71,11 @@ class TorchMuonTest(parameterized.TestCase):
         seconds(1)
 
   @parameterized.parameters(
-      ('echo Traceback >&2; echo "no torch" >&2; exit 1', 'no torch'),
-      ('exit 0', 'no answer'), ('echo "[1]"', r'not what the .* says: \[1\]'),
-      ('echo "{}"', 'not what the worker says: {}'))
+    ('echo Traceback >&2; echo "no torch" >&2; exit 1', 'no torch'),
+    ('exit 0', 'no answer'),
+    ('echo "[1]"', r'not what the .* says: \[1\]'),
+    ('echo "{}"', 'not what the worker says: {}'),
+  )
   def test_interpreter_without_torch_says_why(self, script, reason):
     with self.assertRaisesRegex(OSError, f'^{reason}$'):
       torch_muon.describe(_interpreter(script))
