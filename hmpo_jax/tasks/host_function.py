@@ -23,8 +23,8 @@ from hmpo_jax.tasks import host_worker
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _START = (
-  'import sys; sys.path.insert(0, sys.argv[1]); from hmpo_jax import '
-  'host_worker; host_worker.serve(sys.argv[2:])'
+  'import sys; sys.path.insert(0, sys.argv[1]); from hmpo_jax.tasks '
+  'import host_worker; host_worker.serve(sys.argv[2:])'
 )
 _GRACE = 5.0  # seconds for a process that was asked to end
 _LOOK = 1.0  # seconds between two looks whether the process is there
