@@ -6,11 +6,13 @@ unknown key as a bare KeyError; here each fault is one line of ConfigError.
 
 from collections.abc import Mapping
 import json
+import math
 import os
 import pathlib
 import re
 import runpy
 import traceback
+from typing import Any
 
 import ml_collections
 
@@ -40,7 +42,7 @@ def load(path: str, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
       f'{type(config).__name__} (experiments/compare.py runs a Plan)'
     )
   for key, text in overrides.items():
-    _override(config, key, text)
+    set_key(config, key, typed(key, text))
   config_lib.validate(config)
   return config
 
@@ -67,6 +69,15 @@ def read(path: str):
       f'--config={path}: must be a Python file with get_config(), or the '
       f'config.json of a run; reading it ended in {text}{_at(file, error)}'
     ) from error
+
+
+def plain(tree: Any) -> Any:
+  """Nested keys as JSON takes them, which knows no infinity: as a text."""
+  if isinstance(tree, Mapping):
+    return {key: plain(value) for key, value in tree.items()}
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return str(tree)
+  return tree
 
 
 def split(path: str) -> tuple[str, str]:
@@ -108,7 +119,9 @@ def _from_json(file):
   config = config_lib.default_config()
   for key, value in config_lib.flat(content['config']).items():
     # A text may be infinity, which JSON doesn't know.
-    _set(config, key, typed(key, value) if isinstance(value, str) else value)
+    if isinstance(value, str):
+      value = typed(key, value)
+    set_key(config, key, value)
   return config
 
 
@@ -132,12 +145,14 @@ def typed(key: str, text: str):
     ) from error
 
 
-def _override(config, key, text):
-  """Sets one key to what a text says."""
-  _set(config, key, typed(key, text))
+def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+  """Sets a dotted key to a value of whatever type.
 
-
-def _set(config, key, value):
+  Raises:
+    ConfigError: there is no such key.
+  """
+  if isinstance(config_lib.lookup(config, key), ml_collections.ConfigDict):
+    raise config_lib.ConfigError(f'config.{key} is a section of keys')
   section, _, name = key.rpartition('.')
   node = config_lib.lookup(config, section)
   with node.unlocked(), node.ignore_type():

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import ml_collections
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.analysis import kinds
+from hmpo_jax.config import files as config_files
 
 OUTCOMES = tuple(kinds.KINDS)
 RATE = 'optim.learning_rate'  # which the rungs of a ladder differ in
@@ -229,7 +229,7 @@ def configuration(run: Run, warm_start: str) -> ml_collections.ConfigDict:
   """
   config = config_lib.default_config()
   for key, value in {**run.overrides, 'warm_start.folder': warm_start}.items():
-    set_key(config, key, value)
+    config_files.set_key(config, key, value)
   config_lib.validate(config)
   if config.control.may_stop:
     raise config_lib.ConfigError(
@@ -237,20 +237,6 @@ def configuration(run: Run, warm_start: str) -> ml_collections.ConfigDict:
       'are compared over the same steps'
     )
   return config
-
-
-def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-  """Sets a dotted key to a value of whatever type.
-
-  Raises:
-    ConfigError: there is no such key.
-  """
-  if isinstance(config_lib.lookup(config, key), ml_collections.ConfigDict):
-    raise config_lib.ConfigError(f'config.{key} is a section of keys')
-  section, _, name = key.rpartition('.')
-  node = config_lib.lookup(config, section)
-  with node.unlocked(), node.ignore_type():
-    node[name] = value
 
 
 def describe(
@@ -261,15 +247,17 @@ def describe(
   """The plan as JSON, for plan.json and whoever reads its results."""
   by_task: dict = {task: {} for task in plan.tasks}
   for (task, variant), values in settings.items():
-    by_task[task][variant] = plain(values)
+    by_task[task][variant] = config_files.plain(values)
   return {
     'question': plan.question,
     'exploratory': plan.exploratory,
-    'tasks': {task: plain(keys) for task, keys in plan.tasks.items()},
-    'base': plain(plan.base),
+    'tasks': {
+      task: config_files.plain(keys) for task, keys in plan.tasks.items()
+    },
+    'base': config_files.plain(plan.base),
     'variants': {
       name: dataclasses.asdict(variant)
-      | {'overrides': plain(variant.overrides)}
+      | {'overrides': config_files.plain(variant.overrides)}
       for name, variant in plan.variants.items()
     },
     'seeds': list(plan.seeds),
@@ -362,16 +350,6 @@ def with_base(plan: Plan, overrides: Overrides) -> Plan:
       for task, keys in plan.tasks.items()
     },
   )
-
-
-def plain(keys):
-  """JSON knows no infinity: writes it as a string."""
-  return {
-    key: str(value)
-    if isinstance(value, float) and not math.isfinite(value)
-    else value
-    for key, value in keys.items()
-  }
 
 
 def tuned(plan: Plan) -> Iterator[str]:

@@ -6,6 +6,7 @@ import re
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.analysis import kinds
+from hmpo_jax.config import files as config_files
 from hmpo_jax.plan import design
 
 _RESERVED = (design.OWN, design.BASE)
@@ -155,7 +156,7 @@ def _check_variant(plan, name, variant):
       f'variants[{name!r}]: num_steps must be the same for all variants: set '
       'it in base'
     )
-  json.dumps(design.plain(variant.overrides))  # plan.json shall hold them
+  json.dumps(config_files.plain(variant.overrides))  # plan.json shall hold them
   _check_settings(plan, name, variant)
   if variant.replays and (
     variant.replays not in plan.variants

@@ -18,7 +18,7 @@ import threading
 import ml_collections
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.plan import design
+from hmpo_jax.config import files as config_files
 from hmpo_jax.plan import probe
 from hmpo_jax.run import batch as run_batch
 from hmpo_jax.run import command_line
@@ -60,7 +60,7 @@ def _config(overrides) -> ml_collections.ConfigDict:
   """A configuration that the plan's process has validated."""
   config = config_lib.default_config()
   for key, value in overrides.items():
-    design.set_key(config, key, value)
+    config_files.set_key(config, key, value)
   return config
 
 

@@ -88,6 +88,10 @@ class LoadTest(parameterized.TestCase):
   def test_python_file_that_gives_no_configuration(self, text, words):
     self._assert_refused(words, self._file(text), {})
 
+  def test_section_can_not_be_set(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'is a section'):
+      config_files.set_key(config_lib.default_config(), 'loss', 1)
+
   @parameterized.parameters('nowhere.py', '', '.')
   def test_no_file(self, path):
     self._assert_refused('there is no file', path, {})

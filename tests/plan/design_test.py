@@ -131,8 +131,6 @@ class RunsTest(parameterized.TestCase):
     plan = _plan(variants={'odd': design.Variant({'loss.q': 1.0})})
     with self.assertRaisesRegex(config_lib.ConfigError, 'config.loss.q: unkn'):
       design.configuration(_runs(plan)[0], '')
-    with self.assertRaisesRegex(config_lib.ConfigError, 'is a section'):
-      design.set_key(config_lib.default_config(), 'loss', 1)
 
   def test_description_is_json_and_names_every_run(self):
     plan = _plan(
