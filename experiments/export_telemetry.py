@@ -22,6 +22,7 @@ from hmpo_jax.kernels import losses
 from hmpo_jax.run import command_line
 from hmpo_jax.run import control
 from hmpo_jax.run import controllers
+from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
 
@@ -88,7 +89,7 @@ def _export(workdir, out, name):
   shutil.copyfile(source / run_records.METRICS, target / run_records.METRICS)
   description = json.loads((source / run_folder.CONFIG).read_text('utf-8'))
   description['config']['warm_start']['folder'] = ''  # a cache, of that plan
-  run_folder.write_json(target / run_folder.CONFIG, description)
+  files.write_json(target / run_folder.CONFIG, description)
   records = run_records.read(source)
   config = config_files.load(str(source / run_folder.CONFIG), {})
   column = lambda key: [record[key] for record in records]

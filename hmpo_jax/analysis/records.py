@@ -11,6 +11,7 @@ import pandas
 from hmpo_jax import config as config_lib
 from hmpo_jax.analysis import kinds
 from hmpo_jax.config import files as config_files
+from hmpo_jax.run import files
 from hmpo_jax.run import records as run_records
 
 FINISHED, FAILED, UNFINISHED = 'finished', 'failed', 'unfinished'
@@ -171,7 +172,9 @@ def _read(about, workdir):
     name = {key: run[key] for key in RUN}
     row, frame, evaluations = _run(workdir / run['folder'], about['horizon'])
     rows.append(
-      name | row | _settings(_json(workdir / run['folder'] / 'config.json'))
+      name
+      | row
+      | _settings(files.read_json(workdir / run['folder'] / 'config.json'))
     )
     steps.append(frame.assign(**name))
     heldout.append(evaluations.assign(**name))
@@ -255,7 +258,8 @@ def _run(folder, horizon):
   try:
     records = run_records.read(folder)
     summary, failure, start = (
-      _json(folder / f'{name}.json') for name in ('summary', 'failed', 'start')
+      files.read_json(folder / f'{name}.json')
+      for name in ('summary', 'failed', 'start')
     )
     heldout = _evaluations(records, summary, start)
     state = _state(records, summary, failure, horizon)
@@ -337,14 +341,6 @@ def _evaluations(records, summary, start):
     record['eval/step']: tuple(record[name] for name in _EVALUATED)
     for record in records
   }
-
-
-def _json(file):
-  """What a JSON file holds; None without one, or with one that is cut."""
-  try:
-    return json.loads(file.read_text(encoding='utf-8'))
-  except (FileNotFoundError, ValueError):
-    return None
 
 
 def _table(file):

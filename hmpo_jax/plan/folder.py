@@ -4,23 +4,22 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import csv
-import json
+import io
 import math
 import pathlib
-import sys
-import time
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.analysis import statistics
 from hmpo_jax.plan import design
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import environment
+from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import session
 
 PLAN = 'plan.json'
 WARM_STARTS = 'warm_start'  # which all runs of a plan share
-_LOCK = '.lock'
 _PATIENCE = 120.0  # seconds that the workers of a killed plan are waited for
 
 
@@ -35,46 +34,8 @@ def claimed(workdir: pathlib.Path) -> Iterator[int]:
     ConfigError: no folder can be made there, or a plan is running in it.
   """
   run_folder.placed(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = open(workdir / _LOCK, 'w', encoding='utf-8')
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f"--workdir={workdir} can't be made: {error}"
-    ) from error
-  with lock:
-    _wait(lock, workdir)
-    yield lock.fileno()
-
-
-def _wait(lock, workdir):
-  told, until = False, time.monotonic() + _PATIENCE
-  while True:
-    try:
-      run_folder.hold(lock, workdir)
-      return
-    except BlockingIOError as error:
-      if time.monotonic() > until:
-        raise config_lib.ConfigError(
-          f'another process is running {workdir}: wait for it, or choose '
-          'another --workdir'
-        ) from error
-    if not told:
-      print(
-        f'{workdir} is in use; waiting until its workers have ended',
-        file=sys.stderr,
-        flush=True,
-      )
-    told = True
-    time.sleep(0.5)
-
-
-def read(file: pathlib.Path) -> dict | None:
-  """A JSON object; None if there is none that is whole."""
-  try:
-    return dict(json.loads(file.read_text(encoding='utf-8')))
-  except (OSError, ValueError, TypeError):
-    return None
+  with files.locked(workdir, 'running', _PATIENCE) as lock:
+    yield lock
 
 
 def write_plan(
@@ -83,10 +44,10 @@ def write_plan(
   """Writes plan.json: what `design.describe` says, and what runs it."""
   made_by = {
     'device': device,
-    'commit': run_folder.commit(),
-    'versions': run_folder.versions(),
+    'commit': environment.commit(),
+    'versions': environment.versions(),
   }
-  run_folder.write_json(workdir / PLAN, {'name': name} | content | made_by)
+  files.write_json(workdir / PLAN, {'name': name} | content | made_by)
 
 
 def write_tuning(
@@ -94,15 +55,14 @@ def write_tuning(
 ) -> None:
   """Writes tuning/tuning.csv: the whole grid, seed by seed."""
   file = workdir / tuning.FOLDER / 'tuning.csv'
-  temporary = file.with_suffix('.tmp')
-  with open(temporary, 'w', newline='', encoding='utf-8') as out:
-    writer = csv.writer(out, lineterminator='\n')
-    writer.writerow(tuning.Result._fields)
-    # As pandas has it: nothing where there is no number.
-    is_nan = lambda value: isinstance(value, float) and math.isnan(value)
-    for result_ in results:
-      writer.writerow('' if is_nan(value) else value for value in result_)
-  temporary.replace(file)
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(tuning.Result._fields)
+  # As pandas has it: nothing where there is no number.
+  is_nan = lambda value: isinstance(value, float) and math.isnan(value)
+  for result_ in results:
+    writer.writerow('' if is_nan(value) else value for value in result_)
+  files.replace(file, out.getvalue())
 
 
 def read_tuning(
@@ -152,7 +112,7 @@ def result(
   """
   folder = workdir / run.folder
   records = run_records.read(folder)
-  failure = read(folder / session.FAILED)
+  failure = files.read_json(folder / session.FAILED)
   if not failure and not (folder / run_folder.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
   return tuning.Result(
@@ -160,7 +120,7 @@ def result(
     run.variant,
     *point,
     run.seed,
-    area=_area(plan, read(folder / session.START), records, failure),
+    area=_area(plan, files.read_json(folder / session.START), records, failure),
     failed=bool(failure),
     clip_frac=_clip_frac(folder),
   )

@@ -1,7 +1,6 @@
 """How far runs of a plan are: finished, failed for good, or still to make."""
 
 from collections.abc import Sequence
-import json
 import pathlib
 
 import ml_collections
@@ -10,6 +9,7 @@ from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import session
@@ -99,8 +99,6 @@ def is_finished(folder: pathlib.Path, num_steps: int) -> bool:
 
 def failure_of(folder: pathlib.Path) -> dict | None:
   """What failed.json says; None if there is none that is whole."""
-  try:
-    content = json.loads((folder / session.FAILED).read_text(encoding='utf-8'))
-    return {key: content[key] for key in ('reason', 'step', 'final')}
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
+  content = files.read_json(folder / session.FAILED) or {}
+  is_whole = {'reason', 'step', 'final'} <= content.keys()
+  return content if is_whole else None

@@ -24,6 +24,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from hmpo_jax.run import files
+
 _SEAL = '.sha256.json'
 _OVERHEAD_BYTES = 2**20  # of a checkpoint beside its arrays, generously
 _ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
@@ -198,9 +200,7 @@ class Checkpointer:
     self._manager.wait_until_finished()
     made = self._folder / str(step)
     seal = _seal_of(made)
-    temporary = seal.with_name(f'{seal.name}.tmp')
-    temporary.write_text(json.dumps(_digests(made)), encoding='utf-8')
-    temporary.replace(seal)
+    files.replace(seal, json.dumps(_digests(made)))
     for other in self._folder.glob(f'*{_SEAL}'):
       sealed = other.name.removesuffix(_SEAL)
       if _STEP.fullmatch(sealed) and not (self._folder / sealed).exists():
@@ -331,9 +331,8 @@ def _fault(folder, seal):
   """What is wrong with a folder, None if it is as its seal says."""
   if not seal.exists():
     return 'was not finished'
-  try:
-    expected = json.loads(seal.read_text(encoding='utf-8'))
-  except ValueError:
+  expected = files.read_json(seal)
+  if expected is None:
     return f'has an unreadable seal, {seal.name}'
   found = _digests(folder)
   for name in sorted(expected | found):

@@ -12,6 +12,7 @@ from hmpo_jax.config import traced
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import qk_weights
 from hmpo_jax.run import checkpoint
+from hmpo_jax.run import environment
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.training import programs as programs_lib
 
@@ -55,9 +56,9 @@ def of(
       for key, digest in run_folder.inputs(config).items()
       if key.startswith('task.')
     },
-    'versions': run_folder.versions(),
-    'settings': run_folder.settings(),
-    'cpu': run_folder.cpu(),
+    'versions': environment.versions(),
+    'settings': environment.settings(),
+    'cpu': environment.cpu(),
   }
   digest = hashlib.sha256(
     json.dumps(identity, sort_keys=True).encode()

@@ -2,31 +2,21 @@
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import hashlib
-import importlib.metadata
 import json
-import math
-import os
 import pathlib
-import platform
 import re
-import subprocess
-from typing import TextIO
 
 import jax
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.config import files as config_files
+from hmpo_jax.run import environment
+from hmpo_jax.run import files
 from hmpo_jax.run import growth
 from hmpo_jax.tasks import host_function
 
-_JAX_SETTINGS = (
-  'jax_default_matmul_precision',
-  'jax_disable_jit',
-  'jax_threefry_partitionable',
-)
 _THREADS = 'settings.cpu_threads'
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Keys that name a file which is read before the first step.
 _FILES = ('task.prompts', 'exponent.path')
 # Keys that name a user's function. A run may go on with its source changed,
@@ -40,7 +30,7 @@ _PLACES = ('warm_start.folder', 'exponent.path', 'task.prompts')
 # Storage by an address; pathlib has made one slash of two.
 _REMOTE = re.compile('[a-z][a-z0-9+.-]*://|(gs|s3):/[^/]')
 _LENGTH = 'num_steps'  # which alone may grow
-CONFIG, SUMMARY, _LOCK = 'config.json', 'summary.json', '.lock'
+CONFIG, SUMMARY = 'config.json', 'summary.json'
 # What a run leaves beside its config.json.
 _CONTENT = ('checkpoints', 'metrics.jsonl', SUMMARY)
 
@@ -49,17 +39,17 @@ def describe(config) -> dict:
   """What config.json says of a run: all that is needed to do it again."""
   return described_config(config) | {
     'inputs': inputs(config),
-    'settings': settings(),
-    'commit': commit(),
-    'versions': versions(),
+    'settings': environment.settings(),
+    'commit': environment.commit(),
+    'versions': environment.versions(),
     'device': jax.devices()[0].device_kind,
-    'cpu': cpu(),
+    'cpu': environment.cpu(),
   }
 
 
 def described_config(config) -> dict:
   """The part of `describe` that asks no device."""
-  return {'config': _plain(config.to_dict())}
+  return {'config': config_files.plain(config.to_dict())}
 
 
 def inputs(config) -> dict[str, str]:
@@ -68,13 +58,13 @@ def inputs(config) -> dict[str, str]:
   Of a function it is that of its own file, not of what this imports.
   """
   named = {key: config_lib.lookup(config, key) for key in _FILES + _FUNCTIONS}
-  files = {
+  sources = {
     key: host_function.source(name) if key in _FUNCTIONS else pathlib.Path(name)
     for key, name in named.items()
   }
   return {
     key: hashlib.sha256(file.read_bytes()).hexdigest()
-    for key, file in files.items()
+    for key, file in sources.items()
     if file and file.is_file()
   }
 
@@ -104,7 +94,7 @@ def write_functions(workdir: pathlib.Path, config, step: int) -> list[str]:
     content.setdefault('changes', []).append(
       {'after_step': step, 'inputs': {key: now.get(key, '') for key in changed}}
     )
-    write_json(workdir / CONFIG, content)
+    files.write_json(workdir / CONFIG, content)
   return [
     (
       f'warning: the source of config.{key} has changed since step {step}'
@@ -123,53 +113,15 @@ def last_change(workdir: pathlib.Path, key: str) -> int:
   )
 
 
-def settings() -> dict[str, str]:
-  """What else decides a run's bits: the platform and settings of JAX."""
-  backend = jax.default_backend()
-  threads = {'cpu_threads': str(cpu_threads())} if backend == 'cpu' else {}
-  return (
-    {'platform': backend, 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
-    | threads
-    | {name: str(getattr(jax.config, name)) for name in _JAX_SETTINGS}
-  )
-
-
-def cpu_threads() -> int:
-  """Threads that XLA spreads an operation over; sums are split by them.
-
-  As XLA counts: what the variable NPROC says, else the CPUs that this process
-  may use, and one for each device at least.
-  """
-  granted = os.environ.get('NPROC', '')
-  if granted.isdigit():
-    count = int(granted)
-  elif hasattr(os, 'sched_getaffinity'):
-    count = len(os.sched_getaffinity(0))
-  else:
-    count = os.cpu_count() or 1
-  return max(count, jax.local_device_count())
-
-
-def cpu() -> str:
-  """Model of the CPU, whose vector units too decide how sums are split."""
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
-  except OSError:  # not Linux
-    text = ''
-  found = re.search(r'^model name\s*:\s*(.+)$', text, re.M)
-  return found[1] if found else platform.processor() or platform.machine()
-
-
 def doubts(workdir: pathlib.Path) -> str:
   """Why even the same code may have other bits here than a run had.
 
   Of what `refuse_other_run` lets pass; '' where nothing is known to differ.
   """
-  file = workdir / CONFIG
-  if not file.exists():
+  if not (workdir / CONFIG).exists():
     return ''
-  content = json.loads(file.read_text(encoding='utf-8'))
-  here = {'device': jax.devices()[0].device_kind, 'cpu': cpu()}
+  content = _content(workdir)
+  here = {'device': jax.devices()[0].device_kind, 'cpu': environment.cpu()}
   reasons = [
     f'its {name} was {content[name]!r} and is {value!r} here'
     for name, value in here.items()
@@ -179,14 +131,9 @@ def doubts(workdir: pathlib.Path) -> str:
   if there.get('platform') == 'cpu' and 'cpu_threads' not in there:
     reasons.append(
       'it did not record the number of its CPU threads, which is '
-      f'{cpu_threads()} here'
+      f'{environment.cpu_threads()} here'
     )
   return '; '.join(reasons)
-
-
-def versions() -> dict[str, str]:
-  """Versions of the packages that decide a run's bits."""
-  return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def refuse_other_run(
@@ -262,51 +209,16 @@ def refuse_other_run(
 def claimed(workdir: pathlib.Path, description: dict) -> Iterator[None]:
   """Makes the folder with its config.json and locks it against others.
 
-  The lock is the operating system's: it goes with the process, however that
-  ends.
-
   Raises:
     ConfigError: another process holds the folder, or see `refuse_other_run`.
   """
   _refuse_file(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f"--workdir={workdir} can't be made: {error}"
-    ) from error
-  with open(workdir / _LOCK, 'w', encoding='utf-8') as lock:
-    try:
-      hold(lock, workdir)
-    except BlockingIOError as error:
-      raise config_lib.ConfigError(
-        f'another process is writing {workdir}: wait for it, or choose '
-        'another --workdir'
-      ) from error
+  with files.locked(workdir, 'writing'):
     refuse_other_run(workdir, description)
     if not (workdir / CONFIG).exists():
-      write_json(workdir / CONFIG, description)
+      files.write_json(workdir / CONFIG, description)
     _move(workdir, config_lib.flat(description['config'], ''))
     yield
-
-
-def hold(lock: TextIO, workdir: pathlib.Path) -> None:
-  """Locks an open file of a folder until it is closed, everywhere.
-
-  Raises:
-    BlockingIOError: another process holds it.
-    ConfigError: the file system of the folder knows no locks.
-  """
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    raise
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f'{workdir}: its file system has no locks ({error.strerror}), without '
-      'which two processes could write there at once: choose a --workdir on '
-      'another'
-    ) from error
 
 
 def placed(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -337,13 +249,6 @@ def refuse_place(name: str) -> None:
     ) from error
 
 
-def write_json(file: pathlib.Path, content: dict) -> None:
-  """Replaces a file as a whole: a kill leaves the old one or this."""
-  temporary = file.with_name(f'{file.name}.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-  temporary.replace(file)
-
-
 def lengthen(workdir: pathlib.Path, num_steps: int) -> None:
   """Gives the run of a folder, which can go on, its number of steps.
 
@@ -354,7 +259,7 @@ def lengthen(workdir: pathlib.Path, num_steps: int) -> None:
   if content['config']['num_steps'] != num_steps:
     (workdir / SUMMARY).unlink(missing_ok=True)
     content['config']['num_steps'] = num_steps
-    write_json(workdir / CONFIG, content)
+    files.write_json(workdir / CONFIG, content)
 
 
 def _move(workdir, config):
@@ -370,7 +275,7 @@ def _move(workdir, config):
     section, _, name = key.partition('.')
     content['config'].setdefault(section, {})[name] = value
   if moved:
-    write_json(workdir / CONFIG, content)
+    files.write_json(workdir / CONFIG, content)
 
 
 def _content(workdir):
@@ -429,29 +334,3 @@ def _differences(theirs, ours, has_digests):
 def _function(name):
   """That of 'module:function' or 'file.py:function', wherever it lies."""
   return name.rpartition(':')[2]
-
-
-def _plain(tree):
-  """JSON knows no infinity: writes it as a string."""
-  if isinstance(tree, dict):
-    return {key: _plain(value) for key, value in tree.items()}
-  if isinstance(tree, float) and not math.isfinite(tree):
-    return str(tree)
-  return tree
-
-
-def commit() -> str:
-  """Commit of the source tree; 'unknown' if installed, or without git."""
-  root = pathlib.Path(__file__).parents[2]
-  if not (root / '.git').exists():
-    return 'unknown'  # git would name the commit of a folder around it
-  try:
-    result = subprocess.run(
-      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-  except FileNotFoundError:
-    return 'unknown'
-  return result.stdout.strip() or 'unknown'

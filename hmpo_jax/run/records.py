@@ -16,6 +16,7 @@ import numpy as np
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import lines as lines_lib
+from hmpo_jax.run import files
 from hmpo_jax.run import measured
 from hmpo_jax.run import tensorboard
 
@@ -65,7 +66,7 @@ class Writer:
     self._last: dict[str, Value] = {}
     for record in records:
       self._last |= record
-    _replace(workdir / TABLE, _table(records))
+    files.replace(workdir / TABLE, _table(records))
     self._columns = _columns(records[0]) if records else []
     self._files = {name: self._opened(name) for name in _APPENDED}
     moved = {name for r in records for name, value in r.items() if value}
@@ -261,7 +262,7 @@ def _line(record):
 def _keep_until(file, step):
   """Drops the records after a step from a JSONL file; returns the others."""
   records = [record for record in _whole_lines(file) if record['step'] <= step]
-  _replace(file, ''.join(map(_line, records)))
+  files.replace(file, ''.join(map(_line, records)))
   return records
 
 
@@ -312,10 +313,3 @@ def _set_aside(workdir):
     if (workdir / name).exists():
       (workdir / name).rename(folder / name)
   return folder
-
-
-def _replace(file, text):
-  """Writes a file as a whole: a kill leaves the old one or the new one."""
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  temporary.replace(file)

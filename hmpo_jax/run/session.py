@@ -12,6 +12,7 @@ import jax
 from hmpo_jax import base
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import control
+from hmpo_jax.run import files
 from hmpo_jax.run import first_params
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
@@ -153,7 +154,7 @@ class OpenRun(contextlib.AbstractContextManager):
       self.workdir, self.config.checkpoint.every
     ):
       self._note(told)
-    run_folder.write_json(self.workdir / START, first)
+    files.write_json(self.workdir / START, first)
     run_folder.write_functions(self.workdir, self.config, 0)
     self._open_writer()
     self._writer.show(0, evaluation)
@@ -292,7 +293,7 @@ class OpenRun(contextlib.AbstractContextManager):
       fault = NumericalFault(reason)
       fault.summary = summary
       raise fault
-    run_folder.write_json(self.workdir / run_folder.SUMMARY, summary)
+    files.write_json(self.workdir / run_folder.SUMMARY, summary)
     return summary
 
   def _open_writer(self):
@@ -387,7 +388,7 @@ def fail(
     is_final: it would fail again.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  run_folder.write_json(
+  files.write_json(
     workdir / FAILED, {'reason': reason, 'step': step, 'final': is_final}
   )
 

@@ -2,12 +2,12 @@
 
 import functools
 import itertools
-import json
 import math
 import pathlib
 
 import numpy as np
 
+from hmpo_jax.run import files
 from hmpo_jax.training import update
 
 _EVALUATIONS = ('first_eval', 'eval')
@@ -88,11 +88,13 @@ def read(file: pathlib.Path, num_steps: int) -> dict | None:
   Returns:
     None if there is none that is whole, or one of a run that was shorter.
   """
+  summary = files.read_json(file)
+  if summary is None:
+    return None
   try:
-    summary = json.loads(file.read_text(encoding='utf-8'))
     rows(summary, file.parent)
     is_over = summary['steps'] >= num_steps or bool(summary.get('early_stop'))
-  except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+  except (ValueError, KeyError, TypeError, AttributeError):
     return None
   return summary if is_over else None
 

@@ -21,6 +21,7 @@ from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
 from hmpo_jax.plan import states
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import session
 
@@ -61,7 +62,7 @@ class LaunchTest(absltest.TestCase):
       path = self.folder / run.folder
       path.mkdir(parents=True, exist_ok=True)
       empty = {'inputs': {}, 'settings': {}, 'versions': {}}
-      run_folder.write_json(
+      files.write_json(
         path / run_folder.CONFIG, run_folder.described_config(config) | empty
       )
 
@@ -159,7 +160,7 @@ class LaunchTest(absltest.TestCase):
     )
     path = self.folder / run.folder
     path.mkdir(parents=True)
-    run_folder.write_json(path / run_folder.CONFIG, run_folder.describe(other))
+    files.write_json(path / run_folder.CONFIG, run_folder.describe(other))
     with self.assertRaisesRegex(config_lib.ConfigError, 'config.loss.p: 0.5'):
       self._train([run])
     self.assertEqual(self._made(run), 0)

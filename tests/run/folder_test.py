@@ -16,6 +16,8 @@ import jax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.plan import folder as plan_folder
+from hmpo_jax.run import environment
+from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -30,6 +32,8 @@ _OURS: dict = {
 
 _CLAIM_FOREVER = """
 import json, pathlib, sys, time
+from hmpo_jax.run import environment
+from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 with run_folder.claimed(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])):
   print('claimed', flush=True)
@@ -213,7 +217,7 @@ class RunFolderTest(parameterized.TestCase):
     self._claim(self._of_length(3))
     before = (self.folder / 'config.json').read_bytes()
     (self.folder / 'summary.json').touch()
-    with mock.patch.object(run_folder, 'write_json', side_effect=OSError):
+    with mock.patch.object(files, 'write_json', side_effect=OSError):
       with self.assertRaises(OSError):
         run_folder.lengthen(self.folder, 5)
     self.assertEqual((self.folder / 'config.json').read_bytes(), before)
@@ -251,7 +255,7 @@ class RunFolderTest(parameterized.TestCase):
 
   def test_file_system_without_locks_is_named(self):
     fault = OSError(errno.ENOLCK, 'No locks available')
-    with mock.patch.object(run_folder.fcntl, 'flock', side_effect=fault):
+    with mock.patch.object(files.fcntl, 'flock', side_effect=fault):
       for claim in (
         self._claim,
         lambda: plan_folder.claimed(self.folder).__enter__(),
@@ -313,17 +317,6 @@ class SettingsTest(absltest.TestCase):
     with run_folder.claimed(self.folder, _with(**parts)):
       pass
 
-  def test_threads_are_those_that_xla_takes(self):
-    cpus = len(os.sched_getaffinity(0))
-    for granted, count in (('', cpus), ('1', 1), ('7', 7), ('many', cpus)):
-      with mock.patch.dict(os.environ, NPROC=granted):
-        self.assertEqual(run_folder.settings()['cpu_threads'], str(count))
-
-  def test_settings_name_what_is_not_compiled(self):
-    self.assertEqual(run_folder.settings()['jax_disable_jit'], 'False')
-    with jax.disable_jit():
-      self.assertEqual(run_folder.settings()['jax_disable_jit'], 'True')
-
   def test_another_number_of_threads_is_refused_with_its_remedy(self):
     self._claim(settings={'cpu_threads': '2'})
     with self.assertRaisesRegex(
@@ -340,7 +333,7 @@ class SettingsTest(absltest.TestCase):
       self._claim(settings={'platform': 'gpu', 'cpu_threads': '4'})
 
   def test_doubts_name_another_cpu_and_what_was_not_recorded(self):
-    here = {'device': jax.devices()[0].device_kind, 'cpu': run_folder.cpu()}
+    here = {'device': jax.devices()[0].device_kind, 'cpu': environment.cpu()}
     settings = {'platform': 'cpu', 'cpu_threads': '2'}
     for parts, pattern in (
       ({'settings': settings} | here, '^$'),
@@ -351,45 +344,8 @@ class SettingsTest(absltest.TestCase):
       ),
       ({'settings': {'platform': 'cpu'}} | here, 'not record the number of'),
     ):
-      run_folder.write_json(self.folder / run_folder.CONFIG, _with(**parts))
+      files.write_json(self.folder / run_folder.CONFIG, _with(**parts))
       self.assertRegex(run_folder.doubts(self.folder), pattern)
-
-
-class WriteJsonTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = tempfile.TemporaryDirectory()
-    self.addCleanup(folder.cleanup)
-    self.file = pathlib.Path(folder.name) / 'summary.json'
-    run_folder.write_json(self.file, {'steps': 1})
-
-  def _assert_holds(self, content):
-    text = self.file.read_text(encoding='utf-8')
-    self.assertEqual(json.loads(text), content)
-
-  def test_replaces_the_whole_file_and_leaves_no_other(self):
-    run_folder.write_json(self.file, {})
-    self._assert_holds({})
-    self.assertEqual(list(self.file.parent.iterdir()), [self.file])
-
-  def test_full_disk_leaves_the_old_file(self):
-    write = pathlib.Path.write_text
-
-    def fill(path, text, **options):
-      write(path, text[:5], **options)
-      raise OSError('no space left')
-
-    with mock.patch.object(pathlib.Path, 'write_text', fill):
-      with self.assertRaisesRegex(OSError, 'no space left'):
-        run_folder.write_json(self.file, {'steps': 2})
-    self._assert_holds({'steps': 1})
-    run_folder.write_json(self.file, {'steps': 3})
-    self._assert_holds({'steps': 3})
-
-  def test_what_is_not_json_leaves_the_old_file(self):
-    with self.assertRaises(TypeError):
-      run_folder.write_json(self.file, {'steps': object()})
-    self._assert_holds({'steps': 1})
 
 
 class DescribeTest(absltest.TestCase):

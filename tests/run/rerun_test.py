@@ -13,7 +13,7 @@ import optax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import checkpoint
-from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import environment
 from hmpo_jax.run import records as run_records
 from hmpo_jax.run import rerun
 from hmpo_jax.run import trainer
@@ -177,7 +177,7 @@ class RerunTest(absltest.TestCase):
       with self.assertRaisesRegex(config_lib.ConfigError, 'another process'):
         with rerun.opened(self.folder, self.fail):
           pass
-    with mock.patch.object(run_folder, 'versions', lambda: {'jax': '0'}):
+    with mock.patch.object(environment, 'versions', lambda: {'jax': '0'}):
       with self.assertRaisesRegex(config_lib.ConfigError, r'versions\.jax'):
         with rerun.opened(self.folder, self.fail):
           pass

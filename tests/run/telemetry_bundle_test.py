@@ -12,7 +12,7 @@ from absl.testing import absltest
 import jsonschema
 import numpy as np
 
-from hmpo_jax.run import folder as run_folder
+from hmpo_jax.run import files
 from hmpo_jax.run import telemetry
 from tests import agm_client
 
@@ -80,10 +80,10 @@ class BundleTest(absltest.TestCase):
       for run, reward in rows:
         folder = plan / run.strip().strip('`')
         first = float(reward.split(' to ')[0])
-        run_folder.write_json(folder / 'start.json', {'eval/reward': first})
-        run_folder.write_json(folder / 'summary.json', {})
+        files.write_json(folder / 'start.json', {'eval/reward': first})
+        files.write_json(folder / 'summary.json', {})
         runs.append({'folder': str(folder.relative_to(plan))})
-      run_folder.write_json(
+      files.write_json(
         plan / 'plan.json', {'name': 'plan_telemetry', 'runs': runs}
       )
       result = _main(
@@ -97,7 +97,7 @@ class BundleTest(absltest.TestCase):
   def test_plan_that_is_not_finished_is_refused(self):
     with tempfile.TemporaryDirectory() as name:
       plan = {'name': 'x', 'runs': [{'folder': 'calm/harmonic/seed-0'}]}
-      run_folder.write_json(pathlib.Path(name, 'plan.json'), plan)
+      files.write_json(pathlib.Path(name, 'plan.json'), plan)
       result = _main(
         'export_telemetry.py', f'--workdir={name}', f'--out={name}/out'
       )
