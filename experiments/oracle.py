@@ -27,7 +27,6 @@ import numpy as np
 from hmpo_jax import base
 from hmpo_jax.analysis import oracle
 from hmpo_jax.analysis import phase
-from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import losses
 from hmpo_jax.run import command_line
 
@@ -177,21 +176,20 @@ def _phase_rows():
 
 def _variant_rows():
   """A row for each reward, direction, loss, order, advantage and sigma."""
-  kinds = [kind for kind in _ADVANTAGES if _is_known(*kind)]
   names = oracle.REWARDS, oracle.DIRECTIONS, _LOSSES.value
   for reward, direction, name in itertools.product(*names):
     loss, orders = _VARIANTS[name]
     found = _measure(
       loss,
       orders or (0.0,),
-      kinds,
+      _ADVANTAGES,
       _VARIANT_SIGMAS.value,
       reward,
       direction,
       _VARIANT_LENGTH.value,
     )
     cells = itertools.product(
-      enumerate(kinds),
+      enumerate(_ADVANTAGES),
       enumerate(_VARIANT_SIGMAS.value),
       enumerate(orders or ('',)),
     )
@@ -210,17 +208,6 @@ def _variant_rows():
         | _cells(jax.tree.map(lambda x, at=(q, a, i): x[:, *at], found))
         | _sizes()
       )
-
-
-def _is_known(baseline, scale):
-  """Whether this version of the advantages has the baseline."""
-  try:
-    advantages.group_advantages(
-      jnp.zeros((1, 2)), baseline=baseline, scale=scale
-    )
-  except ValueError:
-    return False
-  return True
 
 
 def _measure(loss, orders, kinds, sigmas, reward, direction, length):
