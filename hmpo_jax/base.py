@@ -33,6 +33,10 @@ Params = dict
 Metrics = dict[str, jax.Array]
 
 
+class ConfigError(ValueError):
+  """A configuration that can't run; the message is one line for the user."""
+
+
 def random_key(seed) -> jax.Array:
   """[] typed key of a seed, the same whatever JAX_DEFAULT_PRNG_IMPL says.
 

@@ -1,183 +1,10 @@
-"""Which values a configuration may hold, one key at a time and together."""
+"""Which values keys may have together; those of one stand in its row."""
 
 import math
 
-from hmpo_jax.kernels import advantages
-from hmpo_jax.kernels import agm
-from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
-from hmpo_jax.kernels import kl
 from hmpo_jax.kernels import losses
-from hmpo_jax.kernels import ratios
-from hmpo_jax.ops import narrow
 from hmpo_jax.optim import factory
-from hmpo_jax.optim import muon_clip
-from hmpo_jax.optim import orthogonal
-
-TASKS = ('sort', 'addition', 'mapped_copy', 'file')
-DTYPES = ('float32', 'bfloat16')
-REMATS = ('none', 'light', 'dots', 'layer')
-WARM_STARTS = ('adam', 'muon')
-MUON_HEADS = ('joint', 'per_head')
-
-
-def _at_least(low):
-  return lambda x: low <= x, f'at least {low}'
-
-
-def _finite_at_least(low):
-  return lambda x: low <= x < math.inf, f'finite and at least {low}'
-
-
-def _one_of(*choices):
-  return lambda x: x in choices, f'one of {", ".join(map(str, choices))}'
-
-
-_POSITIVE = (lambda x: 0 < x < math.inf, 'finite and above 0')
-_POSITIVE_OR_INF = (lambda x: x > 0, 'above 0 (inf = off)')
-_FINITE = (math.isfinite, 'finite')
-_FINITE_OR_INF = (lambda x: x > -math.inf, 'finite (inf = loss.p)')
-_UNIT = (lambda x: 0 <= x <= 1, 'from 0 to 1')
-# A narrower clip range is one of rounding. In float32 1e-6 is a little less.
-_NARROWEST = 9.999e-7
-_WIDTH = (lambda x: _NARROWEST <= x < 1, 'at least 1e-6 and below 1')
-_MOMENTUM = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
-_MAX_GAPS = exponents.MAX_GAPS
-_TIMEOUT = (lambda x: 0 < x <= 1e6, 'above 0 and at most 1e6 seconds')
-_ITERATIONS = (
-  lambda x: 1 <= x <= agm.MAX_ITERATIONS,
-  f'from 1 to {agm.MAX_ITERATIONS}',
-)
-
-RULES = tuple(
-  (key, *rule)
-  for key, rule in (
-    ('seed', (lambda x: 0 <= x < 2**31, 'from 0 to 2**31 - 1')),
-    ('num_steps', _at_least(1)),
-    ('task.name', _one_of(*TASKS)),
-    ('task.num_digits', (lambda x: 2 <= x <= 1024, 'from 2 to 1024')),
-    ('task.vocab_size', _at_least(0)),
-    ('task.pad', _at_least(0)),
-    ('task.stop', (lambda x: x >= -1, 'at least 0 (-1 = none)')),
-    ('task.response_len', _at_least(0)),
-    ('reward.kind', _one_of('share', 'exact')),
-    ('reward.timeout', _TIMEOUT),
-    ('reward.kl_estimator', _one_of('none', *kl.REWARD_ESTIMATORS)),
-    ('reward.kl_weight', _finite_at_least(0)),
-    ('model.num_layers', _at_least(1)),
-    ('model.embed_dim', _at_least(1)),
-    ('model.num_heads', _at_least(1)),
-    ('model.num_kv_heads', _at_least(1)),
-    ('model.head_dim', (lambda x: x >= 2 and x % 2 == 0, 'even, at least 2')),
-    ('model.mlp_dim', _at_least(1)),
-    ('model.rope_theta', _POSITIVE),
-    ('model.norm_eps', _POSITIVE),
-    ('model.softcap', (lambda x: x >= 2.0**-20, 'at least 2**-20 (inf = off)')),
-    ('model.dtype', _one_of(*DTYPES)),
-    ('model.logits_dtype', _one_of(*narrow.DTYPES)),
-    ('model.remat', _one_of(*REMATS)),
-    ('rollout.num_prompts', _at_least(1)),
-    ('rollout.group_size', _at_least(2)),
-    ('rollout.temperature', _finite_at_least(2.0**-20)),
-    ('rollout.top_k', _at_least(0)),
-    ('rollout.top_p', (lambda x: 0 < x <= 1, 'above 0 and at most 1')),
-    ('rollout.bucket', _at_least(0)),
-    ('rollout.staleness', _at_least(0)),
-    ('rollout.mismatch_frac', _UNIT),
-    ('rollout.mismatch_size', _POSITIVE),
-    ('rollout.old_logprobs', _one_of('recompute', 'sampler')),
-    ('advantage.baseline', _one_of(*advantages.BASELINES)),
-    ('advantage.scale', _one_of('std', 'none')),
-    ('advantage.ddof', _one_of(0, 1)),
-    ('advantage.eps', _finite_at_least(0)),
-    ('loss.name', _one_of(*losses.LOSSES)),
-    ('loss.p', _FINITE),
-    ('loss.p_clip', _FINITE_OR_INF),
-    ('loss.p_grad', _FINITE_OR_INF),
-    ('loss.clip', _one_of(*losses.CLIPS)),
-    ('loss.clip_center', _one_of(*clips.CENTERS)),
-    ('loss.clip_eps_low', (lambda x: _NARROWEST <= x <= 1, 'from 1e-6 to 1')),
-    (
-      'loss.clip_eps_high',
-      (lambda x: x >= _NARROWEST, 'at least 1e-6 (inf = off)'),
-    ),
-    ('loss.dual_clip', (lambda x: x > 1, 'above 1 (inf = off)')),
-    ('loss.tau_positive', _POSITIVE),
-    ('loss.tau_negative', _POSITIVE),
-    ('loss.aggregation', _one_of(*ratios.AGGREGATIONS)),
-    ('loss.length_scale', _POSITIVE),
-    ('loss.log_ratio_max', _POSITIVE_OR_INF),
-    ('loss.kl_estimator', _one_of('none', *kl.LOSS_ESTIMATORS)),
-    ('loss.kl_weight', _finite_at_least(0)),
-    ('loss.entropy_weight', _FINITE),
-    ('exponent.kind', _one_of(*exponents.KINDS)),
-    ('exponent.end', _FINITE),
-    ('exponent.num_steps', _finite_at_least(1)),
-    ('exponent.rate', _finite_at_least(0)),
-    ('exponent.pull', _finite_at_least(0)),
-    ('exponent.prior', _FINITE),
-    ('exponent.low', _FINITE),
-    ('exponent.high', _FINITE),
-    ('exponent.gap_low', _finite_at_least(0)),
-    ('exponent.gap_high', _finite_at_least(0)),
-    ('exponent.trend', _finite_at_least(0)),
-    ('exponent.fast_window', _finite_at_least(1)),
-    ('exponent.slow_window', _finite_at_least(1)),
-    ('exponent.step_size', _finite_at_least(0)),
-    ('tracking.rate', _finite_at_least(0)),
-    ('tracking.target_low', _UNIT),
-    ('tracking.target_high', _UNIT),
-    ('tracking.eps_min', _WIDTH),
-    ('tracking.eps_max', _WIDTH),
-    ('train.num_epochs', _at_least(1)),
-    ('train.num_minibatches', _at_least(1)),
-    ('train.num_microbatches', _at_least(1)),
-    ('train.max_grad_norm', _POSITIVE_OR_INF),
-    ('train.max_skips', _at_least(1)),
-    ('optim.name', _one_of(*factory.OPTIMIZERS)),
-    ('optim.learning_rate', _finite_at_least(0)),
-    ('optim.adam_learning_rate', _finite_at_least(0)),
-    ('optim.decay', _UNIT),
-    ('optim.decay_steps', _finite_at_least(1)),
-    ('optim.weight_decay', _finite_at_least(0)),
-    ('optim.momentum', _MOMENTUM),
-    ('optim.qk_learning_rate_scale', _finite_at_least(0)),
-    ('optim.adam_b1', _MOMENTUM),
-    ('optim.adam_b2', _MOMENTUM),
-    ('optim.adam_weight_decay', _finite_at_least(0)),
-    ('optim.muon_heads', _one_of(*MUON_HEADS)),
-    ('optim.coefficients', _one_of(*orthogonal.COEFFICIENTS)),
-    ('optim.products', _one_of(*orthogonal.DTYPES)),
-    ('optim.qk_clip', _one_of(*muon_clip.MODES)),
-    ('optim.tau', _POSITIVE_OR_INF),
-    ('optim.qk_alpha', _UNIT),
-    ('optim.monitor_tau', _POSITIVE),
-    ('warm_start.num_steps', _at_least(0)),
-    ('warm_start.batch_size', _at_least(1)),
-    ('warm_start.optimizer', _one_of(*WARM_STARTS)),
-    ('warm_start.learning_rate', _finite_at_least(0)),
-    ('warm_start.muon_learning_rate', _finite_at_least(0)),
-    ('warm_start.stop_reward', _UNIT),
-    ('warm_start.query_scale', _POSITIVE),
-    ('eval.every', _at_least(1)),
-    ('eval.num_prompts', _at_least(2)),
-    ('mechanism.every', _at_least(0)),
-    ('control.timeout', _TIMEOUT),
-    ('control.every', _at_least(1)),
-    ('control.history', _at_least(5)),
-    ('control.agm_iterations', _ITERATIONS),
-    ('control.learning_rate_low', _finite_at_least(0)),
-    ('control.learning_rate_high', _finite_at_least(0)),
-    ('control.epsilon_low', _WIDTH),
-    ('control.epsilon_high', _WIDTH),
-    ('control.p_low', _FINITE),
-    ('control.p_high', _FINITE),
-    ('control.agm_iterations_low', _ITERATIONS),
-    ('control.agm_iterations_high', _ITERATIONS),
-    ('checkpoint.every', _at_least(1)),
-    ('checkpoint.keep', _at_least(1)),
-  )
-)
 
 _FILE_KEYS = ('task.prompts', 'task.vocab_size', 'task.response_len')
 
@@ -229,7 +56,9 @@ def _is_start_within(c):
 
 
 def _are_quantiles(c):
-  fits = c.exponent.gap_high <= 1 and c.exponent.slow_window <= _MAX_GAPS
+  fits = (
+    c.exponent.gap_high <= 1 and c.exponent.slow_window <= exponents.MAX_GAPS
+  )
   return fits or not c.exponent.gap_quantiles
 
 
@@ -384,7 +213,7 @@ JOINT_RULES = (
   (
     ('exponent.gap_high', 'exponent.slow_window', 'exponent.gap_quantiles'),
     _are_quantiles,
-    f'of quantiles the first must be at most 1, the second {_MAX_GAPS}',
+    f'of quantiles the first must be at most 1, the second {exponents.MAX_GAPS}',
   ),
   _ascends('exponent.fast_window', 'exponent.slow_window'),
   (

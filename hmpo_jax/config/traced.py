@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from hmpo_jax import base
-from hmpo_jax import config as config_lib
+from hmpo_jax.config import keys
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import losses
@@ -26,45 +26,33 @@ def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
   Raises:
     ValueError: the kind is 'replayed' and there is no order.
   """
-  loss, exponent = config.loss, config.exponent
+  found = keys.values(config, 'traced')
+  loss, exponent = found['loss'], found['exponent']
   values = base.HParams(
-    loss={key: loss[key] for key in _TRACED_LOSS_KEYS},
+    # p evolves: it starts an exponent.
+    loss={
+      key: loss[key] for key in loss if key in losses.OPTIONS and key != 'p'
+    },
     exponent=exponents.Settings(
-      **{
-        key: value
-        for key, value in exponent.items()
-        if key in exponents.Settings._fields
-      }
+      **{key: exponent[key] for key in exponent if key != 'placebo'}
       | {
-        'kind': jnp.int32(exponents.index_of(exponent.kind)),
-        'start': loss.p,
-        'sign': -1.0 if exponent.placebo else 1.0,
+        'kind': jnp.int32(exponents.index_of(config.exponent.kind)),
+        'start': config.loss.p,
+        'sign': -1.0 if config.exponent.placebo else 1.0,
         'path': _path(config, replayed),
       }
     ),
-    tracking=clips.Tracking(**config.tracking),
-    kl_weight=loss.kl_weight,
+    tracking=clips.Tracking(**found['tracking']),
+    kl_weight=config.loss.kl_weight,
     reward_kl_weight=config.reward.kl_weight,
     pays_exact=config.reward.kind == 'exact',
     exclude_nonfinite=config.reward.exclude_nonfinite,
-    entropy_weight=loss.entropy_weight,
-    temperature=config.rollout.temperature,
-    mismatch_frac=config.rollout.mismatch_frac,
-    mismatch_size=config.rollout.mismatch_size,
-    learning_rate=config.optim.learning_rate,
-    adam_learning_rate=config.optim.adam_learning_rate,
-    adam_weight_decay=config.optim.adam_weight_decay,
-    decay=config.optim.decay,
-    decay_steps=config.optim.decay_steps,
-    weight_decay=config.optim.weight_decay,
-    momentum=config.optim.momentum,
-    qk_learning_rate_scale=config.optim.qk_learning_rate_scale,
-    max_grad_norm=config.train.max_grad_norm,
-    tau=config.optim.tau,
-    qk_alpha=config.optim.qk_alpha,
-    monitor_tau=config.optim.monitor_tau,
-    mask_truncated=config.rollout.mask_truncated,
+    entropy_weight=config.loss.entropy_weight,
     permute_advantages=config.advantage.permute,
+    # The fields of these sections are called like their keys.
+    **found['rollout'],
+    **found['train'],
+    **found['optim'],
   )
   return jax.tree.map(_traced, values)
 
@@ -85,62 +73,12 @@ def _traced(value):
   return jnp.asarray(value, jnp.float32 if is_number else None)
 
 
-_LOSS = config_lib.default_config().loss
-# Losses take numbers as arrays, and what they branch on as it is. p evolves: it
-# starts an exponent.
-_TRACED_LOSS_KEYS = tuple(
-  key for key in losses.OPTIONS if isinstance(_LOSS[key], float) and key != 'p'
-)
-_STATIC_LOSS_KEYS = tuple(
-  key for key in losses.OPTIONS if not isinstance(_LOSS[key], float)
-)
-
-# Sections and keys that shape the program; all else is traced or the loop's.
-_STATIC = {
-  'task': None,
-  'model': None,
-  'rollout': (
-    'num_prompts',
-    'group_size',
-    'top_k',
-    'top_p',
-    'bucket',
-    'staleness',
-    'old_logprobs',
-  ),
-  'advantage': ('baseline', 'scale', 'ddof', 'eps'),
-  'reward': ('kl_estimator',),
-  'loss': (
-    'name',
-    *_STATIC_LOSS_KEYS,
-    'kl_estimator',
-    'kl_off_policy',
-    'entropy_bonus',
-  ),
-  'train': ('num_epochs', 'num_minibatches', 'num_microbatches'),
-  'optim': (
-    'name',
-    'nesterov',
-    'muon_heads',
-    'coefficients',
-    'products',
-    'adam_b1',
-    'adam_b2',
-    'qk_clip',
-  ),
-  'warm_start': ('batch_size', 'optimizer'),
-}
-
-
 def static(config) -> ml_collections.FrozenConfigDict:
   """Returns the hashable part that decides which program is compiled.
 
   Two configurations with equal static parts share every compiled program.
   """
-  parts = {
-    section: {key: config[section][key] for key in keys or config[section]}
-    for section, keys in _STATIC.items()
-  }
+  parts = keys.values(config, 'static')
   parts['warm_start']['can_stop'] = config.warm_start.stop_reward > 0
   parts['mechanism'] = {'is_on': config.mechanism.every > 0}
   return ml_collections.FrozenConfigDict(parts)

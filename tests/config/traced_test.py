@@ -1,16 +1,54 @@
 """What of a configuration is traced, and what decides the program."""
 
+import math
+
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.config import keys
 from hmpo_jax.config import traced
 
 
-class PartitionTest(absltest.TestCase):
+def _with(key, value):
+  config = config_lib.default_config()
+  config.update_from_flattened_dict({key: value})
+  return config
+
+
+def _another(key, value):
+  """A value that a key's default is not; it need not go with the others."""
+  others = {
+    'exponent.kind': 'linear',
+    'reward.kind': 'exact',
+    'loss.name': 'grpo',
+    'optim.name': 'adamw',
+  }
+  if isinstance(value, str):
+    return others.get(key, f'{value}-2')
+  if isinstance(value, bool):
+    return not value
+  return value + 1 if math.isfinite(value) else 3.0
+
+
+class PartitionTest(parameterized.TestCase):
+  @parameterized.parameters(*keys.ROWS.items())
+  def test_a_key_changes_what_its_role_says(self, key, row):
+    default, found = config_lib.default_config(), row.default
+    values = [_another(key, found)]
+    if row.role == 'switch':
+      values = [0.5, 0.7] if isinstance(found, float) else [10, 0]
+    configs = [default, *(_with(key, value) for value in values)]
+    static = {traced.static(config) for config in configs}
+    hparams = {str(traced.hparams(config)) for config in configs}
+    # A switch is on in two of its three values.
+    self.assertLen(static, 2 if row.role in ('static', 'switch') else 1)
+    self.assertLen(hparams, 2 if row.role == 'traced' else 1)
+
   def test_every_key_is_either_traced_or_static_or_the_loops(self):
     config = config_lib.default_config()
     changed = traced.static(config)
