@@ -21,7 +21,7 @@ def with_tables(text: str) -> str:
   """A page with the table of each of its modules as it is today.
 
   It has the first line of the module's docstring, and those of its public
-  functions and classes.
+  functions and classes; of a package, those that it offers from its modules.
   """
   return _MODULE.sub(
     lambda match: f'{_table(match[1])}\n\n::: {match[1]}', text
@@ -38,7 +38,10 @@ def _table(name):
   ]
   for member, value in vars(module).items():
     is_code = inspect.isfunction(value) or inspect.isclass(value)
-    if is_code and value.__module__ == name and not member.startswith('_'):
+    is_own = is_code and (
+      value.__module__ == name or member in getattr(module, '__all__', ())
+    )
+    if is_own and not member.startswith('_'):
       lines.append(f'| `{member}` | {_first_line(value)} |')
   return '\n'.join(lines)
 

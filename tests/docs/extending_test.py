@@ -14,9 +14,25 @@ from absl.testing import parameterized
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _COPIED = ('configs', 'experiments', 'hmpo_jax', 'tests')
-_NAMES = ('loss', 'task', 'optimizer')
+_NAMES = ('key', 'loss', 'task', 'optimizer')
 _MOST_LINES = 40  # outside tests, of a loss
 
+# Of four responses one earns 1: mean 1/4, deviation 1/2 (divisor 3), so that the
+# advantages are -1/2 and 3/2.
+_KEY = """
+import jax
+import jax.numpy as jnp
+from hmpo_jax import config
+from hmpo_jax.config import traced
+from hmpo_jax.training import learner
+c = config.default_config()
+c.rollout.num_prompts, c.rollout.group_size, c.advantage.eps = 1, 4, 0.
+for bound in (1., .25):
+  c.train.max_advantage = bound
+  config.validate(c)
+  print(*learner._advantages(traced.static(c), traced.hparams(c),
+                             jnp.array([0., 0., 0., 1.]), jax.random.key(0))[0])
+"""
 # Two responses with A = 2 and A = -1, whose log-probabilities have the means -2
 # and -1.5. Ratios are 2 in the first, which keeps weight 1, and 1/2, 1/2 in the
 # second, whose product is 1/4: J = (2 * -2 + -1 * 1/4 * -1.5) / 2 = -1.8125.
@@ -55,6 +71,7 @@ step, _ = tx.update(grads, tx.init(params), params,
 print(*(float((params[k] + step[k]).squeeze()) for k in params))
 """
 CHOSEN = (
+  '--config.train.max_advantage=1',
   '--config.loss.name=topr',
   '--config.loss.taper_max=0.5',
   '--config.task.name=reverse',
@@ -126,6 +143,7 @@ class ExtendingTest(parameterized.TestCase):
 
   # By hand in the scripts above.
   @parameterized.parameters(
+    ('key', _KEY, '-0.5 -0.5 -0.5 1.0\n-0.25 -0.25 -0.25 0.25'),
     ('loss', _LOSS, '1.8125 1.25'),
     ('task', _TASK, '[ 2  1  3 -1]'),
     ('optimizer', _OPTIMIZER, '0.25 0.75 0.5'),
@@ -147,8 +165,11 @@ class ExtendingTest(parameterized.TestCase):
       'tests/kernels/token_losses_test.py',
       'tests/tasks/digits_test.py',
       'tests/kernels/loss_errors_test.py',
+      'tests/config/keys_test.py',
+      'tests/training/learner_test.py',
       '-k',
-      'TOPR or reverse or sizes or every_loss or options_are',
+      'TOPR or reverse or sizes or every_loss or options_are or TableTest '
+      'or OptionsTest or max_advantage',
     )
     self._python(
       'experiments/main.py',
