@@ -70,6 +70,11 @@ def values(config, role: str) -> dict[str, dict]:
   return result
 
 
+def of_range(allowed: row.Range) -> tuple[str, ...]:
+  """The keys whose range is this one itself, such as `row.FILE`."""
+  return tuple(key for key, found in ROWS.items() if found.allowed is allowed)
+
+
 def lookup(config, key: str):
   """The value or section of a dotted key; '' is the whole configuration.
 

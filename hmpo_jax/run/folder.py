@@ -11,6 +11,8 @@ import jax
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
+from hmpo_jax.config import keys
+from hmpo_jax.config.key_rows import row
 from hmpo_jax.run import environment
 from hmpo_jax.run import files
 from hmpo_jax.run import growth
@@ -18,15 +20,15 @@ from hmpo_jax.tasks import host_function
 
 _THREADS = 'settings.cpu_threads'
 # Keys that name a file which is read before the first step.
-_FILES = ('task.prompts', 'exponent.path')
+_FILES = keys.of_range(row.FILE)
 # Keys that name a user's function. A run may go on with its source changed,
 # since that is how a fault in it is mended, but says so.
-_FUNCTIONS = ('reward.function', 'control.function')
+_FUNCTIONS = keys.of_range(row.FUNCTION)
 # Parts of the description that make a run another one.
 _IDENTITY = ('config', 'inputs', 'settings', 'versions')
 # Where a cache lies, and files whose digests stand among the inputs: they may
 # move.
-_PLACES = ('warm_start.folder', 'exponent.path', 'task.prompts')
+_PLACES = keys.of_range(row.FOLDER) + _FILES
 # Storage by an address; pathlib has made one slash of two.
 _REMOTE = re.compile('[a-z][a-z0-9+.-]*://|(gs|s3):/[^/]')
 _LENGTH = 'num_steps'  # which alone may grow

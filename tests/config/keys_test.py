@@ -16,10 +16,9 @@ from hmpo_jax.optim import factory
 
 
 class TableTest(absltest.TestCase):
-  def test_default_config_has_the_rows_in_their_order(self):
+  def test_default_config_has_the_values_of_the_rows(self):
     config = config_lib.default_config()
     flat = config_lib.flat(config.to_dict())
-    # Sorted by ConfigDict itself, as to_dict is.
     self.assertCountEqual(flat, keys.ROWS)
     for key, found in keys.ROWS.items():
       self.assertEqual(flat[key], found.default)
@@ -42,8 +41,15 @@ class TableTest(absltest.TestCase):
     for key, found in keys.ROWS.items():
       is_flag = isinstance(found.default, bool)
       self.assertEqual(is_flag, found.allowed is row.FLAG, key)
-      if found.allowed is row.TEXT:
+      if found.allowed in (row.FILE, row.FOLDER, row.FUNCTION):
         self.assertEqual(found.default, '', key)
+
+  def test_keys_of_a_range(self):
+    self.assertEqual(keys.of_range(row.FILE), ('task.prompts', 'exponent.path'))
+    self.assertEqual(
+      keys.of_range(row.FUNCTION), ('reward.function', 'control.function')
+    )
+    self.assertEqual(keys.of_range(row.FOLDER), ('warm_start.folder',))
 
   def test_a_key_of_the_table_that_a_meaning_names_exists(self):
     for found in keys.ROWS.values():

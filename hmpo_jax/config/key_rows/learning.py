@@ -150,7 +150,7 @@ EXPONENT = row.section(
   ),
   path=row.loop(
     '',
-    row.TEXT,
+    row.FILE,
     'replayed: metrics.jsonl of the run whose orders are taken, step by step; '
     'the last one stays. The orders are traced',
   ),

@@ -35,7 +35,9 @@ WARM_START = row.section(
     1.0, row.POSITIVE, 'factor on the query weights, and so on the logits'
   ),
   folder=row.loop(
-    '', row.TEXT, "cache of warm starts; '' is `warm_start/` in the run folder"
+    '',
+    row.FOLDER,
+    'cache of warm starts; if empty, `warm_start/` in the run folder',
   ),
 )
 
@@ -67,9 +69,9 @@ CONTROL = row.section(
   'bounds of the last eight keys is cut to them.',
   function=row.loop(
     '',
-    row.TEXT,
-    'the controller, from the record of a step to a dict of decisions: '
-    "`module:function`, `module:Class` or `file.py:name`; '' for none",
+    row.FUNCTION,
+    'the controller, a function or class, from the record of a step to a dict '
+    'of decisions',
   ),
   timeout=row.loop(60.0, row.SECONDS, 'seconds that one call may take'),
   every=row.loop(1, row.at_least(1), 'steps between decisions'),

@@ -88,9 +88,11 @@ def one_of(*choices: str | int) -> Range:
   return Range(lambda x: x in choices, f'one of {", ".join(map(str, choices))}')
 
 
-# The type says it all.
 FLAG = Range(lambda x: True, 'True or False')
-TEXT = Range(lambda x: True, 'any text')
+# What a text names is looked for when a run starts.
+FILE = Range(lambda x: True, 'the path of a file, or empty')
+FOLDER = Range(lambda x: True, 'the path of a folder, or empty')
+FUNCTION = Range(lambda x: True, 'module:name or file.py:name, or empty')
 
 POSITIVE = Range(lambda x: 0 < x < math.inf, 'finite and above 0')
 POSITIVE_OR_INF = Range(lambda x: x > 0, 'above 0 (inf = off)')

@@ -7,8 +7,6 @@ from hmpo_jax.kernels import advantages
 from hmpo_jax.kernels import kl
 from hmpo_jax.ops import narrow
 
-_DTYPES = ('float32', 'bfloat16')
-
 RUN = row.section(
   'The run as a whole.',
   seed=row.loop(
@@ -31,7 +29,7 @@ TASK = row.section(
     8, row.from_to(2, 1024), 'digits of a prompt, or of each summand'
   ),
   prompts=row.static(
-    '', row.TEXT, 'path of the file, see `tasks/prompt_file.py`'
+    '', row.FILE, 'prompts and answers, see `tasks/prompt_file.py`'
   ),
   vocab_size=row.static(
     0, row.at_least(0), 'V, number of tokens: 0 to that less 1'
@@ -56,10 +54,7 @@ REWARD = row.section(
     'response is the answer and otherwise 0',
   ),
   function=row.loop(
-    '',
-    row.TEXT,
-    'function on the host that judges in place of that, `module:function` or '
-    "`file.py:function`; '' for none",
+    '', row.FUNCTION, 'called on the host, judges in place of that'
   ),
   timeout=row.loop(
     60.0, row.SECONDS, 'seconds that one call of the function may take'
@@ -118,7 +113,7 @@ MODEL = row.section(
   ),
   dtype=row.static(
     'float32',
-    row.one_of(*_DTYPES),
+    row.one_of('float32', 'bfloat16'),
     'dtype of products and hidden states; parameters, norms, softmax, '
     'log-probabilities and losses are float32 in any case',
   ),
