@@ -186,7 +186,7 @@ def _summary(key, values, alpha):
 
 def _interval(key, values, alpha):
   """Exact for what happens in a run or not, else of Student within bounds."""
-  if key in measures.EVENTS:
+  if measures.is_event(key):
     return statistics.proportion_interval(int(values.sum()), len(values), alpha)
   low, high = measures.bounds(key)
   # A failed run may count as less than a measured one can be.

@@ -10,32 +10,11 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import math
 
-from hmpo_jax.run import tensorboard
 from hmpo_jax.training import mechanism
+from hmpo_jax.training import metric_table
 from hmpo_jax.training import update
 
 _OF_UPDATES = 'qk/max_logit_per_update'  # a list with a value of each
-# Means over updates that are 0 in one without a signal.
-_WITH_SIGNAL = (
-  'advantage/effective_mean',
-  'advantage/effective_variance',
-  'update/cosine',
-)
-# Of the trained rows and tokens, all 0 in a step without any.
-_OF_ROWS = (
-  'agm/',
-  'clip/low_frac',
-  'clip/high_frac',
-  'clip/outside_frac',
-  'clip/dual_frac',
-  'kl_old/',
-  'log_ratio/',
-  'mean/',
-  'policy/entropy',
-  'ratio/',
-  'token_weight/',
-  'advantage/effective_',
-)
 
 
 def of(record: Mapping, nonfinite: Collection[str] = ()) -> dict:
@@ -54,13 +33,17 @@ def of(record: Mapping, nonfinite: Collection[str] = ()) -> dict:
   """
   found = dict(record)
   sound, signals = _num_updates(record)
-  for name in _WITH_SIGNAL:
-    if name in record and signals:
-      found[name] = record[name] * sound / signals
+  for name in _needing('signal', record) if signals else ():
+    found[name] = record[name] * sound / signals
   for name in missing(record, nonfinite):
     if not isinstance(found[name], list):
       found[name] = math.nan
   return found
+
+
+def at(name: str, values: Mapping) -> int | None:
+  """The step that measured a value; None if it has none of its own."""
+  return values.get(metric_table.find(name).stamp)
 
 
 def missing(record: Mapping, nonfinite: Collection[str] = ()) -> set[str]:
@@ -76,25 +59,26 @@ def missing(record: Mapping, nonfinite: Collection[str] = ()) -> set[str]:
   """
   step = record['step']
   found = {name for name in nonfinite if name in record}
-  found |= {
-    name
-    for name in record
-    if tensorboard.measured_at(name, record) not in (None, step)
-  }
+  found |= {name for name in record if at(name, record) not in (None, step)}
   found |= set(mechanism.undefined(record)) | set(_without_signal(record))
   if record.get('ratio/max') == 0:  # of a trained row it is positive
-    found |= {name for name in record if name.startswith(_OF_ROWS)}
+    found |= set(_needing('rows', record))
   return found
 
 
 def _without_signal(record) -> Iterator[str]:
   sound, signals = _num_updates(record)
-  for name in _WITH_SIGNAL:
-    if name in record and sound and not signals:
-      yield name
+  if sound and not signals:
+    yield from _needing('signal', record)
   # Updates of length 0 point nowhere.
   if record.get('update/norm') == 0 and 'update/cosine' in record:
     yield 'update/cosine'
+
+
+def _needing(what, record) -> list[str]:
+  """Names of a record that are 0 where there is no such thing."""
+  needs = lambda name: metric_table.find(name).needs.split('+')
+  return [name for name in record if what in needs(name)]
 
 
 def _num_updates(record):

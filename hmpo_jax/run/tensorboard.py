@@ -1,8 +1,8 @@
 """What TensorBoard shows of a run.
 
-Scalars stand in the groups of GROUPS, by the names that their records have:
-`2_stability/qk/max_logit`. Histograms, responses and the charts of LAYOUT are
-here alone.
+Scalars stand in the groups of the table of metrics, by the names that their
+records have: `2_stability/qk/max_logit`. Histograms, responses and the charts
+of LAYOUT are here alone.
 """
 
 from collections.abc import Collection
@@ -26,6 +26,7 @@ from tensorboardX.proto import tensor_shape_pb2
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.kernels import histograms
+from hmpo_jax.run import measured
 from hmpo_jax.training import metric_table
 
 # Seconds since 1970 in the name of an event file.
@@ -33,79 +34,18 @@ _STAMPED = re.compile(r'events\.out\.tfevents\.([0-9]{10})\.')
 # Names of values for TensorBoard alone begin so.
 _HISTOGRAM, _SAMPLE = 'histogram/', 'sample/'
 
-_OTHER = '7_other'
-# Group and how the names of its metrics begin. TensorBoard sorts the groups by
-# name, and opens on the first two.
+# TensorBoard sorts the groups by name, and opens on the first two.
 GROUPS = {
-  '1_reward': ('reward/', 'eval/reward', 'eval/exact', 'eval/share'),
-  '2_stability': ('qk/', 'skipped/'),
-  '3_ratios': (
-    'ratio/',
-    'log_ratio/',
-    'token_weight/',
-    'clip/',
-    'mean/',
-    'kl_old/',
-    'histogram/',
-  ),
-  '4_advantage': ('advantage/',),
-  '5_learning': (
-    'loss/',
-    'grad/',
-    'update/',
-    'mechanism/',
-    'policy/',
-    'kl/',
-    'total/',
-  ),
-  '6_agm': ('agm/', 'exponent/'),
-  _OTHER: (
-    'rollout/',
-    'control/',
-    'eval/length',
-    'eval/nan_rewards',
-    'eval/step',
-    'margin/',
-    'nonfinite',
-    'step_s',
-    'eval_s',
-    'tokens_per_s',
-  ),
+  'reward': '1_reward',
+  'stability': '2_stability',
+  'ratios': '3_ratios',
+  'advantage': '4_advantage',
+  'learning': '5_learning',
+  'agm': '6_agm',
+  'other': '7_other',
 }
 
-# Lists that are shown as histograms, and metrics that show nothing new.
-_LISTS = ('qk/max_logit_per_head', 'qk/entropy_per_head')
 _NUM_BINS = 30  # of a list, as many as TensorBoard draws
-_TOLD = (
-  'qk/max_logit_per_update',
-  'eval/step',
-  'mechanism/step',
-  'rollout/digest',
-  'agm/arithmetic_iterates',
-  'agm/harmonic_iterates',
-)
-# What controllers read under names of their own is in other metrics already.
-_FOR_CONTROLLERS = (
-  'arithmetic_history',
-  'harmonic_history',
-  'td_',
-  'q_rel_change',
-  'train_reward_mean',
-  'eval_reward',
-  'eval_is_new',
-  'muon_clip_',
-)
-# Shown from their first value that is not 0: of options that are mostly off.
-_QUIET = ('exponent/', 'clip/dual_frac')
-
-# Values that stay in the records until they are measured again, and the metric
-# that says when that was.
-_MEASURED = {
-  'eval/': 'eval/step',
-  'eval_reward': 'eval/step',
-  'mechanism/': 'mechanism/step',
-  'qk/clip_drift': 'mechanism/step',
-}
 
 
 def is_for_board(name: str) -> bool:
@@ -114,19 +54,8 @@ def is_for_board(name: str) -> bool:
 
 
 def tag(name: str) -> str:
-  """A metric's name behind that of its group, _OTHER if it is in none."""
-  for group, starts in GROUPS.items():
-    if name.startswith(starts):
-      return f'{group}/{name}'
-  return f'{_OTHER}/{name}'
-
-
-def measured_at(name: str, values: Mapping) -> int | None:
-  """The step that measured a value; None if it has none of its own."""
-  for start, stamp in _MEASURED.items():
-    if name.startswith(start) and name != stamp:
-      return values.get(stamp)
-  return None
+  """A metric's name behind that of its group."""
+  return f'{GROUPS[metric_table.find(name).group]}/{name}'
 
 
 def _lines(*names):
@@ -178,20 +107,6 @@ LAYOUT = {
     'gap A - H': _lines('agm/gap'),
     'A-H convergence rate': _lines('agm/convergence_rate'),
   },
-}
-
-# What TensorBoard tells beside a name, of what no record has.
-_DESCRIPTIONS = {
-  'histogram/log_row_ratio': 'Log of the ratio M_i of each row, nats, over all updates of a step; '
-  'at the ends what is beyond a factor of e.',
-  'histogram/log_token_weight': 'Log of n times the weight of each of n tokens in the gradient of its '
-  'row: 0 where all weigh the same; at the ends what is beyond a factor '
-  'of e.',
-  'qk/max_logit_per_head': 'Largest visible attention logit of each head of each layer.',
-  'qk/entropy_per_head': 'Entropy of the attention weights of each head of each layer, nats.',
-  'qk/tau': 'What the QK-clip holds attention logits to: optim.tau.',
-  'qk/monitor_tau': 'What attention logits are counted above: optim.monitor_tau.',
-  'margin/': 'Held-out reward less and plus its standard error.',
 }
 
 # Without its data class, field 4, which tensorboardX does not know, TensorBoard
@@ -251,19 +166,17 @@ class Board:
         Of lists the largest is shown. Values that were measured before this
         step are left out.
     """
-    measured = {
+    new = {
       name: value
       for name, value in values.items()
-      if name != 'step' and measured_at(name, values) in (None, step)
+      if name != 'step' and measured.at(name, values) in (None, step)
     }
     self._moved |= {
-      name
-      for name, value in measured.items()
-      if name.startswith(_QUIET) and value
+      name for name, value in new.items() if _is_quiet(name) and value
     }
     shown = []
-    for name, value in _with_margins(self._levels | measured).items():
-      if name.startswith(_QUIET) and name not in self._moved:
+    for name, value in _with_margins(self._levels | new).items():
+      if _is_quiet(name) and name not in self._moved:
         continue
       if not name.startswith(_SAMPLE):
         shown += self._describe(name, _shown(name, value))
@@ -282,7 +195,7 @@ class Board:
       for value in shown:
         if value.HasField('simple_value'):
           value.metadata.MergeFrom(_SCALARS)
-        value.metadata.summary_description = _description(name)
+        value.metadata.summary_description = metric_table.describe(name)
     return shown
 
   def _write(self, **fields):
@@ -319,18 +232,20 @@ def _shown(name, value):
   """Values of a Summary for one metric; none where there is nothing to show."""
   if name.startswith(_HISTOGRAM):
     return _histogram(name, np.asarray(value), np.array(histograms.EDGES))
-  if (
-    name.startswith(_TOLD + _FOR_CONTROLLERS)
-    or isinstance(value, list)
-    and not value
-  ):
+  board = metric_table.find(name).board
+  if not board or isinstance(value, list) and not value:
     return []
-  if name in _LISTS:
+  if board == 'histogram':
     # Not 'auto': one logit that explodes would ask NumPy for billions of bins.
     return _histogram(name, *np.histogram(value, bins=_NUM_BINS))
   if isinstance(value, list):
     return [_scalar(f'{name}/max', max(value))]
   return [_scalar(name, value)] if math.isfinite(value) else []
+
+
+def _is_quiet(name):
+  """Whether it is shown from its first value on that is not 0 only."""
+  return metric_table.find(name).board == 'quiet'
 
 
 def _scalar(name, value):
@@ -361,14 +276,6 @@ def _histogram(name, counts, edges):
   return [
     summary_pb2.Summary.Value(tag=tag(name), metadata=metadata, tensor=tensor)
   ]
-
-
-def _description(name):
-  """What TensorBoard tells of a metric beside its name."""
-  for start, text in _DESCRIPTIONS.items():
-    if name.startswith(start):
-      return text
-  return metric_table.describe(name)
 
 
 def _levels(config):

@@ -17,6 +17,7 @@ from hmpo_jax.kernels import ratios
 from hmpo_jax.model import transformer
 from hmpo_jax.optim import factory
 from hmpo_jax.optim import muon_clip
+from hmpo_jax.training import metric_table
 from hmpo_jax.training import policy
 
 # Why an update is skipped, in the order in which a cause hides the later ones.
@@ -32,29 +33,9 @@ SKIP_CAUSES = (
 _NO_SIGNAL = SKIP_CAUSES.index('no_signal')
 NUMERICAL_CAUSES = SKIP_CAUSES[:_NO_SIGNAL]
 
-# Metrics that count over all updates, also those skipped for a numerical cause:
-# prefix or name, and how.
-_OVER_ALL = {
-  'nonfinite/': jnp.sum,
-  'qk/over_monitor_tau_frac': jnp.mean,
-}
-# Metrics whose value for a step is not the mean over its sound updates.
-_REDUCE = {
-  'ratio/min': jnp.min,
-  'ratio/max': jnp.max,
-  'ratio/token/min': jnp.min,
-  'ratio/token/max': jnp.max,
-  'token_weight/max': jnp.max,
-  'kl/wide_gap_frac': jnp.max,
-  'exponent/at_bound': jnp.max,
-  'ratio/clamped_frac': jnp.max,
-  'ratio/recompute_gap': jnp.max,
-  'log_ratio/abs_max': jnp.max,
-  'qk/factor_min': jnp.min,
-  'qk/entropy_min': jnp.min,
-  'qk/heads_ever_clipped_frac': jnp.max,
-  'qk/exploded': jnp.max,
-}
+# By what the table of metrics says of each; of all others it is the mean.
+_OF_ALL = {'mean_of_all': jnp.mean, 'sum_of_all': jnp.sum}
+_EXTREMES = {'max': jnp.max, 'min': jnp.min}
 
 
 class Reports(NamedTuple):
@@ -303,24 +284,25 @@ def is_sound(cause: jax.Array) -> jax.Array:
 def summarise(reports: Reports) -> base.Metrics:
   """From the reports of a step's updates [U, ...] to the step's metrics.
 
-  Updates that were skipped for a numerical cause count in _OVER_ALL alone.
+  Updates that were skipped for a numerical cause count only in what the table
+  of metrics reduces over all of them.
   """
   sound = is_sound(reports.cause)
   metrics = {}
   for name, values in reports.metrics.items():
-    over_all = [f for key, f in _OVER_ALL.items() if name.startswith(key)]
-    if over_all:
-      metrics[name] = over_all[0](values)
+    reduce = metric_table.find(name).reduce
+    if reduce in _OF_ALL:
+      metrics[name] = _OF_ALL[reduce](values)
       continue
-    if name.startswith('histogram/'):
-      metrics[name] = jnp.sum(jnp.where(sound[:, None], values, 0), axis=0)
+    counts = sound.reshape(-1, *(1,) * (values.ndim - 1))
+    if reduce == 'sum':
+      metrics[name] = jnp.sum(jnp.where(counts, values, 0), axis=0)
       continue
     # Without a sound update the metric has no value: NaN says so.
-    counts = sound.reshape(-1, *(1,) * (values.ndim - 1))
     values = jnp.where(counts, values, values[jnp.argmax(sound)])
     values = jnp.where(jnp.any(sound), values, jnp.nan)
-    if name in _REDUCE:
-      metrics[name] = _REDUCE[name](values)
+    if reduce in _EXTREMES:
+      metrics[name] = _EXTREMES[reduce](values)
     else:
       total = jnp.sum(jnp.where(counts, values, 0), axis=0)
       metrics[name] = total / jnp.sum(sound)

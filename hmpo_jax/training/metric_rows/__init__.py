@@ -1,0 +1,1 @@
+"""The rows of metric_table.py, by what they are of."""
