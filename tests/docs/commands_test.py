@@ -173,7 +173,7 @@ _RULES: tuple[Run | Look, ...] = (
   Look(r'pre-commit install', 'changes the checkout'),
   Look(r'mkdocs (build.*|serve)', 'is built by .ci/run; a server never ends'),
   Look(r'tensorboard --logdir=runs', 'is a server, which never ends'),
-  Look(r'python docs/api_tables\.py', 'writes the pages'),
+  Look(r'python docs/(api|metric)_tables\.py', 'writes the pages'),
   Look(r'python docs/keys_page\.py', 'writes the page'),
   Look(r'jupyter .*', 'is a server, which never ends'),
   Look(r'git clone .*', 'reads from the network'),

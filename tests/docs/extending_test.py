@@ -14,7 +14,7 @@ from absl.testing import parameterized
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _COPIED = ('configs', 'experiments', 'hmpo_jax', 'tests')
-_NAMES = ('key', 'loss', 'task', 'optimizer')
+_NAMES = ('key', 'loss', 'task', 'optimizer', 'metric')
 _MOST_LINES = 40  # outside tests, of a loss
 
 # Of four responses one earns 1: mean 1/4, deviation 1/2 (divisor 3), so that the
@@ -69,6 +69,23 @@ grads = {'q': params['q'] * 7, 'k': params['k'] * -.01, 'other': params['q']}
 step, _ = tx.update(grads, tx.init(params), params,
                     max_logits={'a': jnp.array([400.])})
 print(*(float((params[k] + step[k]).squeeze()) for k in params))
+"""
+# Ratios are 4, 2 in the first response and 1/2, 1 in the second: their products
+# 8 and 1/2, of which the first has the larger logarithm. All that reads the
+# table knows the metric.
+_METRIC = """
+import jax.numpy as jnp
+from hmpo_jax.analysis import measures
+from hmpo_jax.kernels import losses
+from hmpo_jax.run import tensorboard
+from hmpo_jax.training import metric_table
+name = 'log_ratio/sum_abs_max'
+log_ratio = jnp.log(jnp.array([[4., 2.], [.5, 1.]]))
+args = log_ratio, 0 * log_ratio, jnp.array([2., -1.]), jnp.ones((2, 2), bool)
+value = losses.LOSSES['reinforce'](*args)[1][name]
+print(f'{value / jnp.log(2.):.5f}', metric_table.find(name).reduce,
+      tensorboard.tag(name), measures.find(f'{name}:max').section,
+      *measures.bounds(name))
 """
 CHOSEN = (
   '--config.train.max_advantage=1',
@@ -147,6 +164,11 @@ class ExtendingTest(parameterized.TestCase):
     ('loss', _LOSS, '1.8125 1.25'),
     ('task', _TASK, '[ 2  1  3 -1]'),
     ('optimizer', _OPTIMIZER, '0.25 0.75 0.5'),
+    (
+      'metric',
+      _METRIC,
+      '3.00000 max 3_ratios/log_ratio/sum_abs_max ratios 0.0 inf',
+    ),
   )
   def test_each_alone_has_its_value(self, name, script, expected):
     self._apply(name)
@@ -167,9 +189,10 @@ class ExtendingTest(parameterized.TestCase):
       'tests/kernels/loss_errors_test.py',
       'tests/config/keys_test.py',
       'tests/training/learner_test.py',
+      'tests/kernels/loss_metrics_test.py',
       '-k',
       'TOPR or reverse or sizes or every_loss or options_are or TableTest '
-      'or OptionsTest or max_advantage',
+      'or OptionsTest or max_advantage or of_log_ratios',
     )
     self._python(
       'experiments/main.py',
@@ -182,7 +205,10 @@ class ExtendingTest(parameterized.TestCase):
     config = json.loads((self.copy / 'run/config.json').read_text('utf-8'))
     self.assertEqual(config['config']['loss']['taper_max'], 0.5)
     lines = (self.copy / 'run/metrics.jsonl').read_text('utf-8').splitlines()
-    self.assertEqual([json.loads(line)['step'] for line in lines], [1, 2])
+    records = [json.loads(line) for line in lines]
+    self.assertEqual([record['step'] for record in records], [1, 2])
+    for record in records:
+      self.assertGreater(record['log_ratio/sum_abs_max'], 0)
 
   def test_a_loss_takes_few_lines(self):
     self.assertBetween(changed_lines(_DIFFS['loss']), 1, _MOST_LINES)
