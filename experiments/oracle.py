@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax import base
+from hmpo_jax.analysis import estimates
 from hmpo_jax.analysis import oracle
 from hmpo_jax.analysis import phase
 from hmpo_jax.kernels import losses
@@ -219,7 +220,7 @@ def _measure(loss, orders, kinds, sigmas, reward, direction, length):
     scenes, task, jnp.array(sigmas), jnp.array(orders), loss, tuple(kinds)
   )
   moments, norms = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-  return oracle.quality(moments, norms[..., None, None], _PROMPTS.value)
+  return estimates.quality(moments, norms[..., None, None], _PROMPTS.value)
 
 
 @functools.partial(jax.jit, static_argnames=('direction', 'shape'))

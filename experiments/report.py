@@ -48,6 +48,7 @@ def main(_) -> None:
     )
   # Extras, so maybe not there.
   from hmpo_jax.analysis import answers  # noqa: PLC0415
+  from hmpo_jax.analysis import marked  # noqa: PLC0415
   from hmpo_jax.analysis import report  # noqa: PLC0415
 
   with command_line.reported():
@@ -57,7 +58,7 @@ def main(_) -> None:
     blocks = answers.read(_RESULTS.value)
     for page in map(pathlib.Path, _ANSWERS.value):
       page.write_text(
-        answers.fill(page.read_text(encoding='utf-8'), blocks), encoding='utf-8'
+        marked.fill(page.read_text(encoding='utf-8'), blocks), encoding='utf-8'
       )
       print(page)
 

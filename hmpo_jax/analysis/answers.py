@@ -1,18 +1,12 @@
 """The answers of the committed plans, as parts of Markdown pages.
 
 A *block* is the report of one plan under results/, with its plan.json and
-tables; nothing here needs its runs. A page holds parts between two comments,
-
-  <!-- answers: NAME -->
-  <!-- end of answers -->
-
-which `fill` writes anew, so that no number of theirs is typed.
+tables; nothing here needs its runs.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import pathlib
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +21,6 @@ from hmpo_jax.analysis import rungs
 from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import text
 
-_MARKED = re.compile(
-  r'(<!-- answers: (?P<name>[\w-]+) -->\n)((?!<!-- answers).)*?'
-  r'(?P<end><!-- end of answers -->)',
-  re.DOTALL,
-)
-_MARK = re.compile(r'<!--\s*(answers\b|end of answers)')
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
 
 
@@ -57,7 +45,7 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
   """
   if not pathlib.Path(root).is_dir():
     raise config_lib.ConfigError(f'--results={root}: no such folder')
-  found = {}
+  blocks = {}
   for file in sorted(pathlib.Path(root).glob('*/plan.json')):
     plan = records.of_report(file.parent)
     seeds = pandas.read_csv(
@@ -74,7 +62,7 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
         'write the report again'
       ) from error
     drawdowns = file.parent / 'tables' / 'drawdowns.csv'
-    found[file.parent.name] = Block(
+    blocks[file.parent.name] = Block(
       plan,
       seeds,
       table,
@@ -82,32 +70,7 @@ def read(root: str | pathlib.Path) -> dict[str, Block]:
       if drawdowns.exists()
       else None,
     )
-  return found
-
-
-def fill(page: str, blocks: Mapping[str, Block]) -> str:
-  """A page with each of its marked parts as the blocks have it.
-
-  Raises:
-    ConfigError: a part of an unknown name, or a mark without its other.
-  """
-
-  def part(match):
-    name = match['name']
-    if name not in PARTS:
-      raise config_lib.ConfigError(
-        f'answers: {name}: no such part; there are {", ".join(PARTS)}'
-      )
-    return f'{match[1]}\n{PARTS[name](blocks)}\n\n{match["end"]}'
-
-  filled, count = _MARKED.subn(part, page)
-  marks = len(_MARK.findall(page))
-  if marks != 2 * count:
-    raise config_lib.ConfigError(
-      f'answers: {marks} marks make {count} parts: each must begin with a '
-      'line <!-- answers: NAME --> and end with <!-- end of answers -->'
-    )
-  return filled
+  return blocks
 
 
 def confirmatory(blocks: Mapping[str, Block]) -> str:
@@ -344,10 +307,10 @@ PARTS: dict[str, Callable[[Mapping[str, Block]], str]] = {
 
 
 def _interval(values, form):
-  found = statistics.paired_interval(values)
+  interval = statistics.paired_interval(values)
   return (
-    text.signed(found.mean, form),
-    text.bounds(found.low, found.high, form, text.signed),
+    text.signed(interval.mean, form),
+    text.bounds(interval.low, interval.high, form, text.signed),
     len(values),
   )
 

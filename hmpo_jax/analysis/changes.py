@@ -21,7 +21,7 @@ _TOLD = (
 )
 
 
-def told(rows: pandas.DataFrame, named: list[str]) -> Iterator[str]:
+def sentences(rows: pandas.DataFrame, named: list[str]) -> Iterator[str]:
   """Start and end of both, which way they went, and where these are opposite.
 
   Args:

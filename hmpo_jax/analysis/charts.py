@@ -8,6 +8,7 @@ import pandas
 from hmpo_jax.analysis import contrasts
 from hmpo_jax.analysis import curves
 from hmpo_jax.analysis import kinds
+from hmpo_jax.analysis import proportions
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import styles
@@ -61,18 +62,18 @@ def ladder(
   picture, grid = styles.panels(2, height=2.9, sharing=False)
   for variant in plan.about['variants']:
     arm = ended[ended['variant'] == variant]
-    found = [arm[arm['task'] == task] for task in rates]
+    arms = [arm[arm['task'] == task] for task in rates]
     shares = [
-      statistics.proportion_interval(
+      proportions.proportion_interval(
         int(runs['collapsed'].sum()), len(runs), plan.about['alpha']
       )
-      for runs in found
+      for runs in arms
     ]
     areas = [
       statistics.mean_interval(
         runs['area'].to_numpy(float), plan.about['alpha']
       )
-      for runs in found
+      for runs in arms
     ]
     for axes, intervals in zip(grid, (areas, shares)):
       _ladder_curve(

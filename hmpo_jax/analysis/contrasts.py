@@ -9,6 +9,7 @@ import pandas
 from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import pairing
 from hmpo_jax.analysis import power
+from hmpo_jax.analysis import proportions
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import rungs
 from hmpo_jax.analysis import statistics
@@ -254,13 +255,13 @@ def _event(first, second, about, _):
   """What is told of an outcome that happens or not."""
   first, second, alpha = first > 0, second > 0, about['alpha']
   family = max(family_size(about), 1)
-  narrow = statistics.binary_difference(first, second, 2 * alpha)
-  interval = statistics.binary_difference(first, second, alpha)
+  narrow = proportions.binary_difference(first, second, 2 * alpha)
+  interval = proportions.binary_difference(first, second, alpha)
   n = len(first)
   # The exact test needs this many seeds that differ, all in one direction.
   needed = next(m for m in range(1, 64) if power.can_answer(m, family, alpha))
   return _interval(interval, narrow) | {
-    'p': statistics.paired_binary(first, second),
+    'p': proportions.paired_binary(first, second),
     'smallest': needed / n if needed <= n else np.nan,
   }
 

@@ -130,8 +130,8 @@ def present(
   plan: records.Plan, frame: pandas.DataFrame, task: str
 ) -> list[str]:
   """Variants of a task that a frame holds runs of, in the plan's order."""
-  found = set(frame.loc[frame['task'] == task, 'variant'])
-  return [name for name in plan.about['variants'] if name in found]
+  variants = set(frame.loc[frame['task'] == task, 'variant'])
+  return [name for name in plan.about['variants'] if name in variants]
 
 
 def _draw(axes, plan, rows, variant, curve, style, name):

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas
 
+from hmpo_jax.analysis import heights
 from hmpo_jax.analysis import ladder
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import records
-from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import survival
 
 UNITS = ('steps', 'episodes', 'tokens')  # in which time to target is told
@@ -44,21 +44,6 @@ def per_seed(plan: records.Plan) -> pandas.DataFrame:
   return _censored(pandas.DataFrame(rows))
 
 
-def scored_area(about, run, steps, values, failure_value) -> float:
-  """Area of a held-out curve of a run, with what a failure counts as.
-
-  The last value before a failure holds until it, failure_value from then on.
-  """
-  horizon, end = about['horizon'], run['end']
-  if run['state'] != records.FAILED or end >= horizon:
-    return statistics.area(steps, values, horizon)
-  before = steps < end
-  if not before.any():
-    return float(failure_value)
-  healthy = statistics.area(steps[before], values[before], end)
-  return (healthy * end + failure_value * (horizon - end)) / horizon
-
-
 def _heldout(about, run, evaluations, recorded):
   """Outcomes of the held-out curve of one run."""
   names = (
@@ -78,31 +63,35 @@ def _heldout(about, run, evaluations, recorded):
     'tokens_to_target',
     'tokens',
   )
-  found = dict.fromkeys(names, _UNKNOWN)
+  row = dict.fromkeys(names, _UNKNOWN)
   if evaluations is None:
-    return found
+    return row
   steps, reward, errors, exact = (
     evaluations[key].to_numpy(float)
     for key in ('step', 'reward', 'stderr', 'exact')
   )
   if steps[0] == 0 and evaluations['measured'].iloc[0]:
-    found |= {'heldout_first': reward[0], 'exact_first': exact[0]}
+    row |= {'heldout_first': reward[0], 'exact_first': exact[0]}
   if len(recorded):
-    found['tokens'] = float(recorded['total/tokens'].iloc[-1])
+    row['tokens'] = float(recorded['total/tokens'].iloc[-1])
   if run['state'] in (records.FINISHED, records.FAILED):
     failed = run['state'] == records.FAILED
+    end = run['end'] if failed else about['horizon']
+    area = lambda values, failure_value: heights.scored_area(
+      steps, values, about['horizon'], end, failure_value
+    )
     fall = ladder.collapse(reward, errors, about['collapse_margin'])
-    found |= {
+    row |= {
       'heldout_last': reward[-1],
       'exact_last': exact[-1],
-      'heldout_change': reward[-1] - found['heldout_first'],
-      'exact_change': exact[-1] - found['exact_first'],
-      'area': scored_area(about, run, steps, reward, about['failure_reward']),
-      'exact_area': scored_area(about, run, steps, exact, 0.0),
+      'heldout_change': reward[-1] - row['heldout_first'],
+      'exact_change': exact[-1] - row['exact_first'],
+      'area': area(reward, about['failure_reward']),
+      'exact_area': area(exact, 0.0),
       'collapsed': float(failed or fall >= 0),
-      'drawdown': statistics.max_drawdown(reward),
+      'drawdown': heights.max_drawdown(reward),
     } | _target(about, failed, steps, reward, recorded)
-  return found
+  return row
 
 
 def _target(about, failed, steps, reward, recorded):
@@ -144,21 +133,21 @@ def _censored(table):
 def _recorded(run, steps, horizon):
   """The measures of the records of one run, so far if it hasn't ended."""
   has_ended = run['state'] in (records.FINISHED, records.FAILED)
-  found = {'total/episodes:last': _UNKNOWN}
+  row = {'total/episodes:last': _UNKNOWN}
   if 'total/episodes' in steps and len(steps):
-    found['total/episodes:last'] = float(steps['total/episodes'].iloc[-1])
+    row['total/episodes:last'] = float(steps['total/episodes'].iloc[-1])
   for measure in measures.MEASURES:
     if not measure.reduce:
       continue
     values = steps.get(measure.key)
     known = values.notna().to_numpy() if values is not None else np.zeros(0)
-    found[measure.column] = _UNKNOWN
+    row[measure.column] = _UNKNOWN
     if measure.reduce in measures.OF_THE_END and not has_ended:
       continue
     if known.any():
-      found[measure.column] = measures.REDUCTIONS[measure.reduce](
+      row[measure.column] = measures.REDUCTIONS[measure.reduce](
         steps['step'].to_numpy(float)[known],
         values.to_numpy(float)[known],
         horizon,
       )
-  return found
+  return row

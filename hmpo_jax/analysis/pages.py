@@ -1,15 +1,14 @@
 """report.md: the answers first, then what they stand on."""
 
-from collections.abc import Iterator
-
 import numpy as np
-import pandas
 
+from hmpo_jax.analysis import arms
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import findings as findings_lib
 from hmpo_jax.analysis import grids
 from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import ladder_words
-from hmpo_jax.analysis import measures
+from hmpo_jax.analysis import limits
 from hmpo_jax.analysis import pairing
 from hmpo_jax.analysis import pictures
 from hmpo_jax.analysis import records
@@ -18,37 +17,16 @@ from hmpo_jax.analysis import settings
 from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
-_SECTIONS = {
-  measures.LEARNING: 'Reward',
-  measures.ADVANTAGES: 'Advantages',
-  measures.RATIOS: 'Ratios and clipping',
-  measures.STABILITY: 'Stability',
-  measures.GRADIENTS: 'Gradients and updates',
-  measures.MEANS: 'Arithmetic and harmonic means, order',
-}
-_SPREAD = 'reward/mean:tail'  # last of its section
-
 
 class Page:
   """The Markdown of a plan; equal folders give equal bytes."""
 
-  def __init__(
-    self,
-    plan: records.Plan,
-    seeds: pandas.DataFrame,
-    found: dict[str, pandas.DataFrame],
-  ):
-    """Takes what the report has computed.
-
-    Args:
-      plan: what `records.read` returns.
-      seeds: what `outcomes.per_seed` returns.
-      found: variants, risk, targets, contrasts, ladders and rungs, the tables
-        of those names.
-    """
-    self._plan, self._about = plan, plan.about
-    self._seeds, self._found = seeds, found
-    self._words = sentences.Words(plan, seeds, found)
+  def __init__(self, findings: findings_lib.Findings):
+    """Takes what the report has computed."""
+    self._findings = findings
+    self._plan, _, self._tables = findings
+    self._about = self._plan.about
+    self._words = sentences.Words(findings)
 
   def render(self, figures: list[pictures.Picture], files: list[str]) -> str:
     """The whole page.
@@ -62,9 +40,9 @@ class Page:
       *self._answers(),
       *self._contrasts(),
       *ladder_words.section(
-        self._about, self._found['ladders'], self._found['rungs']
+        self._about, self._tables['ladders'], self._tables['rungs']
       ),
-      *self._variants(),
+      *arms.ArmTables(self._findings).section(),
       *self._figures(figures),
       *self._failures(),
       *self._settings(),
@@ -122,10 +100,10 @@ class Page:
   def _origin(self):
     about = self._about
     versions = about.get('versions', {})
-    told = ', '.join(f'{name} {version}' for name, version in versions.items())
+    named = ', '.join(f'{name} {version}' for name, version in versions.items())
     return (
       f'Commit {about.get("commit", "unknown")}, device '
-      f'{about.get("device", "unknown")}{", " if told else ""}{told}.'
+      f'{about.get("device", "unknown")}{", " if named else ""}{named}.'
     )
 
   def _answers(self):
@@ -140,13 +118,13 @@ class Page:
       ('2. Reward, advantages and clipping', words.reward()),
       ('3. Learning dynamics', words.learning()),
       ('4. Arithmetic and harmonic means', words.means()),
-      ('What the data cannot tell', words.limits()),
+      ('What the data cannot tell', limits.sentences(self._findings)),
     ):
       yield f'### {title}'
       yield '\n'.join(f'- {line[0].upper()}{line[1:]}' for line in lines)
 
   def _contrasts(self):
-    table, about = self._found['contrasts'], self._about
+    table, about = self._tables['contrasts'], self._about
     if table.empty:
       return
     yield '## Contrasts'
@@ -217,151 +195,6 @@ class Page:
         ],
       )
 
-  def _variants(self) -> Iterator[str]:
-    yield '## Variants'
-    yield (
-      f'Means over seeds ± half of their {1 - self._about["alpha"]:.0%} '
-      'interval; its ends where it is uneven, as it is exact (shares of '
-      'runs) or cut at the least or the largest value that there can be; '
-      'none where all seeds are alike. Of the runs that ended; where none '
-      'has, of all, so far.'
-    )
-    for section, title in _SECTIONS.items():
-      body = self._section(measures.of_section(section))
-      if body:
-        yield f'### {title}\n\n{body}'
-      if section == measures.LEARNING:
-        yield from self._targets()
-        yield from self._risk()
-
-  def _section(self, listed):
-    """One row for each task and variant; no column that nobody has."""
-    rows = self._found['variants']
-    cells = {
-      (row.task, row.variant, row.column): row for row in rows.itertuples()
-    }
-    listed = [m for m in listed if m.column in set(rows['column'])]
-    if not listed:
-      return ''
-    # Of causes, only those that occurred.
-    quiet = rows.groupby('column')['most'].max() == 0
-    hidden = [
-      m for m in listed if m.key.startswith('skipped/') and quiet[m.column]
-    ]
-    shown = [m for m in listed if m not in hidden]
-    columns = [m.column for m in shown]
-    body = []
-    for name, runs in self._arms():
-      found = [cells.get((*name, m.column)) for m in shown]
-      spread = cells.get((*name, _SPREAD))
-      body.append(
-        [*self._named(name, runs), *map(_cell, shown, found)]
-        + [_deviation(spread)] * (_SPREAD in columns)
-      )
-    note = (
-      (
-        '\n\nNo update was skipped for: '
-        + text.listing(m.key.split('/')[1] for m in hidden)
-        + '.'
-      )
-      if hidden
-      else ''
-    )
-    note += self._undefined(shown)
-    header = [*self._names(), *(m.label for m in shown)]
-    header += ['its deviation across seeds'] * (_SPREAD in columns)
-    return text.table(header, body) + note
-
-  def _undefined(self, shown):
-    """How many steps the means stand on, where these are not all."""
-    lines = []
-    steps = self._plan.steps
-    for measure in shown:
-      counts = {}
-      for (task, variant), _ in self._arms():
-        arm = (steps['task'] == task) & (steps['variant'] == variant)
-        known, due = measures.defined(steps[arm], measure.key)
-        if known < due:
-          counts[' '.join(self._prefix((task, variant)))] = f'{known} of {due}'
-      if counts:
-        lines.append(
-          f'*{measure.label}*: '
-          + ', '.join(f'{name} {count}' for name, count in counts.items())
-        )
-    if not lines:
-      return ''
-    return (
-      '\n\nNot every step has these, and their means are over those that '
-      'do: ' + '; '.join(dict.fromkeys(lines)) + '.'
-    )
-
-  def _targets(self):
-    table = self._found['targets']
-    if table.empty:
-      return
-    yield (
-      f'### To a held-out reward of {self._about["target"]:g}\n\n'
-      'In two successive evaluations. Means restricted to the horizon, at '
-      'which runs that have not reached it are cut off; failed runs never '
-      'reach it.'
-    )
-    rows = []
-    for name, runs in table.groupby(tables.ARM, sort=False):
-      by_unit = {row.unit: row for row in runs.itertuples()}
-      reached = by_unit['steps']
-      cells = [
-        text.mean_and_interval(row.mean, row.low, row.high, ',.0f')
-        + f' of {row.horizon:,.0f}'
-        if row
-        else text.NOTHING
-        for row in map(by_unit.get, ('steps', 'episodes', 'tokens'))
-      ]
-      rows.append(
-        [*self._prefix(name), f'{reached.reached} of {reached.n}', *cells]
-      )
-    yield text.table(
-      [*self._names()[:-1], 'reached', 'steps', 'episodes', 'tokens'], rows
-    )
-
-  def _risk(self):
-    table = self._found['risk']
-    if table.empty:
-      return
-    yield (
-      f'### Risk\n\nCollapsed: failed, or the mean of two successive '
-      'held-out rewards fell below the best earlier such mean, or below '
-      'the first of them, by more '
-      f'than {self._about["collapse_margin"]:g} and four standard errors. '
-      f'Exact {1 - self._about["alpha"]:.0%} intervals.'
-    )
-    yield text.table(
-      [
-        *self._names()[:-1],
-        'runs',
-        'failed',
-        'collapsed',
-        'interval',
-        'logits exploded',
-        'interval',
-        'area, worst quarter of seeds',
-        'largest drawdown',
-      ],
-      [
-        [
-          *self._prefix((row.task, row.variant)),
-          row.n,
-          row.failed,
-          text.number(row.collapsed, '.0f'),
-          text.bounds(row.collapsed_low, row.collapsed_high, '.0%'),
-          text.number(row.exploded, '.0f'),
-          text.bounds(row.exploded_low, row.exploded_high, '.0%'),
-          text.number(row.worst_quartile, '.3f'),
-          text.number(row.drawdown, '.3f'),
-        ]
-        for row in table.itertuples()
-      ],
-    )
-
   def _figures(self, figures):
     if figures:
       yield '## Figures'
@@ -400,10 +233,10 @@ class Page:
         for name, variant in about['variants'].items()
       ],
     )
-    told = list(settings.lines(self._plan))
-    if told:
+    lines = list(settings.lines(self._plan))
+    if lines:
       yield 'Of all runs, whether or not the plan varies it:\n\n' + '\n'.join(
-        told
+        lines
       )
       yield (
         'The clip range is 1 - eps_low to 1 + eps_high. QK-clip acts above '
@@ -455,35 +288,11 @@ class Page:
 
   def _margins(self):
     """Of equivalence, of the outcomes that are compared."""
-    compared = dict.fromkeys(self._found['contrasts']['outcome']) or ['area']
+    compared = dict.fromkeys(self._tables['contrasts']['outcome']) or ['area']
     return text.listing(
       f'±{self._about["margins"][name]:g} ({name.replace("_", " ")})'
       for name in compared
     )
-
-  def _arms(self):
-    return self._seeds.groupby(tables.ARM, sort=False)
-
-  def _names(self):
-    task = ['task'] if len(self._about['tasks']) > 1 else []
-    return ['variant', *task, 'runs']
-
-  def _named(self, name, runs):
-    return [*self._prefix(name), tables.counted(runs)]
-
-  def _prefix(self, name):
-    task, variant = name
-    return [variant, task] if len(self._about['tasks']) > 1 else [variant]
-
-
-def _deviation(row):
-  return text.NOTHING if row is None else text.number(row.deviation, '.3f')
-
-
-def _cell(measure, row):
-  if row is None:
-    return text.NOTHING
-  return text.mean_and_interval(row.mean, row.low, row.high, measure.form)
 
 
 def _overrides(values):

@@ -13,6 +13,7 @@ from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import phase
 from hmpo_jax.analysis import records
+from hmpo_jax.analysis import styles
 from hmpo_jax.analysis import tables
 from hmpo_jax.analysis import text
 
@@ -228,23 +229,11 @@ def _logits(plan, task):
 
 
 def _use_logarithms(plan, task, picture, keys):
-  """A scale of logarithms, with plain numbers, where values differ enough."""
   keys = [key for key in keys if key in plan.steps]
   values = plan.steps.loc[plan.steps['task'] == task, keys]
   low, high = values.min().min(), values.max().max()
-  if not high > _WIDE * low > 0:
-    return
-  grid = picture.get_axes()  # share their limits
-  for axes in grid:
-    axes.set_yscale('log')
-  low, high = grid[0].get_ylim()
-  # 1, 2, 5, 10 or powers of ten, by how many fit.
-  parts = (1, 2, 5) if high < 1e3 * low else (1,)
-  ticks = [m * 10.0**e for e in range(-9, 9) for m in parts]
-  ticks = [t for t in ticks if low <= t <= high]
-  for axes in grid:
-    axes.set_yticks(ticks, [f'{t:g}' for t in ticks])
-    axes.minorticks_off()
+  if high > _WIDE * low > 0:
+    styles.use_logarithms(picture)
 
 
 def _clipping(plan, task):

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import pathlib
 from typing import NamedTuple
 
 import pandas
 
 from hmpo_jax import config as config_lib
-from hmpo_jax.analysis import kinds
+from hmpo_jax.analysis import plan_file
 from hmpo_jax.config import files as config_files
 from hmpo_jax.run import files
 from hmpo_jax.run import records as run_records
@@ -18,30 +17,6 @@ FINISHED, FAILED, UNFINISHED = 'finished', 'failed', 'unfinished'
 MISSING, DAMAGED = 'not started', 'damaged'
 STATES = (FINISHED, FAILED, UNFINISHED, MISSING, DAMAGED)
 RUN = ['task', 'variant', 'seed']  # columns that name a run
-
-_PLAN = 'plan.json'
-_NEEDED = (
-  'name',
-  'question',
-  'exploratory',
-  'tasks',
-  'variants',
-  'seeds',
-  'contrasts',
-  'alpha',
-  'target',
-  'failure_reward',
-  'collapse_margin',
-  'horizon',
-  'runs',
-)
-# What a plan.json that is older than a key is read as.
-_YOUNGER: dict = {
-  'ladders': {},
-  'reference': '',
-  'margins': {name: kind.margin for name, kind in kinds.KINDS.items()},
-  'family': 0,
-}
 
 
 class Plan(NamedTuple):
@@ -78,7 +53,7 @@ def read(workdir: str | pathlib.Path) -> Plan:
       no error but `damaged`.
   """
   workdir = pathlib.Path(workdir)
-  return _read(_about(workdir / _PLAN), workdir)
+  return _read(plan_file.read(workdir / plan_file.NAME), workdir)
 
 
 def of_runs(
@@ -111,7 +86,7 @@ def of_runs(
     )
   ((task, horizon),) = alike
   return _read(
-    _NO_PLAN
+    plan_file.NO_PLAN
     | {
       'tasks': [task],
       'variants': {name: {} for name in variants},
@@ -137,7 +112,7 @@ def of_report(folder: str | pathlib.Path) -> Plan:
     ConfigError: no plan.json, or no tables that fit it.
   """
   folder = pathlib.Path(folder)
-  about = _about(folder / _PLAN)
+  about = plan_file.read(folder / plan_file.NAME)
   tables = folder / 'tables'
   try:
     runs, heldout = (
@@ -213,44 +188,6 @@ _SETTINGS = {
 }
 _RUN_COLUMNS = ['state', 'end', 'reason', *_SETTINGS]
 _TEXTS = {'task': str, 'variant': str, 'reason': str}
-# What runs that no plan asked for are held against.
-_NO_PLAN = _YOUNGER | {
-  'name': 'runs',
-  'question': '',
-  'exploratory': True,
-  'contrasts': [],
-  'alpha': 0.05,
-  'failure_reward': 0.0,
-  'collapse_margin': 0.05,
-}
-
-
-def _about(file):
-  try:
-    about = json.loads(file.read_text(encoding='utf-8'))
-    missing = [key for key in _NEEDED if key not in about]
-  except (OSError, ValueError, TypeError) as error:
-    raise config_lib.ConfigError(
-      f'{file} is not a plan ({error!r}): --workdir names the folder that '
-      'experiments/compare.py wrote'
-    ) from error
-  if missing or not about['runs']:
-    raise config_lib.ConfigError(
-      f'{file} is not a whole plan: {", ".join(missing) or "runs"} missing'
-    )
-  if 'margin' in about:  # of all outcomes, in an older one
-    margins = dict.fromkeys(('area', 'collapse'), about['margin'])
-    about = {'margins': _YOUNGER['margins'] | margins} | about
-  about = _YOUNGER | about
-  nowhere = {'task': '', 'minus': ''}
-  contrasts = [nowhere | contrast for contrast in about['contrasts']]
-  if len(about['tasks']) > 1 and not all(c['task'] for c in contrasts):
-    raise config_lib.ConfigError(
-      f'{file}: a contrast names no task, as older plans did that pooled '
-      'their tasks: give each one a "task", or take the version that ran it '
-      f'({about.get("commit", "unknown")})'
-    )
-  return about | {'contrasts': contrasts}
 
 
 def _run(folder, horizon):
@@ -289,14 +226,14 @@ def _settings(description):
   unknown = dict.fromkeys(_SETTINGS, float('nan'))
   try:
     config = description['config']
-    found = {
+    values = {
       name: float(config[section][key])
       for name, (section, key) in _SETTINGS.items()
     }
     is_off = config['optim']['qk_clip'] == 'off'
   except (KeyError, TypeError, ValueError):
     return unknown
-  return found | ({'tau': float('nan')} if is_off else {})
+  return values | ({'tau': float('nan')} if is_off else {})
 
 
 def _ordered(about, runs):
@@ -329,15 +266,15 @@ def _state(records, summary, failure, horizon):
 
 def _evaluations(records, summary, start):
   """Held-out reward, its error and exact match by step, from step 0 on."""
-  found = {}
+  values = {}
   if summary is not None:
-    found[0] = tuple(
+    values[0] = tuple(
       summary[f'heldout_{name}']
       for name in ('reward_first', 'reward_first_stderr', 'exact_first')
     )
   if start is not None:
-    found[0] = tuple(start[name] for name in _EVALUATED)
-  return found | {
+    values[0] = tuple(start[name] for name in _EVALUATED)
+  return values | {
     record['eval/step']: tuple(record[name] for name in _EVALUATED)
     for record in records
   }

@@ -6,6 +6,7 @@ import shutil
 import pandas
 
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import findings as findings_lib
 from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import pages
 from hmpo_jax.analysis import pictures
@@ -44,17 +45,17 @@ def write(
   plan = records.read(workdir)
   out = pathlib.Path(out or pathlib.Path(workdir) / 'report')
   seeds = outcomes.per_seed(plan)
-  found = _tables(plan, seeds)
-  written = _write_tables(plan, seeds, found, _empty(out / 'tables'))
+  findings = findings_lib.Findings(plan, seeds, _tables(plan, seeds))
+  written = _write_tables(findings, _empty(out / 'tables'))
   folder = _empty(out / 'figures')
   figures = []
   with styles.settings():
     for picture in (
-      pictures.make(plan, seeds, found['contrasts']) if draw else ()
+      pictures.make(plan, seeds, findings.tables['contrasts']) if draw else ()
     ):
       styles.save(picture.figure, folder / picture.name)
       figures.append(picture)
-  page = pages.Page(plan, seeds, found).render(figures, written)
+  page = pages.Page(findings).render(figures, written)
   file = out / _PAGE
   file.write_text(page, encoding='utf-8')
   place = pathlib.Path(workdir).resolve()
@@ -75,12 +76,13 @@ def _tables(plan, seeds):
   }
 
 
-def _write_tables(plan, seeds, found, folder):
+def _write_tables(findings, folder):
   """CSV files; returns their names."""
+  plan = findings.plan
   smooth = tables.smoothed(plan, 'reward/mean', pictures.window(plan))
   everything = (
-    {'seeds': seeds}
-    | found
+    {'seeds': findings.seeds}
+    | findings.tables
     | {
       'heldout': plan.heldout,
       'reward': tables.across_seeds(smooth, 'reward/mean'),

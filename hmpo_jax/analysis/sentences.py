@@ -4,14 +4,13 @@ from collections.abc import Iterator
 import math
 
 import numpy as np
-import pandas
 
 from hmpo_jax.analysis import changes
 from hmpo_jax.analysis import contrasts
+from hmpo_jax.analysis import findings as findings_lib
 from hmpo_jax.analysis import kinds
 from hmpo_jax.analysis import ladder_words
 from hmpo_jax.analysis import measures
-from hmpo_jax.analysis import power
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import settings
 from hmpo_jax.analysis import text
@@ -23,34 +22,22 @@ _NAMED = 4  # variants that sentences name where no contrast does
 class Words:
   """Sentences about the tables of one plan."""
 
-  def __init__(
-    self,
-    plan: records.Plan,
-    seeds: pandas.DataFrame,
-    found: dict[str, pandas.DataFrame],
-  ):
-    """Takes what the report has computed.
-
-    Args:
-      plan: what `records.read` returns.
-      seeds: what `outcomes.per_seed` returns.
-      found: variants, risk, targets, contrasts and ladders, the tables of
-        those names.
-    """
-    self._plan, self._about = plan, plan.about
-    self._seeds, self._found = seeds, found
+  def __init__(self, findings: findings_lib.Findings):
+    """Takes what the report has computed."""
+    self._plan, self._seeds, self._tables = findings
+    self._about = self._plan.about
     named = {
       c[arm]: None
       for c in self._about['contrasts']
       for arm in ('variant', 'baseline')
     }
     self._named = list(named) or list(self._about['variants'])[:_NAMED]
-    self._tasks = kinds.told_tasks(plan.about)
+    self._tasks = kinds.told_tasks(self._about)
 
   def stability(self) -> Iterator[str]:
     """How often logits explode and numbers stop being finite."""
     yield from self._contrast_sentences('collapse', 'rung')
-    yield from ladder_words.sentences(self._about, self._found['ladders'])
+    yield from ladder_words.sentences(self._about, self._tables['ladders'])
     for task in self._tasks:
       logits = self._row('qk/max_logit:max', '.1f', task)
       if logits:
@@ -92,7 +79,7 @@ class Words:
 
   def learning(self) -> Iterator[str]:
     """Steps, episodes and tokens to the target."""
-    targets, about = self._found['targets'], self._about
+    targets, about = self._tables['targets'], self._about
     for task in self._tasks:
       rows = targets[(targets['task'] == task) & (targets['unit'] == 'steps')]
       parts = [self._target(row) for row in self._of_named(rows)]
@@ -129,42 +116,6 @@ class Words:
       yield from self._gap_and_variance(task)
       yield from self._orders(task)
 
-  def limits(self) -> Iterator[str]:
-    """What the data cannot tell."""
-    about, runs = self._about, self._plan.runs
-    if about['exploratory']:
-      yield (
-        'This plan is exploratory: its numbers suggest what to test, and '
-        'no difference here is a finding.'
-      )
-    yield from self._unfinished(runs)
-    yield from self._failures(runs)
-    yield from self._identical()
-    yield from self._seeds_needed()
-    yield from self._power()
-    marked = [n for n, v in about['variants'].items() if v.get('exploratory')]
-    if marked and not about['exploratory']:
-      yield (
-        f'Exploratory by the plan, without a verdict: {text.listing(marked)}.'
-      )
-    if len(about['tasks']) < 4 or about['ladders']:
-      count = len(kinds.places(about))
-      yield (
-        f'{text.plural(count, "task")} of one small policy: '
-        'nothing here speaks of other tasks or of larger models.'
-      )
-
-  def _identical(self):
-    """Contrasts of runs that are the same to the last token."""
-    rows = self._found['contrasts']
-    same = np.isinf(rows['diverge'].astype(float)) & (rows['mean'] == 0)
-    for row in rows[same & (rows['outcome'] == 'area')].itertuples():
-      yield (
-        f'Arms {row.variant} and {row.baseline} sampled the same tokens '
-        'in every step: what they differ in changed no token, and their '
-        'contrast says nothing.'
-      )
-
   def _on(self, task):
     return f'On {task}, ' if len(self._about['tasks']) > 1 else ''
 
@@ -175,7 +126,7 @@ class Words:
 
   def _row(self, column, form, task):
     """Mean of each named variant with its interval and seeds."""
-    rows = self._found['variants']
+    rows = self._tables['variants']
     rows = rows[(rows['task'] == task) & (rows['column'] == column)]
     return '; '.join(
       f'{row.variant} {text.number(row.mean, form)} '
@@ -185,17 +136,17 @@ class Words:
 
   def _changes(self, task):
     """Start and end of what is evaluated, and which way it went."""
-    rows = self._found['variants']
-    told = [
-      *changes.told(rows[rows['task'] == task], self._named),
+    rows = self._tables['variants']
+    lines = [
+      *changes.sentences(rows[rows['task'] == task], self._named),
       *changes.so_far(self._plan, task),
     ]
-    yield from (f'{self._on(task)}{line}' for line in told)
+    yield from (f'{self._on(task)}{line}' for line in lines)
 
   def _clipped_cosine(self, task):
     """With the clip some batches leave a loss without a gradient."""
     key = 'mechanism/cosine'
-    rows = self._found['variants']
+    rows = self._tables['variants']
     rows = rows[(rows['task'] == task) & (rows['column'] == f'{key}:mean')]
     parts = []
     for row in self._of_named(rows):
@@ -215,15 +166,15 @@ class Words:
 
   def _set(self, task, *names):
     """Settings of the runs of a task in brackets, where they are known."""
-    found = [settings.told(self._runs(task), name) for name in names]
-    known = [words for words in found if words]
+    named = [settings.phrase(self._runs(task), name) for name in names]
+    known = [words for words in named if words]
     return f' ({", ".join(known)})' if known else ''
 
   def _runs(self, task):
     return self._plan.runs[self._plan.runs['task'] == task]
 
   def _sides(self, task):
-    rows = self._found['variants']
+    rows = self._tables['variants']
     rows = rows[rows['task'] == task]
     low, high = (
       {
@@ -245,13 +196,13 @@ class Words:
     return '; '.join(parts)
 
   def _contrast_sentences(self, *outcomes):
-    rows = self._found['contrasts']
+    rows = self._tables['contrasts']
     for row in rows[rows['outcome'].isin(outcomes)].itertuples():
       if row.Index < len(self._about['contrasts']):
         yield contrast_sentence(row)
 
   def _exploded(self, task):
-    risk = self._found['risk']
+    risk = self._tables['risk']
     if risk.empty:
       return
     rows = self._of_named(risk[risk['task'] == task])
@@ -261,7 +212,7 @@ class Words:
       for row in rows
       if not math.isnan(row.exploded)
     ]
-    level = settings.told(self._runs(task), 'monitor_tau') or 'monitor_tau'
+    level = settings.phrase(self._runs(task), 'monitor_tau') or 'monitor_tau'
     if parts:
       yield (
         f'{self._on(task)}runs with ten updates in a row above '
@@ -271,14 +222,14 @@ class Words:
   def _skips(self):
     columns = {c: f'skipped/{c}:sum' for c in update.NUMERICAL_CAUSES}
     counts = {c: int(self._seeds[k].sum()) for c, k in columns.items()}
-    told = text.listing(
+    causes = text.listing(
       [f'{count} for {cause}' for cause, count in counts.items() if count]
       or ['none']
     )
     runs = (self._plan.runs['end'] > 0).sum()
     return (
       f'Updates skipped for a numerical error in the {runs} runs that '
-      f'began: {told}.'
+      f'began: {causes}.'
     )
 
   def _target(self, row):
@@ -314,76 +265,6 @@ class Words:
           f'n = {last.count()}).'
         )
 
-  def _unfinished(self, runs):
-    for state, what in (
-      (records.UNFINISHED, ('has not ended', 'have not ended')),
-      (records.MISSING, ('has not begun', 'have not begun')),
-      (
-        records.DAMAGED,
-        ('is damaged and left out', 'are damaged and left out'),
-      ),
-    ):
-      count = int((runs['state'] == state).sum())
-      if count:
-        arms = runs.loc[runs['state'] == state, 'variant'].unique()
-        yield (
-          f'{count} of {text.plural(len(runs), "run")} '
-          f'{what[count > 1]} ({text.listing(arms)}).'
-        )
-    if not records.has_ended(runs).all():
-      yield 'Contrasts get no verdict before all their seeds have ended.'
-
-  def _failures(self, runs):
-    failed = runs[runs['state'] == records.FAILED]
-    if len(failed):
-      yield (
-        f'{text.plural(len(failed), "run")} failed and '
-        f'{"counts" if len(failed) == 1 else "count"}: held-out reward '
-        f'{self._about["failure_reward"]:g} from the failure on, '
-        'collapsed, target never reached. What else is reported of them '
-        'ends at the failure.'
-      )
-
-  def _seeds_needed(self):
-    seeds, alpha = len(self._about['seeds']), self._about['alpha']
-    family = max(contrasts.family_size(self._about), 1)
-    if seeds == 1:
-      yield 'One seed: no interval, and no difference can be told from chance.'
-    elif not power.can_answer(seeds, family, alpha):
-      share = f', {alpha:g} over {family} contrasts' if family > 1 else ''
-      yield (
-        f'{seeds} seeds: however large a difference is, the exact test '
-        f"can't go below p = {power.least_p(seeds):g}, and a verdict "
-        f'takes {alpha / family:g} or less{share}.'
-      )
-
-  def _power(self):
-    """Contrasts that don't say different or equivalent."""
-    rows = self._found['contrasts']
-    for row in rows[rows['verdict'] == 'undecided'].itertuples():
-      seeds, kind = text.plural(row.n, 'seed'), kinds.KINDS[row.outcome]
-      told = f'Contrast {row.name} in {row.outcome.replace("_", " ")} is '
-      if kind.is_event:
-        least = (
-          'finds nothing'
-          if math.isnan(row.smallest)
-          else f'needs a difference of {format(row.smallest, kind.form)}'
-        )
-        yield (
-          f"{told}undecided: at Holm's first step the exact test of "
-          f'{seeds} {least}.'
-        )
-      else:
-        least = (
-          'can show none'
-          if math.isnan(row.smallest)
-          else f'find one of {format(row.smallest, kind.form)} four times in five'
-        )
-        yield (
-          f'{told}undecided: if there is a difference, {seeds} {least}; '
-          f'the margin is {self._about["margins"][row.outcome]:g}.'
-        )
-
 
 def contrast_sentence(row) -> str:
   """One contrast: difference, interval, seeds, p and verdict."""
@@ -408,5 +289,5 @@ def _interval(row, form):
 
 
 def _equals(p):
-  told = text.p_value(p)
-  return told if told.startswith('below') else f'= {told}'
+  shown = text.p_value(p)
+  return shown if shown.startswith('below') else f'= {shown}'

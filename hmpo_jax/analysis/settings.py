@@ -10,7 +10,7 @@ from hmpo_jax.analysis import records
 _NAMES = ('learning_rate', 'eps_low', 'eps_high', 'tau', 'monitor_tau')
 
 
-def told(runs: pandas.DataFrame, name: str) -> str:
+def phrase(runs: pandas.DataFrame, name: str) -> str:
   """A setting of runs: 'tau = 8', or 'tau = 8 (gspo, hmpo), inf (free)'.
 
   Args:
@@ -38,7 +38,9 @@ def told(runs: pandas.DataFrame, name: str) -> str:
 def lines(plan: records.Plan) -> Iterator[str]:
   """Of each task learning rate, clip range, tau and monitor_tau."""
   for task, runs in plan.runs.groupby('task', sort=False):
-    known = [words for words in (told(runs, name) for name in _NAMES) if words]
+    known = [
+      words for words in (phrase(runs, name) for name in _NAMES) if words
+    ]
     on = f'{task}: ' if len(plan.about['tasks']) > 1 else ''
     if known:
       yield f'- {on}{"; ".join(known)}'

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from scipy import stats
 
 from hmpo_jax.analysis import subsets
-from hmpo_jax.analysis import tango
 
 _UNBOUNDED = (-math.inf, math.inf)
 # Relative, for sums that are equal but for the order of their terms.
@@ -57,7 +56,7 @@ def mean_interval(
   Returns:
     The interval: (-inf, inf) for n < 2, a point if all values are equal.
   """
-  sample, alpha = _vector(values), checked_rate(alpha)
+  sample, alpha = vector(values), checked_rate(alpha)
   n = len(sample)
   if not np.isfinite(sample).all():
     return Interval(math.nan, math.nan, math.nan, n)
@@ -110,7 +109,7 @@ def paired_interval(
     With too few seeds for the test, n < 6 at alpha .05, it is Student's t,
     which stands on normality (with collapses it is too wide: .976 at n = 3).
   """
-  values, alpha = _vector(differences), checked_rate(alpha)
+  values, alpha = vector(differences), checked_rate(alpha)
   fallback = mean_interval(values, alpha, bounds)
   if len(values) < 2 or math.isnan(fallback.low) or np.ptp(values) == 0:
     return fallback
@@ -143,7 +142,7 @@ def sign_flip(differences: npt.ArrayLike) -> float:
   Returns:
     p, at least least_p(n); 1 if all differences are 0; NaN for n = 0.
   """
-  values = _vector(differences)
+  values = vector(differences)
   if not values.size or not np.isfinite(values).all():
     return math.nan
   sums, _ = subsets.of(values)
@@ -151,70 +150,6 @@ def sign_flip(differences: npt.ArrayLike) -> float:
   reached = abs(total) - _ROUNDING * np.sum(abs(values))
   count = np.count_nonzero(abs(total - 2 * sums) >= reached)
   return float((1 + count) / (1 + len(sums)))
-
-
-def paired_binary(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-  """Exact two-sided McNemar test of two arms with yes or no for each seed.
-
-  Args:
-    first: [n] bool.
-    second: [n] bool, of the same seeds.
-
-  Returns:
-    p; 1 if the arms agree on every seed; NaN for n = 0.
-  """
-  first_only, second_only, n = _discordant(first, second)
-  discordant = first_only + second_only
-  if not discordant:
-    return 1.0 if n else math.nan
-  return float(stats.binomtest(first_only, discordant).pvalue)
-
-
-def binary_difference(
-  first: npt.ArrayLike, second: npt.ArrayLike, alpha: float = 0.05
-) -> Interval:
-  """mean(first) - mean(second) of paired yes or no, with Tango's interval.
-
-  See "Equivalence test and confidence interval for the difference in
-  proportions for the paired-sample design" by Tango, Statistics in Medicine 17
-  (1998). Over arms that are independent with rates up to .5 its
-  coverage, enumerated, is at least .947 for n = 8 and 10 and .943 for 20; over
-  all tables .92, .90 and .94 in the worst corner, .96 on average.
-  It is less cautious than the exact test: 4 to 0 leaves 0 out, where p = .125.
-
-  Args:
-    first: [n] bool.
-    second: [n] bool, of the same seeds.
-    alpha: error rate, in (0, 1).
-
-  Returns:
-    The interval, no point even if the arms always agree; NaN, -1, 1 for n = 0.
-  """
-  first_only, second_only, n = _discordant(first, second)
-  quantile = float(stats.norm.isf(checked_rate(alpha) / 2))
-  if not n:
-    return Interval(math.nan, -1.0, 1.0, 0)
-  low, high = tango.interval(first_only, second_only, n, quantile)
-  return Interval((first_only - second_only) / n, low, high, n)
-
-
-def proportion_interval(
-  successes: int, n: int, alpha: float = 0.05
-) -> Interval:
-  """A proportion with the exact interval of Clopper and Pearson (1934).
-
-  Args:
-    successes: 0 to n.
-    n: number of trials; for 0 the interval is (0, 1) and the mean NaN.
-    alpha: error rate, in (0, 1); what is missed is at most that.
-  """
-  alpha = checked_rate(alpha)
-  if not 0 <= successes <= n:
-    raise ValueError(f'successes must be in 0..n: {successes=} {n=}')
-  if not n:
-    return Interval(math.nan, 0.0, 1.0, 0)
-  ends = stats.binomtest(successes, n).proportion_ci(1 - alpha)
-  return Interval(successes / n, float(ends.low), float(ends.high), n)
 
 
 def holm(p_values: npt.ArrayLike, family: int = 0) -> np.ndarray:
@@ -232,7 +167,7 @@ def holm(p_values: npt.ArrayLike, family: int = 0) -> np.ndarray:
   Returns:
     [K] adjusted, in the same order, at most 1.
   """
-  p = _vector(p_values)
+  p = vector(p_values)
   if np.any((p < 0) | (p > 1)):
     raise ValueError(f'p-values must be in 0..1: {p_values=}')
   order = np.argsort(p)  # NaN comes last
@@ -297,7 +232,7 @@ def pairing_gain(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     below 1 where it is negative; inf if the difference is constant, NaN if both
     arms are or n < 2.
   """
-  x, y = _pair(first, second)
+  x, y = pair(first, second)
   if len(x) < 2:
     return math.nan
   apart = np.var(x, ddof=1) + np.var(y, ddof=1)
@@ -309,7 +244,7 @@ def pairing_gain(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 
 def correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
   """Pearson's correlation of two arms over seeds; NaN if one is constant."""
-  x, y = _pair(first, second)
+  x, y = pair(first, second)
   if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
     return math.nan
   return float(np.corrcoef(x, y)[0, 1])
@@ -317,43 +252,12 @@ def correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 
 def worst_quartile_mean(values: npt.ArrayLike) -> float:
   """Mean of the lowest quarter of [n] values, rounded up; NaN for n = 0."""
-  ordered = np.sort(_vector(values))
+  ordered = np.sort(vector(values))
   lowest = ordered[: math.ceil(len(ordered) / 4)]
   return float(np.mean(lowest)) if lowest.size else math.nan
 
 
-def max_drawdown(curve: npt.ArrayLike) -> float:
-  """Largest fall of a [m] curve below what it had reached; NaN for m = 0."""
-  heights = _vector(curve)
-  falls = np.maximum.accumulate(heights) - heights
-  return float(np.max(falls)) if falls.size else math.nan
-
-
-def area(steps: npt.ArrayLike, values: npt.ArrayLike, horizon: float) -> float:
-  """Mean height from step 0 to the horizon of the lines between evaluations.
-
-  Args:
-    steps: [m] of the evaluations, increasing, not negative.
-    values: [m] there.
-    horizon: positive, in units of the steps; what lies beyond is cut off.
-
-  Returns:
-    The mean height: the first and the last value hold before and after the
-    evaluations. NaN for m = 0.
-  """
-  times, heights = _pair(steps, values)
-  if not horizon > 0:
-    raise ValueError(f'horizon must be positive: {horizon=}')
-  if not np.all(np.diff(times) > 0) or not np.all(times >= 0):
-    raise ValueError(f'steps must increase, from 0 or later: {steps=}')
-  if not times.size:
-    return math.nan
-  inner = times[(times > 0) & (times < horizon)]
-  knots = np.concatenate([[0.0], inner, [horizon]])
-  return float(np.trapezoid(np.interp(knots, times, heights), knots) / horizon)
-
-
-def _vector(values):
+def vector(values):
   """[n] float64."""
   values = np.asarray(values, np.float64)
   if values.ndim != 1:
@@ -361,9 +265,9 @@ def _vector(values):
   return values
 
 
-def _pair(first, second):
+def pair(first, second):
   """Two [n] float64 arrays."""
-  first, second = _vector(first), _vector(second)
+  first, second = vector(first), vector(second)
   if len(first) != len(second):
     raise ValueError(
       f'arms must have the same seeds: {len(first)=} {len(second)=}'
@@ -376,12 +280,3 @@ def checked_rate(alpha: float) -> float:
   if not 0 < alpha < 1:
     raise ValueError(f'alpha must be between 0 and 1: {alpha=}')
   return alpha
-
-
-def _discordant(first, second):
-  """Seeds with yes in the first arm only, in the second only, and all seeds."""
-  first, second = _pair(first, second)
-  both = np.stack([first, second])
-  if not np.isin(both, (0, 1)).all():
-    raise ValueError(f'arms must hold yes or no: {first=} {second=}')
-  return int(np.sum(first > second)), int(np.sum(first < second)), len(first)

@@ -92,3 +92,18 @@ def panels(
   for axes in grid.flat[max(count - columns, 0) : count]:
     axes.xaxis.set_tick_params(labelbottom=True)
   return picture, list(grid.flat[:count])
+
+
+def use_logarithms(picture: figure.Figure) -> None:
+  """Gives axes that share their limits a scale of logarithms, plain numbers."""
+  grid = picture.get_axes()
+  for axes in grid:
+    axes.set_yscale('log')
+  low, high = grid[0].get_ylim()
+  # 1, 2, 5, 10 or powers of ten, by how many fit.
+  parts = (1, 2, 5) if high < 1e3 * low else (1,)
+  ticks = [m * 10.0**e for e in range(-9, 9) for m in parts]
+  ticks = [t for t in ticks if low <= t <= high]
+  for axes in grid:
+    axes.set_yticks(ticks, [f'{t:g}' for t in ticks])
+    axes.minorticks_off()

@@ -5,6 +5,7 @@ import pandas
 
 from hmpo_jax.analysis import measures
 from hmpo_jax.analysis import outcomes
+from hmpo_jax.analysis import proportions
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import statistics
 from hmpo_jax.analysis import survival
@@ -187,7 +188,9 @@ def _summary(key, values, alpha):
 def _interval(key, values, alpha):
   """Exact for what happens in a run or not, else of Student within bounds."""
   if measures.is_event(key):
-    return statistics.proportion_interval(int(values.sum()), len(values), alpha)
+    return proportions.proportion_interval(
+      int(values.sum()), len(values), alpha
+    )
   low, high = measures.bounds(key)
   # A failed run may count as less than a measured one can be.
   bounds = min(low, values.min()), max(high, values.max())
@@ -200,7 +203,7 @@ def _share(name, values, alpha):
   if known.empty:
     return {name: np.nan, f'{name}_low': np.nan, f'{name}_high': np.nan}
   count = int(known.sum())
-  interval = statistics.proportion_interval(count, len(known), alpha)
+  interval = proportions.proportion_interval(count, len(known), alpha)
   return {
     name: count,
     f'{name}_low': interval.low,

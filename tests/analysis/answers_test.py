@@ -10,6 +10,7 @@ import pandas
 
 from hmpo_jax import config as config_lib
 from hmpo_jax.analysis import answers
+from hmpo_jax.analysis import marked
 from hmpo_jax.analysis import outcomes
 from hmpo_jax.analysis import records
 from hmpo_jax.analysis import report
@@ -36,8 +37,8 @@ class AnswersTest(plan_case.PlanTestCase):
 
   def _part(self, name):
     page = f'a\n<!-- answers: {name} -->\nold\n<!-- end of answers -->\nb\n'
-    filled = answers.fill(page, answers.read(self.results))
-    self.assertEqual(answers.fill(filled, answers.read(self.results)), filled)
+    filled = marked.fill(page, answers.read(self.results))
+    self.assertEqual(marked.fill(filled, answers.read(self.results)), filled)
     found = re.fullmatch(
       rf'a\n<!-- answers: {name} -->\n\n(.*)\n\n<!-- end of answers -->\nb\n',
       filled,
@@ -105,7 +106,7 @@ class AnswersTest(plan_case.PlanTestCase):
   )
   def test_no_prose_is_lost_to_a_mark_without_its_other(self, page):
     with self.assertRaisesRegex(config_lib.ConfigError, 'marks make'):
-      answers.fill(page, {})
+      marked.fill(page, {})
 
   def test_a_folder_of_results_must_be_there(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'no such folder'):
@@ -195,7 +196,7 @@ class CommittedTest(absltest.TestCase):
     blocks = answers.read(_ROOT / 'results')
     for name in _PAGES:
       page = (_ROOT / name).read_text(encoding='utf-8')
-      self.assertEqual(answers.fill(page, blocks), page, name)
+      self.assertEqual(marked.fill(page, blocks), page, name)
 
   def test_the_committed_blocks_are_plans_of_the_repository(self):
     for name, block in answers.read(_ROOT / 'results').items():

@@ -82,15 +82,6 @@ class BoundsTest(parameterized.TestCase):
       self.assertTrue(0 <= low <= value <= high <= 1)
     self.assertEqual(_coverage(found, mean), _coverage(free, mean))
 
-  @parameterized.parameters(3, 5, 10)
-  def test_events_are_held_as_often_as_promised(self, n):
-    found = [statistics.proportion_interval(k, n) for k in range(n + 1)]
-    self.assertTrue(all(0 <= f.low <= f.mean <= f.high <= 1 for f in found))
-    for rate in (0.05, 0.3, 0.5, 0.9):
-      chances = stats.binom.pmf(range(n + 1), n, rate)
-      held = [low <= rate <= high for _, low, high, _ in found]
-      self.assertGreaterEqual(chances @ held, 0.95)
-
   def test_a_difference_of_shares_is_within_1(self):
     found = statistics.paired_interval([0.9, 0.1, 0.6], bounds=(-1.0, 1.0))
     free = statistics.paired_interval([0.9, 0.1, 0.6])
@@ -231,27 +222,6 @@ class SignFlipTest(parameterized.TestCase):
     self.assertGreater(np.mean(np.less_equal(p, 0.05)), 0.99)
 
 
-class ProportionTest(parameterized.TestCase):
-  @parameterized.parameters((0, 10), (3, 10), (10, 10), (7, 200))
-  def test_proportion(self, successes, n):
-    found = statistics.proportion_interval(successes, n, 0.1)
-    self.assertEqual((found.mean, found.n), (successes / n, n))
-    # The ends are where what was observed, or more extreme, has chance .05.
-    low = stats.beta.ppf(0.05, successes, n - successes + 1) if successes else 0
-    high = (
-      stats.beta.ppf(0.95, successes + 1, n - successes)
-      if (successes < n)
-      else 1
-    )
-    np.testing.assert_allclose(found[1:3], (low, high), rtol=1e-6)
-
-  def test_proportion_degenerate(self):
-    self.assertEqual(statistics.proportion_interval(0, 0)[1:], (0, 1, 0))
-    for successes, n in ((3, 2), (-1, 2), (0, -1)):
-      with self.assertRaisesRegex(ValueError, '0..n'):
-        statistics.proportion_interval(successes, n)
-
-
 class ContrastsTest(parameterized.TestCase):
   def test_holm_by_hand(self):
     # .01 x 3, .02 x 2, .4 x 1.
@@ -372,36 +342,6 @@ class ArmsTest(parameterized.TestCase):
     self.assertEqual(statistics.worst_quartile_mean(range(10)), 1)
     self.assertEqual(statistics.worst_quartile_mean([3, 2]), 2)
     self.assertTrue(math.isnan(statistics.worst_quartile_mean([])))
-
-  def test_drawdown(self):
-    # From 5 to 2; the fall from 6 to 4 is smaller.
-    self.assertEqual(statistics.max_drawdown([1, 5, 3, 2, 6, 4]), 3)
-    self.assertEqual(statistics.max_drawdown([1, 2, 2, 3]), 0)
-    self.assertTrue(math.isnan(statistics.max_drawdown([])))
-    self.assertTrue(math.isnan(statistics.max_drawdown([1, math.nan])))
-
-  @parameterized.named_parameters(
-    ('whole', [0, 10], [0, 1], 10, 0.5),
-    ('uneven', [0, 2, 10], [0, 1, 1], 10, 0.9),
-    ('carried', [0, 5], [0, 1], 10, 0.75),
-    ('late', [5, 10], [1, 1], 10, 1.0),
-    ('cut', [0, 10], [0, 1], 5, 0.25),
-    ('one', [0], [0.3], 7, 0.3),
-    ('beyond', [20, 30], [2, 4], 10, 2),
-  )
-  def test_area(self, steps, values, horizon, expected):
-    self.assertAlmostEqual(statistics.area(steps, values, horizon), expected)
-
-  def test_area_degenerate(self):
-    self.assertTrue(math.isnan(statistics.area([], [], 1)))
-    self.assertTrue(math.isnan(statistics.area([0, 1], [0, math.nan], 1)))
-    for steps in ([0, 0], [1, 0], [-1, 0], [0, math.nan]):
-      with self.assertRaisesRegex(ValueError, 'steps must increase'):
-        statistics.area(steps, [1, 1], 1)
-    with self.assertRaisesRegex(ValueError, 'horizon'):
-      statistics.area([0, 1], [1, 1], 0)
-    with self.assertRaisesRegex(ValueError, 'same'):
-      statistics.area([0, 1], [1], 1)
 
 
 def _verdict(differences):

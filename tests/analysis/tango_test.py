@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize
 from scipy import stats
 
+from hmpo_jax.analysis import proportions
 from hmpo_jax.analysis import statistics
 
 
@@ -18,32 +19,32 @@ class TangoTest(parameterized.TestCase):
     # Both agree on the last two seeds.
     first = [True] * first_only + [False] * second_only + [True, False]
     second = [False] * first_only + [True] * second_only + [True, False]
-    self.assertAlmostEqual(statistics.paired_binary(first, second), expected)
+    self.assertAlmostEqual(proportions.paired_binary(first, second), expected)
 
   def test_p_is_that_of_flipped_signs(self):
     rng = np.random.default_rng(0)
     for _ in range(20):
       first, second = rng.random((2, 10)) < [[0.3], [0.6]]
       self.assertAlmostEqual(
-        statistics.paired_binary(first, second),
+        proportions.paired_binary(first, second),
         statistics.sign_flip(first.astype(int) - second),
       )
 
   def test_degenerate(self):
-    self.assertEqual(statistics.paired_binary([True, False], [True, False]), 1)
-    self.assertTrue(math.isnan(statistics.paired_binary([], [])))
-    nothing = statistics.binary_difference([], [])
+    self.assertEqual(proportions.paired_binary([True, False], [True, False]), 1)
+    self.assertTrue(math.isnan(proportions.paired_binary([], [])))
+    nothing = proportions.binary_difference([], [])
     self.assertTrue(math.isnan(nothing.mean))
     self.assertEqual(nothing[1:], (-1, 1, 0))
 
   def test_refuses(self):
-    for function in (statistics.paired_binary, statistics.binary_difference):
+    for function in (proportions.paired_binary, proportions.binary_difference):
       with self.assertRaisesRegex(ValueError, 'same seeds'):
         function([True], [True, False])
       with self.assertRaisesRegex(ValueError, 'yes or no'):
         function([0.5], [1.0])
     with self.assertRaisesRegex(ValueError, 'alpha'):
-      statistics.binary_difference([True], [False], 1.0)
+      proportions.binary_difference([True], [False], 1.0)
 
   def test_published_interval(self):
     # Airway hyper-responsiveness before and after a transplantation, in
@@ -91,7 +92,7 @@ def _interval_of_counts(first_only, second_only, n, alpha=0.05):
   seeds = np.arange(n)
   first = seeds < first_only
   second = ~first & (seeds < first_only + second_only)
-  return statistics.binary_difference(first, second, alpha)
+  return proportions.binary_difference(first, second, alpha)
 
 
 def _score_by_search(difference, b, c, n):
