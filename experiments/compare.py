@@ -18,12 +18,12 @@ import sys
 from absl import app
 from absl import flags
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
 from hmpo_jax.plan import comparison
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
-from hmpo_jax.plan import launch
 from hmpo_jax.plan import rules
 from hmpo_jax.run import command_line
 from hmpo_jax.run import interruption
@@ -63,7 +63,7 @@ def main(arguments) -> None:
   with command_line.reported():
     try:
       failures = _compare(plan, name, workdir)
-    except (launch.Interrupted, KeyboardInterrupt):
+    except (base.Interrupted, KeyboardInterrupt):
       print('interrupted: the same command goes on', file=sys.stderr)
       sys.exit(interruption.EXIT_CODE)
   if failures:

@@ -46,6 +46,12 @@ def random_key(seed) -> jax.Array:
   return jax.random.key(seed, impl='threefry2x32')
 
 
+class Interrupted(Exception):
+  """A signal asked for the end; the same command goes on from there."""
+
+  exit_code = 75  # EX_TEMPFAIL
+
+
 class HParams(NamedTuple):
   """What may differ between runs of one compiled program: traced arrays."""
 

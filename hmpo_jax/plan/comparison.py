@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.plan import description
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
 from hmpo_jax.plan import folder
@@ -76,26 +77,26 @@ class Comparison:
     planned = self._wanted(design.runs(self._plan, {}, self._workdir))
     faults = doctor.faults(planned)
     grid = doctor.grid_runs(self._plan, self._names)
-    made = doctor.programs(planned + grid)
-    if not made:
+    programs = doctor.programs(planned + grid)
+    if not programs:
       raise config_lib.ConfigError(
         f'no run can start: {"; ".join(faults[:1]) or "none is wanted"}'
       )
-    samples = [design.unreplayed(program.runs[0]) for program in made]
-    first = doctor.starts(self._plan, made)
-    asked = [(run, False) for run in first.values()]
+    samples = [design.unreplayed(program.runs[0]) for program in programs]
+    first = doctor.starts(self._plan, programs)
+    probes = [(run, False) for run in first.values()]
     if with_costs:
-      asked += [(run, True) for run in samples]
+      probes += [(run, True) for run in samples]
     print('probing the start of each task', file=sys.stderr, flush=True)
-    found = self._launcher.probe(asked)
-    self._device = found[0].device
+    measured = self._launcher.probe(probes)
+    self._device = measured[0].device
     self._launcher.num_workers = self._num_workers or _num_workers(
-      found[0].platform
+      measured[0].platform
     )
-    starts = dict(zip(first, found))
+    starts = dict(zip(first, measured))
     rows = doctor.power_rows(self._plan) + doctor.start_rows(starts)
     if with_costs:
-      costs = list(zip(made, found[len(starts) :]))
+      costs = list(zip(programs, measured[len(starts) :]))
       rows = doctor.cost_rows(costs, self._launcher.num_workers) + rows
     objections = doctor.objections(self._plan, planned)
     return Check(
@@ -119,18 +120,18 @@ class Comparison:
       self._workdir,
       self._name,
       self._device,
-      design.describe(self._plan, planned, settings),
+      description.of(self._plan, planned, settings),
     )
     self._launcher.train(self._wanted(planned))
     return self._launcher.failures
 
   def _wanted(self, planned):
-    found = design.chosen(self._plan, planned, self._only, self._num_seeds)
-    folders = {run.folder for run in found}
+    wanted = design.chosen(self._plan, planned, self._only, self._num_seeds)
+    folders = {run.folder for run in wanted}
     # A replay whose source is neither wanted nor there waits for a wider call.
     return [
       run
-      for run in found
+      for run in wanted
       if run.source is None
       or run.source in folders
       or (self._workdir / run.source / run_records.METRICS).exists()
@@ -163,7 +164,7 @@ class Comparison:
       if not any(pending.values()):
         break
     if self._plan.tuning.final_seeds:
-      finals = {key: tuning.ranked(found)[:2] for key, found in results.items()}
+      finals = {key: tuning.ranked(grid)[:2] for key, grid in results.items()}
       self._make(finals, results, self._plan.tuning.final_seeds)
     results = kept | results
     # A best point that is still on an edge stays; the report shows the grid.
@@ -171,21 +172,21 @@ class Comparison:
       self._workdir,
       [
         result
-        for found in results.values()
-        for result in tuning.marked(found, tuning.best(self._plan, found))
+        for grid in results.values()
+        for result in tuning.marked(grid, tuning.best(self._plan, grid))
       ],
     )
     return tuning.settings(self._plan, results)
 
   def _make(self, grids, results, seeds):
     """Runs points of grids and adds what they came to to the results."""
-    made = [
+    planned = [
       ((task, name), point, run)
       for (task, name), points in grids.items()
       for point, run in tuning.runs(self._plan, task, name, points, seeds)
     ]
-    self._launcher.train([run for *_, run in made])
-    for key, point, run in made:
+    self._launcher.train([run for *_, run in planned])
+    for key, point, run in planned:
       results[key].append(folder.result(self._plan, self._workdir, run, point))
 
 

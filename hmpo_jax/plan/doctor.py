@@ -12,7 +12,7 @@ from hmpo_jax.plan import probe
 from hmpo_jax.plan import tuning
 from hmpo_jax.run import batch as run_batch
 from hmpo_jax.run import progress
-from hmpo_jax.run import session
+from hmpo_jax.run import schedule
 
 # On CPU two workers take so much of the time of one run after the other
 # (results/bench/runs.csv, `processes`: 8 runs in the time of 5.3).
@@ -34,30 +34,35 @@ class Program(NamedTuple):
 def programs(planned: Sequence[design.Run]) -> list[Program]:
   """Runs by their programs; those with bad overrides are in none."""
   groups: dict = {}
-  made: set[str] = set()
+  warm_starts: set[str] = set()
   for run in planned:
     try:
       config = design.configuration(run, '')
     except config_lib.ConfigError:
       continue
     evaluations = 1 + sum(
-      session.is_evaluated(config, step + 1) for step in range(config.num_steps)
+      schedule.is_evaluated(config, step + 1)
+      for step in range(config.num_steps)
     )
     program = groups.setdefault(
       run_batch.key(config), Program([], config.num_steps, evaluations, set())
     )
     program.runs.append(run)
     warm_start = _warm_start(config)
-    if warm_start not in made:
+    if warm_start not in warm_starts:
       program.warm_starts.add(warm_start)
-      made.add(warm_start)
+      warm_starts.add(warm_start)
   return list(groups.values())
 
 
-def starts(plan: design.Plan, made: Sequence[Program]) -> dict[str, design.Run]:
+def starts(
+  plan: design.Plan, program_list: Sequence[Program]
+) -> dict[str, design.Run]:
   """A run of each task that starts otherwise: of a ladder its lowest rung."""
   later = {task for rungs in plan.ladders.values() for task in rungs[1:]}
-  sound = {run.task: run for program in made for run in program.runs[::-1]}
+  sound = {
+    run.task: run for program in program_list for run in program.runs[::-1]
+  }
   return {
     task: design.unreplayed(sound[task])
     for task in plan.tasks
@@ -73,12 +78,12 @@ def grid_runs(plan: design.Plan, names: Sequence[str]) -> list[design.Run]:
   if not plan.tuning:
     return []
   points = tuning.grid(plan.tuning)
-  asked = ((points, plan.tuning.seeds), (points[:2], plan.tuning.final_seeds))
+  parts = ((points, plan.tuning.seeds), (points[:2], plan.tuning.final_seeds))
   return [
     run
     for task in plan.tasks
     for name in tuning.needed(plan, names)
-    for chosen, seeds in asked
+    for chosen, seeds in parts
     for _, run in tuning.runs(plan, task, name, chosen, seeds)
   ]
 
@@ -91,10 +96,10 @@ def faults(planned: Sequence[design.Run]) -> list[str]:
 
 def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
   """Why the design can't answer its question; none if it can."""
-  found = []
+  lines = []
   sound = [run for run in planned if not _fault(run)]
   if sound and all(_is_on_policy(run) for run in sound):
-    found.append(
+    lines.append(
       'every arm makes one update per rollout, with the policy that sampled: '
       'all ratios are 1 and all means are one algorithm; raise '
       'train.num_epochs or train.num_minibatches'
@@ -105,11 +110,11 @@ def objections(plan: design.Plan, planned: Sequence[design.Run]) -> list[str]:
     and not plan.exploratory
     and not power.can_answer(n, k, plan.alpha)
   ):
-    found.append(
+    lines.append(
       f"{n} seeds can't decide {k} contrasts: the smallest p-value of a "
       f'sign flip, 2^{1 - n}, times {k} is above alpha = {plan.alpha}'
     )
-  return found
+  return lines
 
 
 def _family(plan):
@@ -118,12 +123,12 @@ def _family(plan):
 
 
 def start_objections(
-  plan: design.Plan, found: Mapping[str, probe.Found]
+  plan: design.Plan, by_task: Mapping[str, probe.Found]
 ) -> list[str]:
   """Why tasks can't show a difference, from the probe of each."""
   low, high = plan.start_exact
   result = []
-  for task, start in found.items():
+  for task, start in by_task.items():
     text = (
       f'{task}: {start.start_exact:.3f} of the answers are exact before '
       'the first step'
@@ -161,7 +166,7 @@ def _of_template(plan, start):
     )
 
 
-def start_rows(found: Mapping[str, probe.Found]) -> list[_Row]:
+def start_rows(by_task: Mapping[str, probe.Found]) -> list[_Row]:
   """The start of each task, for the table."""
   return [
     (
@@ -171,7 +176,7 @@ def start_rows(found: Mapping[str, probe.Found]) -> list[_Row]:
       f'{start.template_exact:.3f}; prompts whose responses all score '
       f'alike {start.constant_groups:.0%}',
     )
-    for task, start in found.items()
+    for task, start in by_task.items()
   ]
 
 
@@ -201,34 +206,34 @@ def _effect(plan):
 
 
 def cost_rows(
-  made: Sequence[tuple[Program, probe.Found]], num_workers: int
+  costs: Sequence[tuple[Program, probe.Found]], num_workers: int
 ) -> list[_Row]:
   """Runs, programs, time and memory, for the table.
 
   Args:
-    made: each program with the timing of a run of it.
+    costs: each program with the timing of a run of it.
     num_workers: at once.
   """
   seconds, compiling = 0.0, 0.0
-  for program, found in made:
-    one = program.num_steps * found.step_s
-    one += program.num_evaluations * found.eval_s
+  for program, cost in costs:
+    one = program.num_steps * cost.step_s
+    one += program.num_evaluations * cost.eval_s
     seconds += len(program.runs) * one
-    seconds += len(program.warm_starts) * found.warm_start_s
-    compiling += found.compile_s + _WORKER_START
+    seconds += len(program.warm_starts) * cost.warm_start_s
+    compiling += cost.compile_s + _WORKER_START
   if num_workers > 1:
     seconds *= _SIDE_BY_SIDE
   largest = max(
-    len(program.runs) * found.state_bytes + found.temporary_bytes
-    for program, found in made
+    len(program.runs) * cost.state_bytes + cost.temporary_bytes
+    for program, cost in costs
   )
-  runs = sum(len(program.runs) for program, _ in made)
+  runs = sum(len(program.runs) for program, _ in costs)
   return [
-    ('runs, programs', f'{runs}, {len(made)}'),
+    ('runs, programs', f'{runs}, {len(costs)}'),
     (
       'time, estimated',
       f'{progress.duration(seconds + compiling)}, of which '
-      f'{progress.duration(compiling)} compilation, on {made[0][1].platform}',
+      f'{progress.duration(compiling)} compilation, on {costs[0][1].platform}',
     ),
     ('memory of the largest program, at most', f'{largest / 1e9:.2f} GB'),
   ]

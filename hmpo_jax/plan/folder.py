@@ -8,11 +8,14 @@ import io
 import math
 import pathlib
 
+import numpy as np
+
 from hmpo_jax import config as config_lib
-from hmpo_jax.analysis import statistics
+from hmpo_jax.analysis import heights
 from hmpo_jax.plan import design
 from hmpo_jax.plan import tuning
 from hmpo_jax.run import environment
+from hmpo_jax.run import failure
 from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
@@ -41,7 +44,7 @@ def claimed(workdir: pathlib.Path) -> Iterator[int]:
 def write_plan(
   workdir: pathlib.Path, name: str, device: str, content: dict
 ) -> None:
-  """Writes plan.json: what `design.describe` says, and what runs it."""
+  """Writes plan.json: what `description.of` says, and what runs it."""
   made_by = {
     'device': device,
     'commit': environment.commit(),
@@ -70,21 +73,21 @@ def read_tuning(
 ) -> dict[tuple[str, str], list[tuning.Result]]:
   """The results of tuning.csv by (task, variant); none without the file."""
   file = workdir / tuning.FOLDER / 'tuning.csv'
-  found: dict[tuple[str, str], list[tuning.Result]] = {}
+  results: dict[tuple[str, str], list[tuning.Result]] = {}
   if not file.exists():
-    return found
+    return results
   with open(file, newline='', encoding='utf-8') as lines:
     reader = csv.DictReader(lines)
     try:
       for row in reader:
         key = row['task'], row['variant']
-        found.setdefault(key, []).append(_tuned(row))
+        results.setdefault(key, []).append(_tuned(row))
     except (ValueError, KeyError, TypeError, csv.Error) as error:
       raise config_lib.ConfigError(
         f'{file}, line {reader.line_num}: damaged ({error!r}); put it back, '
         'or take it away to have it written again'
       ) from error
-  return found
+  return results
 
 
 def _tuned(row):
@@ -112,16 +115,16 @@ def result(
   """
   folder = workdir / run.folder
   records = run_records.read(folder)
-  failure = files.read_json(folder / session.FAILED)
-  if not failure and not (folder / run_folder.SUMMARY).exists():
+  failed = files.read_json(folder / failure.FAILED)
+  if not failed and not (folder / run_folder.SUMMARY).exists():
     raise config_lib.ConfigError(f'{folder}: the run has not finished')
   return tuning.Result(
     run.task,
     run.variant,
     *point,
     run.seed,
-    area=_area(plan, files.read_json(folder / session.START), records, failure),
-    failed=bool(failure),
+    area=_area(plan, files.read_json(folder / session.START), records, failed),
+    failed=bool(failed),
     clip_frac=_clip_frac(folder),
   )
 
@@ -139,19 +142,16 @@ def _clip_frac(folder):
   return sum(known) / len(known) if known else math.nan
 
 
-def _area(plan, start, records, failure):
-  """Mean height of the held-out reward, scored as the report scores it.
-
-  The last value before a failure holds until it, failure_reward from then on.
-  """
+def _area(plan, start, records, failed):
+  """Mean height of the held-out reward, scored as the report scores it."""
   horizon = design.horizon(plan)
-  end = min(failure['step'], horizon) if failure else horizon
+  end = min(failed['step'], horizon) if failed else horizon
   curve = {0: start['eval/reward']} if start else {}
   curve |= {record['eval/step']: record['eval/reward'] for record in records}
-  if failure:
+  if failed:
     curve = {step: value for step, value in curve.items() if step < end}
   if not curve:
     return plan.failure_reward
-  steps = sorted(curve)
-  height = statistics.area(steps, [curve[step] for step in steps], end)
-  return (height * end + plan.failure_reward * (horizon - end)) / horizon
+  steps = np.array(sorted(curve))
+  values = np.array([curve[step] for step in steps])
+  return heights.scored_area(steps, values, horizon, end, plan.failure_reward)

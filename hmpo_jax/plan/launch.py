@@ -19,6 +19,7 @@ import tempfile
 import threading
 from typing import NamedTuple
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
@@ -28,6 +29,7 @@ from hmpo_jax.plan import states
 from hmpo_jax.plan import worker
 from hmpo_jax.run import batch as run_batch
 from hmpo_jax.run import checkpoint
+from hmpo_jax.run import failure
 from hmpo_jax.run import interruption as interruption_lib
 from hmpo_jax.run import progress as progress_lib
 from hmpo_jax.run import records as run_records
@@ -36,10 +38,6 @@ from hmpo_jax.run import session
 LOG = 'workers.log'  # what workers say on stderr
 COMMAND = [sys.executable, '-m', 'hmpo_jax.plan.worker']
 _CONFIG_KEY = 'warm_start.folder'
-
-
-class Interrupted(Exception):
-  """A signal asked for the end; the same command goes on."""
 
 
 class Job(NamedTuple):
@@ -154,15 +152,15 @@ class Launcher:
     request = self._request(
       worker.PROBE, runs, ['.' if is_timed else '' for _, is_timed in pending]
     )
-    found: list[probe.Found] = []
+    starts: list[probe.Found] = []
     code, error = self._work(
-      request, lambda line: found.append(probe.Found(**line))
+      request, lambda line: starts.append(probe.Found(**line))
     )
     if code:
       raise config_lib.ConfigError(
         f'the probe of the plan failed: {_reason(code, error)}'
       )
-    return found
+    return starts
 
   def _train(self, pending):
     jobs = jobs_of(pending, self._workdir, self.num_workers, self._max_runs)
@@ -200,7 +198,7 @@ class Launcher:
         '; '.join(f'{name}: {reason}' for name, reason in self._refused.items())
       )
     if self._stopping:
-      raise Interrupted
+      raise base.Interrupted
 
   def _job(self, job, board) -> list[Job]:
     """Has a worker train a group; returns what must be taken up again."""
@@ -230,7 +228,7 @@ class Launcher:
       board.note(f'warning: {reason}; its {len(left)} runs go on in two halves')
       return Job(left, job.num_steps).halves()
     folder = self._workdir / left[0].folder
-    session.fail(folder, reason, _recorded_steps(folder))
+    failure.fail(folder, reason, _recorded_steps(folder))
     board.ended(left[0].name, overview.FAILED)
     self._fail({left[0].name: reason}, board)
     return []
@@ -246,7 +244,7 @@ class Launcher:
     elif report.kind == 'failed':
       folder = self._workdir / run.folder
       if states.failure_of(folder) is None:
-        session.fail(folder, report.text, report.step)
+        failure.fail(folder, report.text, report.step)
       board.ended(run.name, overview.FAILED)
       self._fail({run.name: report.text}, board)
     elif report.kind == 'note':

@@ -41,7 +41,7 @@ def _check(plan):
   for contrast in plan.contrasts:
     _check_contrast(plan, contrast)
   only = next(iter(plan.tasks))  # a task that is not named is the only one
-  asked = [
+  questions = [
     (
       frozenset((c.variant, c.baseline)),
       c.outcome,
@@ -49,7 +49,7 @@ def _check(plan):
     )
     for c in plan.contrasts
   ]
-  if len(set(asked)) < len(asked):
+  if len(set(questions)) < len(questions):
     raise config_lib.ConfigError(
       'contrasts: one stands there twice, as it is or turned round'
     )

@@ -9,10 +9,10 @@ from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder as folder_lib
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import failure
 from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
-from hmpo_jax.run import session
 from hmpo_jax.run import summary as summary_lib
 
 # Why the runs of a grid can't be made longer.
@@ -48,12 +48,12 @@ def ready(
     try:
       config = own_configuration(run, workdir, given or workdir)
     except BadOverrides as error:
-      session.fail(folder, str(error), 0)
+      failure.fail(folder, str(error), 0)
       failures[run.name] = str(error)
       continue
-    failure = failure_of(folder)
-    if failure and failure['final']:
-      failures[run.name] = failure['reason']
+    failed = failure_of(folder)
+    if failed and failed['final']:
+      failures[run.name] = failed['reason']
     elif not is_finished(folder, config.num_steps):
       pending.append((run, config))
   return pending, failures
@@ -99,6 +99,6 @@ def is_finished(folder: pathlib.Path, num_steps: int) -> bool:
 
 def failure_of(folder: pathlib.Path) -> dict | None:
   """What failed.json says; None if there is none that is whole."""
-  content = files.read_json(folder / session.FAILED) or {}
+  content = files.read_json(folder / failure.FAILED) or {}
   is_whole = {'reason', 'step', 'final'} <= content.keys()
   return content if is_whole else None

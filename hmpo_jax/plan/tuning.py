@@ -61,7 +61,7 @@ def runs(
   seeds: Iterable[int],
 ) -> list[tuple[Point, design.Run]]:
   """The runs of points of one variant's grid on a task."""
-  seeds, found = list(seeds), []
+  seeds, planned = list(seeds), []
   for point in points:
     for seed in seeds:
       place = f'lr={point.learning_rate:g},eps={point.eps:g}'
@@ -73,8 +73,8 @@ def runs(
         **overrides_of(point),
         'seed': seed,
       }
-      found.append((point, design.Run(task, name, seed, folder, overrides)))
-  return found
+      planned.append((point, design.Run(task, name, seed, folder, overrides)))
+  return planned
 
 
 def ranked(results: Sequence[Result]) -> list[Point]:
@@ -180,7 +180,7 @@ def settings(
     plan: checked.
     results: of the whole grids of (task, variant), for those tuned.
   """
-  found = {}
+  chosen = {}
   for task in plan.tasks:
     for name, variant in plan.variants.items():
       if variant.settings == design.BASE:
@@ -195,8 +195,8 @@ def settings(
             results[task, of], point.learning_rate, variant.clip_frac
           )
         )
-      found[task, name] = overrides_of(point)
-  return found
+      chosen[task, name] = overrides_of(point)
+  return chosen
 
 
 def needed(plan: design.Plan, names: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ import threading
 
 import ml_collections
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import files as config_files
 from hmpo_jax.plan import probe
@@ -44,7 +45,7 @@ def main() -> int:
       return 0
     try:
       run_batch.train(members, tell)
-    except run_batch.Interrupted:
+    except base.Interrupted:
       return interruption.EXIT_CODE
   return 0
 

@@ -10,20 +10,23 @@ from collections.abc import Sequence
 import contextlib
 import functools
 import pathlib
-import time
 from typing import Any
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.config import traced
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import control
+from hmpo_jax.run import failure
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import interruption as interruption_lib
+from hmpo_jax.run import schedule
 from hmpo_jax.run import session
+from hmpo_jax.run import timed_step
 from hmpo_jax.tasks import rewards as rewards_lib
 from hmpo_jax.training import learner
 from hmpo_jax.training import programs as programs_lib
@@ -104,10 +107,6 @@ def train(members: Sequence[tuple], tell: Tell) -> None:
         tell(Report('failed', index, str(error), started.finished))
 
 
-class Interrupted(Exception):
-  """A signal asked for the end; the group can go on from its folders."""
-
-
 class _Group:
   """The runs of a group that are still going, and their stacked state."""
 
@@ -144,7 +143,7 @@ class _Group:
     while self._runs and self.finished < self._config.num_steps:
       if is_asked():
         self._save()
-        raise Interrupted
+        raise base.Interrupted
       try:
         self._make_step()
       except rewards_lib.RewardError as error:
@@ -152,12 +151,12 @@ class _Group:
         raise rewards_lib.RewardError(
           f'step {self.finished + 1}: {error}'
         ) from error
-      if session.is_saved(self._config, self.finished):
+      if schedule.is_saved(self._config, self.finished):
         self._save()
     for index, run in self._runs.items():
       try:
         run.finish()
-      except session.NumericalFault as error:
+      except failure.NumericalFault as error:
         self._tell(Report('failed', index, str(error), self.finished))
       else:
         self._tell(Report('done', index))
@@ -173,27 +172,27 @@ class _Group:
     self._states = self._place(states)
     self._take_settings()
     if not self.finished:
-      for run, evaluation in self._each(self._evaluations()):
+      evaluations = jax.device_get(self._evaluations(self._states.params))
+      for run, evaluation in self._each(evaluations):
         run.begin(evaluation)
 
   def _make_step(self):
     step = self.finished + 1
     keys = self._states.key
-    start = time.perf_counter()
-    measured = jnp.asarray(session.is_measured(self._config, step))
     # The program takes the arrays of the states.
     keys = jax.vmap(jax.random.fold_in)(keys, self._states.step)
-    self._states, metrics = self._step(self._states, self._hparams, measured)
-    metrics = jax.device_get(metrics)
-    timing = {'step_s': (time.perf_counter() - start) / len(self._slots)}
-    evaluations = None
-    if session.is_evaluated(self._config, step):
-      start = time.perf_counter()
-      evaluations = self._evaluations()
-      timing['eval_s'] = (time.perf_counter() - start) / len(self._slots)
+    self._states, metrics, evaluations, timing = timed_step.make(
+      self._config,
+      step,
+      lambda is_measured: self._step(
+        self._states, self._hparams, jnp.asarray(is_measured)
+      ),
+      self._evaluations,
+      num_runs=len(self._slots),
+    )
     self.finished = step
     self._write(keys, metrics, evaluations, timing)
-    if any(run.controller for run in self._runs.values()):
+    if any(run.steering.controller for run in self._runs.values()):
       self._take_settings()
     self._tell(Report('step', step=step))
 
@@ -203,7 +202,7 @@ class _Group:
       evaluation = evaluations and run_axis.take(evaluations, slot)
       try:
         run.write(keys[slot], run_axis.take(metrics, slot), evaluation, timing)
-      except session.NumericalFault as error:
+      except failure.NumericalFault as error:
         # Its place in the program stays: another number is another program.
         del self._runs[index]
         self._tell(Report('failed', index, str(error), self.finished))
@@ -220,9 +219,8 @@ class _Group:
         checkpoint.place(run_axis.take(self._states, self._slots[index]))
       )
 
-  def _evaluations(self):
-    params = self._states.params
-    return jax.device_get(self._evaluate(params, self._hparams, self._prompts))
+  def _evaluations(self, params):
+    return self._evaluate(params, self._hparams, self._prompts)
 
   def _each(self, values):
     for index, run in self._runs.items():
@@ -262,7 +260,7 @@ def _open(stack, config, programs, controller, folder, note):
   with contextlib.ExitStack() as own:
     own.enter_context(run_folder.claimed(folder, description))
     run = own.enter_context(
-      session.OpenRun(config, programs, controller, folder, note)
+      session.Session(config, programs, controller, folder, note)
     )
     stack.push(own.pop_all())
   return run

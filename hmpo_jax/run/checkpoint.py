@@ -9,8 +9,6 @@ from collections.abc import Callable
 from concurrent import futures
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -24,11 +22,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from hmpo_jax.run import files
+from hmpo_jax.run import seals
 
-_SEAL = '.sha256.json'
 _OVERHEAD_BYTES = 2**20  # of a checkpoint beside its arrays, generously
-_ASIDE = 'damaged'  # folder for what can't be used; nothing is deleted
 _STEP = re.compile('0|[1-9][0-9]*')  # name of a checkpoint's folder
 _UNFINISHED = re.compile(r'[0-9]+\.orbax-checkpoint-tmp.*')
 _UNSCORED = -1.0  # below every reward
@@ -179,14 +175,14 @@ class Checkpointer:
     step = self.latest_step() if step is None else step
     if step is None:
       return None
-    found = self._manager.restore(
+    content = self._manager.restore(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(_without_keys(like)),
         extra=ocp.args.JsonRestore(),
       ),
     )
-    return Restored(step, _with_keys(found['state'], like), found['extra'])
+    return Restored(step, _with_keys(content['state'], like), content['extra'])
 
   def steps(self) -> list[int]:
     """Steps of the whole checkpoints, oldest first."""
@@ -198,11 +194,11 @@ class Checkpointer:
 
   def _seal(self, step):
     self._manager.wait_until_finished()
-    made = self._folder / str(step)
-    seal = _seal_of(made)
-    files.replace(seal, json.dumps(_digests(made)))
-    for other in self._folder.glob(f'*{_SEAL}'):
-      sealed = other.name.removesuffix(_SEAL)
+    folder = self._folder / str(step)
+    seal = seals.of(folder)
+    seals.write(folder, seal)
+    for other in self._folder.glob(f'*{seals.SUFFIX}'):
+      sealed = other.name.removesuffix(seals.SUFFIX)
       if _STEP.fullmatch(sealed) and not (self._folder / sealed).exists():
         other.unlink()
 
@@ -213,7 +209,7 @@ def newest_step(folder: pathlib.Path) -> int:
     (
       step
       for step, path in _step_folders(folder).items()
-      if _seal_of(path).exists()
+      if seals.of(path).exists()
     ),
     default=0,
   )
@@ -239,12 +235,12 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
   with tempfile.TemporaryDirectory(
     dir=folder.parent, prefix='.', ignore_cleanup_errors=True
   ) as scratch:
-    made = pathlib.Path(scratch) / 'tree'
+    unnamed = pathlib.Path(scratch) / 'tree'
     with _translated_errors(), ocp.StandardCheckpointer() as saver:
-      saver.save(made, tree)
-    (made / _SEAL).write_text(json.dumps(_digests(made)), encoding='utf-8')
+      saver.save(unnamed, tree)
+    seals.write(unnamed, unnamed / seals.SUFFIX)
     try:
-      made.rename(folder)
+      unnamed.rename(folder)
     except OSError:
       if not folder.exists():  # else another process was first with the same
         raise
@@ -264,9 +260,9 @@ def restore_tree(
   """
   if not folder.exists():
     return None
-  fault = _fault(folder, folder / _SEAL)
+  fault = seals.fault(folder, folder / seals.SUFFIX)
   if fault:
-    _move_aside(folder, fault, note)
+    seals.move_aside(folder, fault, note)
     return None
   with ocp.StandardCheckpointer() as saver:
     return saver.restore(folder, _on_default_device(like))
@@ -308,60 +304,19 @@ def _step_folders(folder):
   }
 
 
-def _seal_of(path):
-  return path.with_name(f'{path.name}{_SEAL}')
-
-
 def _set_aside_unusable(folder, note):
   """Moves away what no run can resume from, until the newest is whole."""
   for path in sorted(folder.iterdir()):
     if _UNFINISHED.fullmatch(path.name):
-      _move_aside(path, 'was not finished', note)
+      seals.move_aside(path, 'was not finished', note)
   for _, path in sorted(_step_folders(folder).items(), reverse=True):
-    seal = _seal_of(path)
-    fault = _fault(path, seal)
+    seal = seals.of(path)
+    fault = seals.fault(path, seal)
     if not fault:
       return
-    _move_aside(path, fault, note)
+    seals.move_aside(path, fault, note)
     if seal.exists():
-      _move_aside(seal, None, note)
-
-
-def _fault(folder, seal):
-  """What is wrong with a folder, None if it is as its seal says."""
-  if not seal.exists():
-    return 'was not finished'
-  expected = files.read_json(seal)
-  if expected is None:
-    return f'has an unreadable seal, {seal.name}'
-  found = _digests(folder)
-  for name in sorted(expected | found):
-    if expected.get(name) != found.get(name):
-      return f'is damaged in {name}'
-  return None
-
-
-def _digests(folder):
-  """SHA-256 of every file below a folder but its own seal, by its path."""
-  digests = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_file() and path.name != _SEAL:
-      with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      digests[str(path.relative_to(folder))] = digest
-  return digests
-
-
-def _move_aside(path, fault, note):
-  """Moves a file or folder into damaged/, under a name that is free there."""
-  aside = path.parent / _ASIDE
-  aside.mkdir(exist_ok=True)
-  target, count = aside / path.name, 1
-  while target.exists():
-    target, count = aside / f'{path.name}-{count}', count + 1
-  path.rename(target)
-  if fault:
-    note(f'warning: checkpoint {path} {fault}: moved to {target}')
+      seals.move_aside(seal, None, note)
 
 
 def _on_default_device(like):

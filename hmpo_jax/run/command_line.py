@@ -13,6 +13,7 @@ from absl import flags
 from absl import logging
 import jax
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import compile_cache
@@ -48,7 +49,7 @@ def reported() -> Iterator[None]:
       "config.train.num_microbatches, set config.model.remat = 'layer', "
       'or make config.rollout, config.model or config.eval smaller'
     )
-  except trainer.Stopped as stop:
+  except (base.Interrupted, trainer.Stopped) as stop:
     print(f'stopped: {stop}', file=sys.stderr)
     sys.exit(stop.exit_code)
   except OSError as error:
@@ -141,10 +142,10 @@ def _is_stray(argument):
 
 def _missing(error):
   """An error of absl, in our words where a flag must be given."""
-  found = re.search(
+  flag = re.search(
     r'Flag (--\w+) must have a value other than None', str(error)
   )
-  return f'{found[1]} must be given' if found else str(error)
+  return f'{flag[1]} must be given' if flag else str(error)
 
 
 def _unknown(argument, *others):

@@ -50,8 +50,8 @@ def cpu() -> str:
     text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
   except OSError:  # not Linux
     text = ''
-  found = re.search(r'^model name\s*:\s*(.+)$', text, re.M)
-  return found[1] if found else platform.processor() or platform.machine()
+  model = re.search(r'^model name\s*:\s*(.+)$', text, re.M)
+  return model[1] if model else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,9 @@ import signal
 import socket
 import threading
 
-EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on later
+from hmpo_jax import base
+
+EXIT_CODE = base.Interrupted.exit_code
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -19,6 +19,7 @@ from hmpo_jax.run import control
 from hmpo_jax.run import first_params
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
+from hmpo_jax.run import schedule
 from hmpo_jax.run import session
 from hmpo_jax.run import telemetry
 from hmpo_jax.run import tensorboard
@@ -213,7 +214,7 @@ class Recorded:
   def _is_measured(self, step):
     """Also where its record says so: the run may have ended there once."""
     records = self._records[step - 1 : step]
-    return session.is_measured(self.config, step) or any(
+    return schedule.is_measured(self.config, step) or any(
       record.get('mechanism/step') == step for record in records
     )
 

@@ -1,6 +1,6 @@
 """A run folder while its run goes on: where it resumes, what it is given.
 
-It makes no step itself: `trainer` makes them one run at a time, `group` those
+It makes no step itself: `trainer` makes them one run at a time, `batch` those
 of many runs at once, and both hand each step's metrics to this.
 """
 
@@ -12,64 +12,27 @@ import jax
 from hmpo_jax import base
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import control
+from hmpo_jax.run import failure
 from hmpo_jax.run import files
 from hmpo_jax.run import first_params
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import records as run_records
+from hmpo_jax.run import schedule
+from hmpo_jax.run import steering
 from hmpo_jax.run import summary as summary_lib
 from hmpo_jax.run import telemetry
 from hmpo_jax.run import tensorboard
 from hmpo_jax.training import learner
 from hmpo_jax.training import programs as programs_lib
-from hmpo_jax.training import update
 
 CHECKPOINTS = 'checkpoints'  # folder in the run folder
-START, FAILED = 'start.json', 'failed.json'
+START = 'start.json'
 # Ratios this close to 1 in a whole rollout are rounding, not learning.
 _SAME_POLICY = 1e-6
 _PATIENCE = 5  # steps without a moving ratio before the run says so
 
 
-class NumericalFault(Exception):
-  """Update after update was skipped for a numerical cause.
-
-  Attributes:
-    summary: of the run, where it came to its end that way.
-  """
-
-  summary: dict | None = None
-
-
-def is_due(step: int, every: int, last: int) -> bool:
-  """Whether something that is done every so many steps is done now."""
-  return step % every == 0 or step == last
-
-
-def is_measured(config, step: int) -> bool:
-  """Whether a step compares means and what its QK-clip does to the policy."""
-  every = config.mechanism.every
-  return every > 0 and (step == 1 or is_due(step, every, config.num_steps))
-
-
-def is_evaluated(config, step: int) -> bool:
-  """Whether the policy is evaluated after a step.
-
-  For its record, or to score its checkpoint, which may become the best one.
-  """
-  return _is_recorded(config, step) or is_saved(config, step)
-
-
-def is_saved(config, step: int) -> bool:
-  """Whether a step ends with a checkpoint."""
-  return is_due(step, config.checkpoint.every, config.num_steps)
-
-
-def _is_recorded(config, step):
-  """Whether an evaluation after a step stands in the records."""
-  return is_due(step, config.eval.every, config.num_steps)
-
-
-class OpenRun(contextlib.AbstractContextManager):
+class Session(contextlib.AbstractContextManager):
   """The folder of one run, whose steps come one after the other.
 
   First `restore`, or `first_state` and `begin`; then for each step `write`,
@@ -94,14 +57,12 @@ class OpenRun(contextlib.AbstractContextManager):
       note: takes a line for the user.
     """
     self.config, self.programs, self.workdir = config, programs, workdir
-    self.controller = controller
+    self.steering = steering.Steering(config, controller, workdir, note)
     self.step = 0  # finished
     self._note = note
     # What a checkpoint holds beside the state.
     self._extra: dict = {}
     self._score: float | None = None  # held-out reward after the last step
-    self._first = control.first_settings(config)
-    self._settings = self._first  # that hold in the next step
     self._still = 0  # steps in a row in which no ratio left 1
     self._writer: run_records.Writer  # once it is known where to go on
     self._stack = contextlib.ExitStack()
@@ -117,7 +78,7 @@ class OpenRun(contextlib.AbstractContextManager):
   @property
   def hparams(self) -> base.HParams:
     """The traced part of the configuration for the next step."""
-    return control.applied(self.programs.hparams, self._first, self._settings)
+    return self.steering.applied(self.programs.hparams)
 
   @property
   def early_stop(self) -> str:
@@ -147,13 +108,13 @@ class OpenRun(contextlib.AbstractContextManager):
       'tokens': 0,
       'eval': first,
       'first_eval': first,
-      'settings': self._settings._asdict(),
+      'settings': self.steering.settings._asdict(),
       'early_stop': '',
     }
-    if told := run_records.start_over(
+    if line := run_records.start_over(
       self.workdir, self.config.checkpoint.every
     ):
-      self._note(told)
+      self._note(line)
     files.write_json(self.workdir / START, first)
     run_folder.write_functions(self.workdir, self.config, 0)
     self._open_writer()
@@ -172,13 +133,13 @@ class OpenRun(contextlib.AbstractContextManager):
       return None
     restored = self._saver.restore(self.first_state(), step)
     self.step, self._extra = restored.step, restored.extra
-    self._settings = control.Settings(**self._extra['settings'])
+    self.steering.settings = control.Settings(**self._extra['settings'])
     for line in run_folder.write_functions(
       self.workdir, self.config, self.step
     ):
       self._note(line)
     self._open_writer()
-    self._catch_up()
+    self.steering.catch_up(self.step)
     doubts = run_folder.doubts(self.workdir)
     if doubts:
       self._note(
@@ -199,8 +160,8 @@ class OpenRun(contextlib.AbstractContextManager):
     Args:
       key: [] that decided its randomness.
       metrics: of the step, on the host.
-      evaluation: held-out metrics after it, on the host, where it was made, see
-        `is_evaluated`.
+      evaluation: held-out metrics after it, on the host, where there are some:
+        see `schedule.is_evaluated`.
       timing: seconds by name, of which 'step_s' gives tokens_per_s.
 
     Returns:
@@ -211,50 +172,15 @@ class OpenRun(contextlib.AbstractContextManager):
         the reason to failed.json.
     """
     step = self.step = self.step + 1
-    config, tokens = self.config, int(metrics['rollout/tokens'])
-    extra = self._extra | {'tokens': self._extra['tokens'] + tokens}
-    self._score = None
-    if evaluation is not None:
-      found = _plain(evaluation)
-      self._score = found['eval/reward']
-      if _is_recorded(config, step):
-        extra['eval'] = found | {'eval/step': step}
-      else:
-        evaluation = None
-    self._extra = extra
-    record = (
-      metrics
-      | (evaluation or {})
-      | extra['eval']
-      | {
-        'total/episodes': step
-        * config.rollout.num_prompts
-        * config.rollout.group_size,
-        'total/tokens': extra['tokens'],
-      }
-    )
-    record |= telemetry.fields(
-      record,
-      self._writer.last,
-      step=step,
-      iterations=self._settings.agm_iterations,
-      history=config.control.history,
-    )
-    if self.controller:
-      record |= self.controller.held(self._settings)
-    causes = numerical_skips(record)
+    tokens = int(metrics['rollout/tokens'])
+    self._take_evaluation(evaluation)
+    self._extra |= {'tokens': self._extra['tokens'] + tokens}
+    record = self._record(metrics, evaluation)
+    causes = failure.numerical_skips(record)
     timing = timing | {'tokens_per_s': tokens / timing['step_s']}
     self._writer.write(step, record, timing, self._fault(causes, key))
     self._warn_if_still(record, causes)
-    skips = int(record['skipped/in_a_row'])
-    if skips >= config.train.max_skips:
-      reason = (
-        f'step {step}: {skips} updates in a row were skipped for a '
-        'numerical cause, see skipped/* in metrics.jsonl; a skipped '
-        'update changes nothing, so the checkpoints are sound'
-      )
-      fail(self.workdir, reason, step, is_final=True)
-      raise NumericalFault(reason)
+    self._refuse_skips(int(record['skipped/in_a_row']))
     self._ask()
     return {'step': step} | record | timing
 
@@ -284,15 +210,11 @@ class OpenRun(contextlib.AbstractContextManager):
       self.config,
     )
     if not summary_lib.num_sound(summary):
-      reason = (
-        f'step {self.step}: every update of the run was skipped for a '
-        'numerical cause, see skipped/* in metrics.jsonl; nothing was '
-        'learned'
+      self._fail(
+        'every update of the run was skipped for a numerical cause, see '
+        'skipped/* in metrics.jsonl; nothing was learned',
+        summary,
       )
-      fail(self.workdir, reason, self.step, is_final=True)
-      fault = NumericalFault(reason)
-      fault.summary = summary
-      raise fault
     files.write_json(self.workdir / run_folder.SUMMARY, summary)
     return summary
 
@@ -301,57 +223,72 @@ class OpenRun(contextlib.AbstractContextManager):
       run_records.Writer(self.workdir, self.step, config=self.config)
     )
     # It can go on: no word of how it ended holds any longer.
-    (self.workdir / FAILED).unlink(missing_ok=True)
+    (self.workdir / failure.FAILED).unlink(missing_ok=True)
     run_folder.lengthen(self.workdir, self.config.num_steps)
+
+  def _take_evaluation(self, evaluation):
+    """Scores the next checkpoint, and keeps what records show until the next."""
+    self._score = None
+    if evaluation is None:
+      return
+    plain = _plain(evaluation)
+    self._score = plain['eval/reward']
+    if schedule.is_recorded(self.config, self.step):
+      self._extra |= {'eval': plain | {'eval/step': self.step}}
+
+  def _record(self, metrics, evaluation):
+    """What the record of the last step holds."""
+    config, step = self.config, self.step
+    is_recorded = schedule.is_recorded(config, step)
+    episodes = config.rollout.num_prompts * config.rollout.group_size
+    record = (
+      metrics
+      | ((evaluation or {}) if is_recorded else {})
+      | self._extra['eval']
+      | {
+        'total/episodes': step * episodes,
+        'total/tokens': self._extra['tokens'],
+      }
+    )
+    record |= telemetry.fields(
+      record,
+      self._writer.last,
+      step=step,
+      iterations=self.steering.settings.agm_iterations,
+      history=config.control.history,
+    )
+    return record | self.steering.held()
+
+  def _refuse_skips(self, count):
+    """Ends a run that skips update after update."""
+    if count < self.config.train.max_skips:
+      return
+    self._fail(
+      f'{count} updates in a row were skipped for a numerical cause, see '
+      'skipped/* in metrics.jsonl; a skipped update changes nothing, so the '
+      'checkpoints are sound'
+    )
+
+  def _fail(self, reason, summary=None):
+    reason = f'step {self.step}: {reason}'
+    failure.fail(self.workdir, reason, self.step, is_final=True)
+    fault = failure.NumericalFault(reason)
+    fault.summary = summary
+    raise fault
 
   def _ask(self):
     """What the controller makes of the last record holds from now on."""
-    controller = self.controller
-    if not controller or not controller.is_due(self.step):
+    answer = self.steering.ask(self._writer.last)
+    if answer is None:
       return
-    answer = controller.ask(self._writer.last, self._settings)
     may_stop = self.config.control.may_stop
     self._writer.write_control(self.step, answer.line(may_stop))
-    self._settings = answer.settings
     self._extra |= {
       'settings': answer.settings._asdict(),
       'early_stop': answer.stop if may_stop else '',
     }
-    if answer.error:
-      self._note(
-        f'warning: step {self.step}: config.control.function = '
-        f'{self.config.control.function!r} {answer.error}; all stays '
-        'as it is'
-      )
     if answer.lost:
-      self._catch_up()
-
-  def _catch_up(self):
-    """Shows a new controller all records but those on which one was lost."""
-    if not self.controller:
-      return
-    settings, name = self._first, self.config.control.function
-    log = run_records.read_control(self.workdir)
-    lost = {line['step'] for line in log if line.get('lost')}
-    for step, answer in self.controller.replay(
-      record
-      for record in run_records.read(self.workdir)
-      if record['step'] not in lost
-    ):
-      settings = answer.settings
-      if answer.lost:
-        self._note(
-          f'warning: config.control.function = {name!r} '
-          f'{answer.error} on the record of step {step}; it is not '
-          f'shown those up to step {self.step}'
-        )
-        return
-    if settings != self._settings:
-      self._note(
-        f'warning: config.control.function = {name!r} decides otherwise '
-        f'than it did up to step {self.step}, on the same records; what it '
-        'decided then holds'
-      )
+      self.steering.catch_up(self.step)
 
   def _fault(self, causes, key):
     """What faults.jsonl holds of the step's skips; {} without any."""
@@ -374,29 +311,6 @@ class OpenRun(contextlib.AbstractContextManager):
         'mean is the same algorithm here; reuse rollouts (config.train.'
         'num_epochs, num_minibatches) or raise the learning rate'
       )
-
-
-def fail(
-  workdir: pathlib.Path, reason: str, step: int, is_final: bool = False
-) -> None:
-  """Says in a run folder that its run failed after so many steps.
-
-  Args:
-    workdir: run folder, made if missing.
-    reason: one line.
-    step: finished ones.
-    is_final: it would fail again.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  files.write_json(
-    workdir / FAILED, {'reason': reason, 'step': step, 'final': is_final}
-  )
-
-
-def numerical_skips(record: dict) -> dict[str, int]:
-  """Updates of a step that were skipped for a numerical fault, by cause."""
-  counts = {c: int(record[f'skipped/{c}']) for c in update.NUMERICAL_CAUSES}
-  return {cause: count for cause, count in counts.items() if count}
 
 
 def _plain(evaluation):

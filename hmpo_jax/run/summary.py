@@ -148,12 +148,12 @@ def _compared(records):
   measured = [r for r in records if r.get('mechanism/step') == r['step']]
   if not measured:
     return {}
-  found: dict = {'cosines': len(measured)}
+  values: dict = {'cosines': len(measured)}
   for name in ('cosine', 'cosine_unclipped'):
     key = f'mechanism/{name}'
-    found[name] = _over(measured, np.mean, key)
-    found[f'{name}_defined'] = sum(not math.isnan(r[key]) for r in measured)
-  return found
+    values[name] = _over(measured, np.mean, key)
+    values[f'{name}_defined'] = sum(not math.isnan(r[key]) for r in measured)
+  return values
 
 
 def rows(summary, workdir):

@@ -1,17 +1,20 @@
 """The loop around the learner, of one run: from its folder, into its folder."""
 
 import pathlib
-import time
 
 import jax
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import control
+from hmpo_jax.run import failure
 from hmpo_jax.run import folder as run_folder
 from hmpo_jax.run import interruption as interruption_lib
 from hmpo_jax.run import progress as progress_lib
+from hmpo_jax.run import schedule
 from hmpo_jax.run import session
 from hmpo_jax.run import summary as summary_lib
+from hmpo_jax.run import timed_step
 from hmpo_jax.tasks import rewards as rewards_lib
 from hmpo_jax.training import learner
 from hmpo_jax.training import programs as programs_lib
@@ -21,12 +24,6 @@ class Stopped(Exception):
   """A run that ended early; its folder is sound, and says how far it came."""
 
   exit_code: int
-
-
-class Interrupted(Stopped):
-  """A signal asked for the end; the same command goes on from there."""
-
-  exit_code = interruption_lib.EXIT_CODE
 
 
 class NumericalStop(Stopped):
@@ -82,7 +79,7 @@ def _train(config, workdir, interruption):
         summary = _run(config, workdir, programs, controller, interruption)
       except rewards_lib.RewardError as error:
         raise RewardStop(f'held-out prompts: {error}') from error
-      except session.NumericalFault as error:
+      except failure.NumericalFault as error:
         if error.summary:
           progress_lib.summary_table(summary_lib.rows(error.summary, workdir))
         raise NumericalStop(str(error)) from error
@@ -100,7 +97,7 @@ def _run(config, workdir, programs, controller, interruption):
   """Trains from the newest checkpoint, or from the warm start."""
   with (
     progress_lib.Progress(config.num_steps) as progress,
-    session.OpenRun(
+    session.Session(
       config, programs, controller, workdir, progress.note
     ) as run,
   ):
@@ -109,10 +106,10 @@ def _run(config, workdir, programs, controller, interruption):
     if state is None:
       state = run.first_state()
       run.begin(jax.device_get(programs.evaluate(state.params)))
-    asked, record = interruption.is_asked(), None
+    is_ending, record = interruption.is_asked(), None
     while not run.is_over:
-      if asked:
-        raise Interrupted(
+      if is_ending:
+        raise base.Interrupted(
           f'interrupted after step {run.step}: the same '
           'command goes on from there'
         )
@@ -120,37 +117,32 @@ def _run(config, workdir, programs, controller, interruption):
         '' if record else ', while programs compile, which takes up to minutes'
       )
       try:
-        state, *made = _step(run, programs, state)
+        state, *results = _step(run, programs, state)
       except rewards_lib.RewardError as error:
         run.save(state)
         raise RewardStop(f'step {run.step + 1}: {error}') from error
-      record = run.write(*made)
+      record = run.write(*results)
       if run.early_stop and record['eval/step'] < run.step:
         run.conclude(jax.device_get(programs.evaluate(state.params)))
       _show(progress, record)
-      asked = interruption.is_asked()
-      if asked or run.is_over or session.is_saved(config, run.step):
+      is_ending = interruption.is_asked()
+      if is_ending or run.is_over or schedule.is_saved(config, run.step):
         interruption.waits_for = f'the checkpoint of step {run.step}'
         run.save(state)
     return run.finish()
 
 
 def _step(run, programs, state):
-  """The next state, and what `OpenRun.write` wants of the step."""
+  """The next state, and what `Session.write` wants of the step."""
   config, step = run.config, run.step + 1
   key = learner.step_key(state)
-  start = time.perf_counter()
-  state, metrics = programs.step(
-    state, session.is_measured(config, step), run.hparams
+  state, *results = timed_step.make(
+    config,
+    step,
+    lambda is_measured: programs.step(state, is_measured, run.hparams),
+    programs.evaluate,
   )
-  metrics = jax.device_get(metrics)
-  timing = {'step_s': time.perf_counter() - start}
-  evaluation = None
-  if session.is_evaluated(config, step):
-    start = time.perf_counter()
-    evaluation = jax.device_get(programs.evaluate(state.params))
-    timing['eval_s'] = time.perf_counter() - start
-  return state, key, metrics, evaluation, timing
+  return state, key, *results
 
 
 def _show(progress, record):

@@ -47,19 +47,19 @@ def decisions(result) -> tuple[dict[str, float | str], str]:
     )
   nested = result.get('hyperparams')
   flat = (dict(nested) if isinstance(nested, Mapping) else {}) | dict(result)
-  asked = {name: _number(flat[name]) for name in _NAMES if name in flat}
-  return asked, _stop(flat.get('early_stop'))
+  settings = {name: _number(flat[name]) for name in _NAMES if name in flat}
+  return settings, _stop(flat.get('early_stop'))
 
 
-def _number(asked):
+def _number(value):
   """A finite number, also of an array without axes; else its text."""
-  if not isinstance(asked, (str, bool, np.bool_)) and not np.ndim(asked):
+  if not isinstance(value, (str, bool, np.bool_)) and not np.ndim(value):
     try:
-      if math.isfinite(number := float(asked)):
+      if math.isfinite(number := float(value)):
         return number
     except (TypeError, ValueError, OverflowError):
       pass
-  return repr(asked)
+  return repr(value)
 
 
 def _stop(early_stop):

@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from hmpo_jax import config as config_lib
+from hmpo_jax.plan import description
 from hmpo_jax.plan import design
 from hmpo_jax.plan import doctor
 from hmpo_jax.plan import probe
@@ -138,7 +139,7 @@ class RunsTest(parameterized.TestCase):
       contrasts=(),
     )
     text = json.dumps(
-      design.describe(plan, _runs(plan), {('short', 'open'): {}}),
+      description.of(plan, _runs(plan), {('short', 'open'): {}}),
       allow_nan=False,
     )
     content = json.loads(text)
@@ -317,7 +318,7 @@ class CheckTest(parameterized.TestCase):
       tuning=None,
     )
     rules.check(plan)
-    about = design.describe(plan, design.runs(plan, {}, _FOLDER), {})
+    about = description.of(plan, design.runs(plan, {}, _FOLDER), {})
     self.assertEqual(
       about['ladders'], {'sort': {'sort-x1': 3e-4, 'sort-x2.5': 7.5e-4}}
     )

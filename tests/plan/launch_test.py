@@ -15,15 +15,16 @@ from unittest import mock
 
 from absl.testing import absltest
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.plan import design
 from hmpo_jax.plan import folder
 from hmpo_jax.plan import launch
 from hmpo_jax.plan import states
 from hmpo_jax.plan import tuning
+from hmpo_jax.run import failure
 from hmpo_jax.run import files
 from hmpo_jax.run import folder as run_folder
-from hmpo_jax.run import session
 
 _WORKER = str(pathlib.Path(__file__).parent.with_name('standin_worker.py'))
 
@@ -118,7 +119,7 @@ class LaunchTest(absltest.TestCase):
       launcher.train(runs)
       self.assertEqual(launcher.failures, {'task/p9/seed-1': 'not a number'})
       # The group says that a failure is final, not this stand-in.
-      session.fail(self.folder / runs[1].folder, 'not a number', 1, True)
+      failure.fail(self.folder / runs[1].folder, 'not a number', 1, True)
     self.assertEqual([self._made(run) for run in runs], [1, 0, 1])
 
   def test_run_that_kills_its_process_fails_alone(self):
@@ -188,7 +189,7 @@ class LaunchTest(absltest.TestCase):
     errors = io.StringIO()
     with (
       contextlib.redirect_stderr(errors),
-      self.assertRaises(launch.Interrupted),
+      self.assertRaises(base.Interrupted),
     ):
       launcher.train(_runs([6]))
     self.assertEqual(

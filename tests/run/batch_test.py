@@ -6,14 +6,14 @@ from unittest import mock
 from absl.testing import absltest
 
 from hmpo_jax.run import batch as run_batch
-from hmpo_jax.run import session
+from hmpo_jax.run import failure
 
 
 class EndTest(absltest.TestCase):
   def test_run_without_a_sound_update_has_failed_and_the_others_are_done(self):
     told = []
     runs = {index: mock.Mock(early_stop='') for index in range(3)}
-    runs[1].finish.side_effect = session.NumericalFault('nothing')
+    runs[1].finish.side_effect = failure.NumericalFault('nothing')
     # A group after its last step.
     trained = object.__new__(run_batch._Group)
     trained.__dict__.update(

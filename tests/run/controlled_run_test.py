@@ -114,14 +114,14 @@ class RunTest(controller_file.ControllerFileTest):
   def test_resumed_run_repeats_the_decisions(self, name, orders, fault, lost):
     config = self.config(name)
     trainer.train(config, self.folder / 'whole')
-    save = trainer.session.OpenRun.save
+    save = trainer.session.Session.save
 
     def killed(run, state):
       save(run, state)
       if run.step == 2:
         raise KeyboardInterrupt
 
-    with mock.patch.object(trainer.session.OpenRun, 'save', killed):
+    with mock.patch.object(trainer.session.Session, 'save', killed):
       with self.assertRaises(KeyboardInterrupt):
         trainer.train(config, self.folder / 'cut')
     trainer.train(config, self.folder / 'cut')
@@ -144,7 +144,7 @@ class RunTest(controller_file.ControllerFileTest):
     config = self.config('Moody')
     notes = []
     with mock.patch.object(
-      trainer.session.OpenRun, 'finish', side_effect=KeyboardInterrupt
+      trainer.session.Session, 'finish', side_effect=KeyboardInterrupt
     ):
       with self.assertRaises(KeyboardInterrupt):
         trainer.train(config, self.folder / 'run')
@@ -185,7 +185,7 @@ class RunTest(controller_file.ControllerFileTest):
     config = self.config('hangs_when_asked_again', control__timeout=0.5)
     notes = []
     with mock.patch.object(
-      trainer.session.OpenRun, 'finish', side_effect=KeyboardInterrupt
+      trainer.session.Session, 'finish', side_effect=KeyboardInterrupt
     ):
       with self.assertRaises(KeyboardInterrupt):
         trainer.train(config, self.folder / 'run')

@@ -13,6 +13,7 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
+from hmpo_jax import base
 from hmpo_jax import config as config_lib
 from hmpo_jax.run import checkpoint
 from hmpo_jax.run import records as run_records
@@ -115,7 +116,7 @@ class TrainerTest(_FolderTest):
       'is_asked',
       side_effect=[False, True],
     ):
-      with self.assertRaises(trainer.Interrupted):
+      with self.assertRaises(base.Interrupted):
         trainer.train(_config(), self.folder)
     self.assertEqual(scores, {1: None})
     trainer.train(_config(), self.folder)

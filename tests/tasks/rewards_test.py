@@ -151,7 +151,7 @@ class TrainTest(_FolderTest):
 
   def test_changed_source_is_told_and_written_down(self):
     workdir, config = self.folder / 'run', self._config(checkpoint__every=2)
-    save, notes = trainer.session.OpenRun.save, []
+    save, notes = trainer.session.Session.save, []
 
     def killed(run, state):
       save(run, state)
@@ -169,7 +169,7 @@ class TrainTest(_FolderTest):
       ):
         trainer.train(config, workdir)
 
-    with mock.patch.object(trainer.session.OpenRun, 'save', killed):
+    with mock.patch.object(trainer.session.Session, 'save', killed):
       with self.assertRaises(KeyboardInterrupt):
         train()
     first = run_folder.inputs(config)['reward.function']
