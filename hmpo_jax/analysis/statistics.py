@@ -257,16 +257,18 @@ def worst_quartile_mean(values: npt.ArrayLike) -> float:
   return float(np.mean(lowest)) if lowest.size else math.nan
 
 
-def vector(values):
-  """[n] float64."""
+def vector(values: npt.ArrayLike) -> np.ndarray:
+  """[n] values as float64; ValueError where they have another rank."""
   values = np.asarray(values, np.float64)
   if values.ndim != 1:
     raise ValueError(f'values must be of shape [n]: {values.shape=}')
   return values
 
 
-def pair(first, second):
-  """Two [n] float64 arrays."""
+def pair(
+  first: npt.ArrayLike, second: npt.ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+  """Two arms as [n] float64; ValueError where they have other seeds."""
   first, second = vector(first), vector(second)
   if len(first) != len(second):
     raise ValueError(
