@@ -173,8 +173,9 @@ class Session(contextlib.AbstractContextManager):
     """
     step = self.step = self.step + 1
     tokens = int(metrics['rollout/tokens'])
+    # Not in place: a checkpoint may still be writing what was there.
+    self._extra = self._extra | {'tokens': self._extra['tokens'] + tokens}
     self._take_evaluation(evaluation)
-    self._extra |= {'tokens': self._extra['tokens'] + tokens}
     record = self._record(metrics, evaluation)
     causes = failure.numerical_skips(record)
     timing = timing | {'tokens_per_s': tokens / timing['step_s']}
