@@ -42,10 +42,8 @@ def _joined(kernel, bias, count):
   return np.moveaxis(np.concatenate([kernel, bias], 1), 2, 1)
 
 
-def _key_heads(kv_heads, order):
+def _key_heads(kv_heads):
   """The key head of each query head."""
-  if order == 'tile':
-    return [head % kv_heads for head in range(_HEADS)]
   return [head // (_HEADS // kv_heads) for head in range(_HEADS)]
 
 
@@ -53,7 +51,6 @@ def _separate(
   kv_heads=_HEADS,
   *,
   bias=False,
-  order='repeat',
   layers=_LAYERS,
   flat=False,
   shared_key=False,
@@ -83,7 +80,6 @@ def _separate(
     weights('query'),
     weights('key'),
     num_layers=layers,
-    head_order=order,
   )
 
   def read(params):
@@ -94,7 +90,7 @@ def _separate(
         (params['attention']['key'], kv_heads),
       )
     ]
-    return [reference.Heads(sides[0], sides[1][:, _key_heads(kv_heads, order)])]
+    return [reference.Heads(sides[0], sides[1][:, _key_heads(kv_heads)])]
 
   return reference.Layout(
     normal({'attention': shapes, 'embed': (5, _WIDTH)}), block, read
@@ -123,7 +119,7 @@ def _fused(*, layers=_LAYERS, bias=False):
   return reference.Layout(normal({'qkv': shapes}), block, read)
 
 
-def _flat_fused(kv_heads, order='repeat'):
+def _flat_fused(kv_heads):
   """One kernel [N_l, D, (H + 2 K) Dh] and bias: queries, keys, values."""
   ends = np.cumsum([0, _HEADS, kv_heads]) * _HEAD_WIDTH
   total = (_HEADS + 2 * kv_heads) * _HEAD_WIDTH
@@ -134,9 +130,7 @@ def _flat_fused(kv_heads, order='repeat'):
     )
     for start, stop in zip(ends, ends[1:])
   )
-  block = qk_weights.Attention(
-    _HEADS, kv_heads, *sides, num_layers=_LAYERS, head_order=order
-  )
+  block = qk_weights.Attention(_HEADS, kv_heads, *sides, num_layers=_LAYERS)
 
   def read(params):
     sides = [
@@ -146,7 +140,7 @@ def _flat_fused(kv_heads, order='repeat'):
       )
       for start, stop, count in zip(ends, ends[1:], (_HEADS, kv_heads))
     ]
-    return [reference.Heads(sides[0], sides[1][:, _key_heads(kv_heads, order)])]
+    return [reference.Heads(sides[0], sides[1][:, _key_heads(kv_heads)])]
 
   shapes = {'kernel': (_LAYERS, _WIDTH, total), 'bias': (_LAYERS, total)}
   return reference.Layout(normal({'qkv': shapes}), block, read)
@@ -279,7 +273,7 @@ def _with_norms(layout, query, key, *, offset=0.0, bias=False):
 
   def read(params):
     (plain,) = layout.read(params)
-    reads = _key_heads(block.num_kv_heads, block.head_order)
+    reads = _key_heads(block.num_kv_heads)
     tree = params['norms']
     return [
       plain._replace(
@@ -299,18 +293,15 @@ LAYOUTS = {
   'multi_head': _separate(),
   'multi_head_with_bias': _separate(bias=True),
   'grouped_with_bias': _separate(2, bias=True),
-  'grouped_in_tile_order': _separate(2, order='tile'),
   'multi_query': _separate(1),
   'multi_query_shared_kernel': _separate(1, bias=True, shared_key=True),
   'single_layer': _separate(layers=None),
   'single_layer_grouped_with_bias': _separate(2, bias=True, layers=None),
   'flat_grouped_with_bias': _separate(2, bias=True, flat=True),
-  'flat_in_tile_order': _separate(2, order='tile', flat=True),
   'fused': _fused(),
   'fused_with_bias_single_layer': _fused(layers=None, bias=True),
   'flat_fused_grouped': _flat_fused(2),
   'flat_fused_multi_query': _flat_fused(1),
-  'flat_fused_in_tile_order': _flat_fused(2, 'tile'),
   'latent': _latent(),
   'sequences': _sequences(),
   'several': _several(
@@ -327,7 +318,7 @@ LAYOUTS = {
     _separate(2), (_HEADS, _HEAD_WIDTH), (2, _HEAD_WIDTH), offset=1.0, bias=True
   ),
   'gains_flat': _with_norms(
-    _separate(2, order='tile'), (_HEADS * _HEAD_WIDTH,), (2 * _HEAD_WIDTH,)
+    _separate(2), (_HEADS * _HEAD_WIDTH,), (2 * _HEAD_WIDTH,)
   ),
   'gains_of_keys_shared': _with_norms(
     _separate(), (_HEADS, _HEAD_WIDTH), (_HEAD_WIDTH,)

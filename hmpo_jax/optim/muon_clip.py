@@ -304,16 +304,12 @@ def _gamma(tau, mode, block, max_logits):
   return gamma
 
 
-def _split(gamma, alpha, num_keys, head_order):
+def _split(gamma, alpha, num_keys):
   """Factors of query heads [..., H] and of key heads [..., num_keys]."""
   *layers, heads = gamma.shape
-  size = heads // num_keys
-  shape, axis = (num_keys, size), -1
-  if head_order == 'tile':
-    shape, axis = (size, num_keys), -2
   alpha = jnp.asarray(alpha, gamma.dtype)
-  grouped = gamma.reshape(*layers, *shape)
-  key = jnp.max(grouped, axis, keepdims=True) ** (1 - alpha)
+  grouped = gamma.reshape(*layers, num_keys, heads // num_keys)
+  key = jnp.max(grouped, -1, keepdims=True) ** (1 - alpha)
   query = (grouped / key).reshape(gamma.shape)
   return query, key.reshape(*layers, num_keys)
 
@@ -342,7 +338,7 @@ def _shares(blocks, gammas, mode, alpha):
   ):
     queries, keys, alone = qk_weights.chosen(block, mode)
     num_keys = 1 if keys[0].heads is None else block.num_kv_heads
-    query, key = _split(gamma, alpha, num_keys, block.head_order)
+    query, key = _split(gamma, alpha, num_keys)
     for weights, factor in ((queries, query), (keys, key), (alone, gamma)):
       for weight in weights:
         yield weight, factor, block.num_layers is not None

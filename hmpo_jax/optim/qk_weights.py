@@ -11,7 +11,6 @@ from typing import NamedTuple
 import chex
 import jax
 
-HEAD_ORDERS = ('repeat', 'tile')
 # How a path into nnx.Variable or nn.Partitioned ends.
 _BOXED = jax.tree_util.GetAttrKey('value')
 
@@ -42,7 +41,7 @@ class Attention(NamedTuple):
   """
 
   num_heads: int  # H, query heads
-  num_kv_heads: int  # K, divides num_heads
+  num_kv_heads: int  # K, divides H; query head h reads key head h // (H / K)
   query: tuple[Weight, ...]  # kernel, and bias if there is one
   key: tuple[Weight, ...]
   # Queries of a key that is not rescaled: the rotary part of latent attention,
@@ -51,8 +50,6 @@ class Attention(NamedTuple):
   query_gain: tuple[Weight, ...] = ()
   key_gain: tuple[Weight, ...] = ()
   num_layers: int | None = None  # N_l of stacked layers
-  # Key head of query head h: 'repeat' h // (H / K), 'tile' h % K.
-  head_order: str = 'repeat'
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -141,11 +138,6 @@ def check(block: Attention, mode: str, leaves: dict[tuple, Any]) -> None:
     mode: 'weights' or 'gain'.
     leaves: of the parameters, from `by_path`.
   """
-  if block.head_order not in HEAD_ORDERS:
-    raise ValueError(
-      f'head_order={block.head_order!r}: must be one of '
-      f'{", ".join(HEAD_ORDERS)}'
-    )
   heads, kv_heads = block.num_heads, block.num_kv_heads
   if not _are_ints(heads, kv_heads):
     raise ValueError(

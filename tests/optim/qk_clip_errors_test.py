@@ -152,10 +152,6 @@ class DescriptionTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'key: .* must hold 4 equal heads'):
       _update(_BLOCK._replace(num_kv_heads=4))
 
-  def test_head_order(self):
-    with self.assertRaisesRegex(ValueError, 'one of repeat, tile'):
-      _update(_BLOCK._replace(head_order='transposed'))
-
   def test_shared_beside_per_head(self):
     weights = _BLOCK.query[0], _BLOCK.query[1]._replace(heads=None)
     with self.assertRaisesRegex(ValueError, 'shared by the heads or none'):
