@@ -165,13 +165,13 @@ def tuning(table: pandas.DataFrame) -> figure.Figure:
 
 def _ladder_curve(axes, rates, intervals, style, label):
   """Means over the rungs that have runs, with the band of their intervals."""
-  known = [(x, found) for x, found in zip(rates, intervals) if found.n]
+  known = [(x, shown) for x, shown in zip(rates, intervals) if shown.n]
   if not known:
     return
-  places, found = zip(*known)
+  places, shown = zip(*known)
   axes.plot(
     places,
-    [each.mean for each in found],
+    [each.mean for each in shown],
     style.line,
     marker='o',
     markersize=3.5,
@@ -181,8 +181,8 @@ def _ladder_curve(axes, rates, intervals, style, label):
   )
   axes.fill_between(
     places,
-    [each.low for each in found],
-    [each.high for each in found],
+    [each.low for each in shown],
+    [each.high for each in shown],
     color=style.color,
     alpha=0.15,
     linewidth=0,

@@ -213,15 +213,15 @@ def _number(first, second, about, contrast):
   interval = functools.partial(
     statistics.paired_interval, difference, bounds=(-span, span)
   )
-  found = _interval(interval(alpha), interval(2 * alpha))
+  row = _interval(interval(alpha), interval(2 * alpha))
   if len(difference) > 1:
-    found |= {
+    row |= {
       'p': statistics.sign_flip(difference),
       'smallest': _smallest(difference, about, span),
       'gain': statistics.pairing_gain(first, second),
       'correlation': statistics.correlation(first, second),
     }
-  return found
+  return row
 
 
 def _span(about, contrast):
@@ -245,10 +245,10 @@ def _smallest(difference, about, span):
   n, family = len(difference), max(family_size(about), 1)
   if not power.can_answer(n, family, about['alpha']):
     return np.nan
-  found = power.smallest_detectable(
+  least = power.smallest_detectable(
     float(np.std(difference, ddof=1)), n, about['alpha'], family
   )
-  return found if found <= span else np.nan
+  return least if least <= span else np.nan
 
 
 def _event(first, second, about, _):

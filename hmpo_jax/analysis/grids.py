@@ -83,16 +83,18 @@ def _contrast(grid, variant, baseline, alpha):
     return
   rows = []
   for point, differences in both.groupby(level=keys[:-1], sort=True):
-    found = statistics.paired_interval(differences.to_numpy(np.float64), alpha)
+    interval = statistics.paired_interval(
+      differences.to_numpy(np.float64), alpha
+    )
     task, rate, eps = point
     rows.append(
       (
         task,
         f'{rate:g}',
         f'{eps:g}',
-        text.signed(found.mean, '.3f'),
-        text.bounds(found.low, found.high, '.3f', text.signed),
-        found.n,
+        text.signed(interval.mean, '.3f'),
+        text.bounds(interval.low, interval.high, '.3f', text.signed),
+        interval.n,
       )
     )
   yield (

@@ -83,14 +83,14 @@ def table(
     lines.append({'base': base, 'predictor': ''} | _told(rows, alone))
     for extra in drawdowns.GAPS:
       both = regression(rows, names, extra)
-      found = increment(alone, both, num_resamples=num_resamples)
+      gain = increment(alone, both, num_resamples=num_resamples)
       lines.append(
         {
           'base': base,
           'predictor': extra,
-          'increment': found.estimate,
-          'low': found.low,
-          'high': found.high,
+          'increment': gain.estimate,
+          'low': gain.low,
+          'high': gain.high,
         }
         | _told(rows, both)
       )

@@ -101,24 +101,24 @@ def per_variant(
   alpha, rows = plan.about['alpha'], []
   table = per_seed(plan, seeds)
   for name, variant, runs in _arms(plan, seeds):
-    found = table[(table['ladder'] == name) & (table['variant'] == variant)]
+    arm = table[(table['ladder'] == name) & (table['variant'] == variant)]
     rates = plan.about['ladders'][name]
     half = ladder.half_collapse(
       list(rates.values()), _collapsed(rates, runs).to_numpy(bool), alpha
     )
     means = (
-      statistics.mean_interval(found[key].to_numpy(float), alpha)[:3]
+      statistics.mean_interval(arm[key].to_numpy(float), alpha)[:3]
       for key in ('area', 'rung')
     )
     rows.append(
       (
         name,
         variant,
-        len(found),
+        len(arm),
         *next(means),
         *next(means),
-        int(found['is_low'].sum()),
-        int(found['is_high'].sum()),
+        int(arm['is_low'].sum()),
+        int(arm['is_high'].sum()),
         *half[:3],
       )
     )

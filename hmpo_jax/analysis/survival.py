@@ -41,9 +41,9 @@ def time_to_target(
     raise ValueError(f'consecutive must be positive: {consecutive=}')
   if len(at) >= consecutive:
     windows = np.lib.stride_tricks.sliding_window_view(heights, consecutive)
-    found = np.flatnonzero(np.all(windows >= target, axis=1))
-    if found.size:
-      return float(at[found[0]]), True
+    hits = np.flatnonzero(np.all(windows >= target, axis=1))
+    if hits.size:
+      return float(at[hits[0]]), True
   if horizon is not None:
     return float(horizon), False
   return float(at[-1]) if at.size else 0.0, False
