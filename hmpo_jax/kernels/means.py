@@ -127,34 +127,6 @@ def arithmetic_harmonic_limit(log_a: jax.Array, log_h: jax.Array) -> jax.Array:
   return jnp.add(log_a, log_h) / 2
 
 
-def arithmetic_harmonic_distance(
-  log_a: jax.Array, log_h: jax.Array, step: jax.Array | int
-) -> jax.Array:
-  """(a_k - g) / (a_k + g) after k steps: tanh((log a - log h) / 4)^(2^k).
-
-  g is the limit; the square at each step is the quadratic convergence.
-
-  Args:
-    log_a: [...] log of the arithmetic start, in nats.
-    log_h: [...] log of the harmonic start, in nats, at most log_a.
-    step: [] k.
-
-  Returns:
-    [...] from 0, no distance, to 1.
-  """
-  quarter = jnp.maximum(log_a - log_h, 0) / 4
-  has_gap = quarter > 0
-  decay = jnp.exp(-2 * jnp.where(has_gap, quarter, 1))
-  # log tanh: near 1, where tanh rounds, by its distance from 1.
-  log_start = jnp.where(
-    decay < 0.5, jnp.log1p(-decay), jnp.log(-jnp.expm1(-2 * quarter - ~has_gap))
-  )
-  log_start -= jnp.log1p(decay)
-  # Finite, in the gradient too: 0 times infinity is not 0.
-  squares = jnp.minimum(2.0**step, jnp.finfo(log_start.dtype).max / 8)
-  return jnp.where(has_gap, jnp.exp(squares * log_start), 0)
-
-
 def _checked(log_x, mask, p):
   """log_x, 0 off the mask, and p [B], not 0; both in float32 or better."""
   checks.ranks(2, log_x=log_x, mask=mask)

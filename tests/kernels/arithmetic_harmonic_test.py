@@ -5,7 +5,6 @@ from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 
 from hmpo_jax.kernels import means
@@ -13,7 +12,6 @@ from tests import reference
 
 _log_power_mean = jax.jit(means.log_power_mean)
 _arithmetic_harmonic = jax.jit(means.arithmetic_harmonic, static_argnums=2)
-_distance = jax.jit(means.arithmetic_harmonic_distance)
 
 
 def _row(*values):
@@ -99,59 +97,6 @@ class LimitTest(parameterized.TestCase):
     for gap in (0.0, 1.0, 1e4):
       slopes = jax.grad(means.arithmetic_harmonic_limit, (0, 1))(gap, 0.0)
       self.assertEqual(slopes, (0.5, 0.5))
-
-
-class DistanceTest(parameterized.TestCase):
-  """(a_k - g) / (a_k + g) = tanh((log a - log h) / 4)^(2^k)."""
-
-  # From 4 and 1: 1/3, and a = 5/2 and 41/20 with g = 2 after one step and two.
-  @parameterized.parameters((0, 1 / 3), (1, 1 / 9), (2, 1 / 81))
-  def test_by_hand(self, step, expected):
-    distance = _distance(jnp.log(4.0), jnp.log(1.0), step)
-    np.testing.assert_allclose(distance, expected, rtol=1e-6)
-
-  @parameterized.parameters(1e-3, 0.1, 1.0, 4.0, 30.0)
-  def test_is_that_of_the_iterates(self, gap):
-    with reference.x64():
-      log_a, log_h = (jnp.float64(x) for x in (1 + gap, 1))
-      iterates, _ = _arithmetic_harmonic(log_a, log_h, 6)
-      left = iterates - means.arithmetic_harmonic_limit(log_a, log_h)
-      distances = _distance(log_a, log_h, jnp.arange(7))
-    np.testing.assert_allclose(
-      distances, np.tanh(np.asarray(left) / 2), rtol=1e-11, atol=1e-15
-    )
-
-  @parameterized.product(
-    gap=(1e-6, 1e-2, 1.0, 3.0, 20.0, 60.0, 200.0), step=(0, 1, 4, 20, 60)
-  )
-  def test_against_50_digits(self, gap, step):
-    with mpmath.workdps(120):
-      expected = float(
-        mpmath.tanh(mpmath.mpf(float(np.float32(gap))) / 4) ** (2**step)
-      )
-    distance = _distance(jnp.float32(gap), jnp.float32(0), step)
-    # 2^k amplifies the rounding of log tanh, where anything is left at all.
-    np.testing.assert_allclose(distance, expected, rtol=1e-4, atol=1e-30)
-
-  def test_wide_gaps_and_late_steps(self):
-    # exp(-gap / 2) is gone at 1e4, so that no step comes any nearer.
-    for step in (3, 200):
-      self.assertEqual(_distance(1e4, 0.0, step), 1)
-    self.assertEqual(_distance(4.0, 0.0, 200), 0)
-
-  def test_no_gap_is_no_distance(self):
-    for step in (0, 3, 200):
-      # A harmonic mean that rounding has put above the arithmetic one.
-      for log_h in (0.0, 1e-7):
-        self.assertEqual(_distance(0.0, log_h, step), 0)
-
-  @parameterized.parameters(0.0, 1e-6, 1.0, 60.0, 1e4)
-  def test_gradient_is_finite(self, gap):
-    for step in (0, 3, 30, 200):
-      slopes = jax.grad(means.arithmetic_harmonic_distance, (0, 1))(
-        gap, 0.0, step
-      )
-      chex.assert_tree_all_finite(slopes)
 
 
 class SpreadTest(parameterized.TestCase):
