@@ -10,7 +10,7 @@ import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
-from hmpo_jax.ops import attention
+from hmpo_jax.ops import block_attention
 from hmpo_jax.ops import products
 
 kernel_init = nn.initializers.normal(0.02)
@@ -18,7 +18,7 @@ kernel_init = nn.initializers.normal(0.02)
 # Names of what is dear to compute again: all but norms, rotations and what lies
 # inside of the feed-forward layer.
 _HEADS, _MIDDLE = 'layer_heads', 'layer_middle'
-DEAR = (_HEADS, _MIDDLE, attention.MIXED, attention.LOG_SUMS)
+DEAR = (_HEADS, _MIDDLE, block_attention.MIXED, block_attention.LOG_SUMS)
 
 # From query [..., H, Dh], key and value [..., K, Dh] to what is mixed
 # [..., H, Dh] and whatever else the caller wants of the layer.

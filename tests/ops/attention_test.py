@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.ops import attention
+from hmpo_jax.ops import block_attention
 from tests import reference
 
 _BATCH, _LENGTH, _HEADS, _WIDTH = 4, 21, 4, 4
@@ -245,7 +246,7 @@ class AttentionTest(parameterized.TestCase):
       *heads, _ = _arguments(2, dtype=dtype)
       (_, kept) = jax.eval_shape(
         functools.partial(
-          attention._forward, attention._Options(), _BLOCK_SIZE
+          block_attention._forward, block_attention.Options(), _BLOCK_SIZE
         ),
         *heads,
         _VALID,
