@@ -79,9 +79,7 @@ def train_step(
     The next state and the step's metrics, whose keys depend on `static` alone.
   """
   rollout = collect(static, state, hparams)
-  scores = task_lib.score_rollout(
-    policy.make_task(static), rollout, hparams.pays_exact
-  )
+  scores = policy.make_judge(static, hparams.pays_exact)(rollout)
   return learn(static, state, hparams, rollout, scores, measure)
 
 
@@ -255,7 +253,7 @@ def evaluate(
     pays_exact: see `task.score`.
   """
   rollout = respond(static, params, prompts)
-  scores = task_lib.score_rollout(policy.make_task(static), rollout, pays_exact)
+  scores = policy.make_judge(static, pays_exact)(rollout)
   return step_metrics.of_held_out(rollout, scores)
 
 

@@ -3,6 +3,8 @@
 `static` is `partition.static(config)`, the hashable part of a configuration.
 """
 
+from collections.abc import Callable
+import functools
 import math
 from typing import NamedTuple
 
@@ -30,6 +32,20 @@ def make_task(static) -> task_lib.Task:
       task.prompts, task.vocab_size, task.pad, task.stop, task.response_len
     )
   return digits.make(task.name, task.num_digits)
+
+
+def make_judge(
+  static, pays_exact: jax.Array | bool
+) -> Callable[[base.Rollout], task_lib.Score]:
+  """What scores a rollout, where the reward is a JAX function.
+
+  Args:
+    static: hashable part of the configuration.
+    pays_exact: [] whether the reward is exact match, see `task.score`.
+  """
+  return functools.partial(
+    task_lib.score_rollout, make_task(static), pays_exact=pays_exact
+  )
 
 
 def make_model(static) -> transformer.Transformer:

@@ -1,7 +1,5 @@
 """The compiled programs of a configuration, for whoever runs its steps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -52,7 +50,7 @@ class Programs:
     self.hparams = traced.hparams(config, replayed.load(config))
     self.task = policy.make_task(self.static)
     self._has_host_reward = bool(config.reward.function)
-    self.judge = _make_judge(config, self.task)
+    self.judge = self._make_judge()
     self.prompts = _held_out_prompts(config, self.task)  # [M, P]
 
   def warm_params(self) -> base.Params:
@@ -117,19 +115,17 @@ class Programs:
     """Rewards that need no skill, on the held-out prompts."""
     return task_lib.baselines(self.task, self.prompts, self.judge)
 
-
-def _make_judge(config, task):
-  """What scores a rollout: the task itself, or a function on the host."""
-  needs_answers = not config.reward.function or config.warm_start.num_steps > 0
-  if needs_answers and not task.has_answers:
-    raise prompt_file.unanswered(config.task.prompts)
-  if config.reward.function:
+  def _make_judge(self):
+    """What scores a rollout: the task itself, or a function on the host."""
+    config, reward = self._config, self._config.reward
+    needs_answers = not reward.function or config.warm_start.num_steps > 0
+    if needs_answers and not self.task.has_answers:
+      raise prompt_file.unanswered(config.task.prompts)
+    if not reward.function:
+      return policy.make_judge(self.static, self.hparams.pays_exact)
     return rewards_lib.HostReward(
-      config.reward.function, config.reward.timeout, task.prompt_len
+      reward.function, reward.timeout, self.task.prompt_len
     )
-  return functools.partial(
-    task_lib.score_rollout, task, pays_exact=config.reward.kind == 'exact'
-  )
 
 
 def _held_out_prompts(config, task):
