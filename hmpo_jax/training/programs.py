@@ -19,10 +19,10 @@ from hmpo_jax.training import warm_start
 # One compiled program for each static part, whatever the variant.
 _train_step = jax.jit(learner.train_step, static_argnums=0, donate_argnums=1)
 _evaluate = jax.jit(learner.evaluate, static_argnums=0)
-# The same in parts, around a reward on the host; the state must outlive a
-# reward function that fails, so that nothing is donated.
+# The same in parts, around a reward on the host. The state must outlive a
+# reward function that fails: only the part after it takes the state's memory.
 _collect = jax.jit(learner.collect, static_argnums=0)
-_learn = jax.jit(learner.learn, static_argnums=0)
+_learn = jax.jit(learner.learn, static_argnums=0, donate_argnums=1)
 _respond = jax.jit(learner.respond, static_argnums=0)
 _warm_start = jax.jit(warm_start.train, static_argnums=0)
 _init = jax.jit(learner.init, static_argnums=0)
