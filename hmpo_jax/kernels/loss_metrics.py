@@ -1,8 +1,10 @@
-"""What every loss reports, under the same keys.
+"""What every loss returns: its value, and metrics under the same keys.
 
 A fraction of a loss that clips tokens is a mean over rows of token means. No
 gradient flows through any of it.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +19,67 @@ from hmpo_jax.kernels import ratios
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
-def of_loss(
+class Terms(NamedTuple):
+  """What a loss makes of each row or of each token."""
+
+  objective: jax.Array  # [B] or [B, T] J
+  row_ratio: jax.Array  # [B] what stands for the ratio of a row, not clipped
+  # [B, T] not negative; share of each token in the gradient of its row, up to a
+  # factor, without a clip of the whole row.
+  coefficients: jax.Array
+  clipped: clips.Clipped  # low, high and outside [B] or [B, T]
+  dual: jax.Array  # bool [B] or [B, T], stopped by the dual clip
+
+
+def result(
   ratio: ratios.LogRatio,
-  mask: jax.Array,
   advantages: jax.Array,
-  row_ratio: jax.Array,
-  coefficients: jax.Array,
-  clipped: clips.Clipped,
-  dual: jax.Array,
-) -> dict[str, jax.Array]:
-  """Metrics of a loss.
+  terms: Terms,
+  aggregation: str,
+  length_scale: ratios.Scalar,
+) -> Result:
+  """The loss -J, and its metrics.
 
   Args:
     ratio: from `ratios.log_ratio`.
-    mask: [B, T] bool, true on the trained tokens.
     advantages: [B] or [B, T], 0 for rows without tokens and off the mask.
-    row_ratio: [B] what stands for the ratio of a row, not clipped.
-    coefficients: [B, T] not negative; share of each token in the gradient of
-      its row, up to a factor, without a clip of the whole row.
-    clipped: low, high and outside [B] or [B, T].
-    dual: bool [B] or [B, T], stopped by the dual clip.
+    terms: of the loss.
+    aggregation: see `ratios.aggregate`.
+    length_scale: see `ratios.aggregate`.
 
   Returns:
-    By name, scalars and, where it starts with histogram/, counts in the bins
-    of `histograms.EDGES`: log_row_ratio of the rows, log_token_weight of the
-    tokens, log (n w_t), 0 where all tokens of a row weigh the same; tokens
-    without weight, which a clip stopped, are not among them. The effective
-    advantage of a row is A_i times its ratio, 0 where it is stopped.
+    The loss [], and by name, scalars and, where it starts with histogram/,
+    counts in the bins of `histograms.EDGES`: log_row_ratio of the rows,
+    log_token_weight of the tokens, log (n w_t), 0 where all tokens of a row
+    weigh the same; tokens without weight, which a clip stopped, are not among
+    them. The effective advantage of a row is A_i times its ratio, 0 where it is
+    stopped.
   """
+  metrics = _of_terms(ratio, advantages, terms)
+  token_means = _per_row(terms.objective, ratio.mask)
+  return -ratios.aggregate(
+    token_means, ratio.mask, aggregation, length_scale
+  ), metrics
+
+
+def of_order(ratio: ratios.LogRatio, p: jax.Array) -> dict[str, jax.Array]:
+  """p and d log M_p / dp, means over rows, of a loss that has an order [B]."""
+  rows = jnp.any(ratio.mask, axis=1)
+  x, p = jax.lax.stop_gradient((ratio.x, p))
+  slope = jax.jvp(
+    lambda p: means.log_power_mean(x, ratio.mask, p), (p,), (jnp.ones_like(p),)
+  )[1]
+  return {
+    'mean/p': ratios.row_mean(p, rows),
+    'mean/dlog_dp': ratios.row_mean(slope, rows),
+  }
+
+
+def _of_terms(ratio, advantages, terms):
   ratio, advantages, row_ratio, coefficients = jax.lax.stop_gradient(
-    (ratio, advantages, row_ratio, coefficients)
+    (ratio, advantages, terms.row_ratio, terms.coefficients)
   )
+  mask, clipped, dual = ratio.mask, terms.clipped, terms.dual
   rows = jnp.any(mask, axis=1)
   if dual.ndim < clipped.low.ndim:
     dual = _per_token(dual)
@@ -77,21 +109,6 @@ def of_loss(
     **_log_ratio_metrics(ratio.x, mask),
     **agm.metrics(ratio.x, mask),
     **ratio.metrics,
-  }
-
-
-def of_order(
-  log_ratio: jax.Array, mask: jax.Array, p: jax.Array
-) -> dict[str, jax.Array]:
-  """p and d log M_p / dp, means over rows, of a loss that has an order [B]."""
-  rows = jnp.any(mask, axis=1)
-  x, p = jax.lax.stop_gradient((log_ratio, p))
-  slope = jax.jvp(
-    lambda p: means.log_power_mean(x, mask, p), (p,), (jnp.ones_like(p),)
-  )[1]
-  return {
-    'mean/p': ratios.row_mean(p, rows),
-    'mean/dlog_dp': ratios.row_mean(slope, rows),
   }
 
 

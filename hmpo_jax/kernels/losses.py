@@ -116,29 +116,28 @@ def power_mean_loss(
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   rows, advantages = ratios.of_rows(advantages, mask)
   p = jnp.broadcast_to(jnp.asarray(p, ratio.x.dtype), rows.shape)
+  clip_eps = clip_eps_low, clip_eps_high
   if clip == 'sequence':
     log_mean, weights = _mean(ratio.x, mask, p, p_grad)
     position = clips.center(ratio.x, mask, _or(p_clip, p), clip_center)
-    log_value, clipped = _clip_rows(
-      log_mean, advantages, position, clip_eps_low, clip_eps_high
-    )
+    log_value, clipped = _clip_rows(log_mean, advantages, position, clip_eps)
   else:
     if clip_center != 'one' or p_clip is not None:
       raise ValueError(
         f'{clip_center=}, {p_clip=}: must be one and None with '
         f'{clip=}, which stops tokens'
       )
-    clipped = clip_tokens(
-      clip, ratio.x, advantages, clip_eps_low, clip_eps_high
-    )
+    clipped = clip_tokens(clip, ratio.x, advantages, *clip_eps)
     log_value, weights = _mean(clipped.values, mask, p, p_grad)
     log_mean, weights = log_value, jnp.where(clipped.stopped, 0, weights)
   objective, dual = clips.objective(log_value, advantages, dual_clip)
-  metrics = loss_metrics.of_loss(
-    ratio, mask, advantages, jnp.exp(log_mean), weights, clipped, dual
+  terms = loss_metrics.Terms(
+    objective, jnp.exp(log_mean), weights, clipped, dual
   )
-  metrics |= loss_metrics.of_order(ratio.x, mask, p)
-  return -ratios.aggregate(objective, mask, aggregation, length_scale), metrics
+  loss, metrics = loss_metrics.result(
+    ratio, advantages, terms, aggregation, length_scale
+  )
+  return loss, metrics | loss_metrics.of_order(ratio, p)
 
 
 def arithmetic_harmonic_loss(
@@ -168,19 +167,16 @@ def arithmetic_harmonic_loss(
   )
   position = jnp.zeros_like(log_mean), jax.lax.stop_gradient(log_mean)
   log_value, clipped = _clip_rows(
-    log_mean, advantages, position, clip_eps_low, clip_eps_high
+    log_mean, advantages, position, (clip_eps_low, clip_eps_high)
   )
   objective, dual = clips.objective(log_value, advantages, dual_clip)
-  metrics = loss_metrics.of_loss(
-    ratio,
-    mask,
-    advantages,
-    jnp.exp(log_mean),
-    (weights_a + weights_h) / 2,
-    clipped,
-    dual,
+  weights = (weights_a + weights_h) / 2
+  terms = loss_metrics.Terms(
+    objective, jnp.exp(log_mean), weights, clipped, dual
   )
-  return -ratios.aggregate(objective, mask, aggregation, length_scale), metrics
+  return loss_metrics.result(
+    ratio, advantages, terms, aggregation, length_scale
+  )
 
 
 # All losses have their public names here.
@@ -264,13 +260,11 @@ def _or(order, p):
   return jnp.broadcast_to(jnp.where(jnp.isfinite(order), order, p), p.shape)
 
 
-def _clip_rows(log_mean, advantages, center, clip_eps_low, clip_eps_high):
+def _clip_rows(log_mean, advantages, center, clip_eps):
   """[B] logs of the means, those that are stopped at their edge."""
   shift, position = center
-  clipped = clips.one_sided(
-    position,
-    advantages,
-    *clips.edges(clip_eps_low, clip_eps_high, log_mean.dtype),
-  )
+  eps_low, eps_high = clip_eps
+  low_edge, high_edge = clips.edges(eps_low, eps_high, log_mean.dtype)
+  clipped = clips.one_sided(position, advantages, low_edge, high_edge)
   bound = jax.lax.stop_gradient(shift + clipped.values)
   return jnp.where(clipped.stopped, bound, log_mean), clipped

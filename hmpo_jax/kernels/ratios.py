@@ -25,6 +25,7 @@ class LogRatio(NamedTuple):
   """How far each token has left the policy that sampled it."""
 
   x: jax.Array  # [B, T] nats, 0 off the mask
+  mask: jax.Array  # [B, T] bool, true on the trained tokens
   clamped: jax.Array  # [B, T] bool, tokens without gradient
   logprobs: jax.Array  # [B, T] under the new policy, finite, 0 off the mask
   metrics: dict[str, jax.Array]
@@ -72,6 +73,7 @@ def log_ratio(
   bad = lambda values: jnp.sum(~jnp.isfinite(values), dtype=dtype)
   return LogRatio(
     x,
+    mask,
     clamped,
     logprobs,
     {

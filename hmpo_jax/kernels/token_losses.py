@@ -46,17 +46,15 @@ def gspo_token_loss(
   advantages = advantages.astype(ratio.x.dtype)
   constant = jax.lax.stop_gradient(ratio.x)
   log_mean = means.log_power_mean(constant, mask, 0.0)
-  return _token_loss(
-    ratio,
-    mask,
-    advantages,
+  terms = _clipped(
     log_mean[:, None] + (ratio.x - constant),
+    advantages,
     jnp.abs(advantages),
-    (clip_eps_low, clip_eps_high),
-    dual_clip,
-    aggregation,
-    length_scale,
-    row_ratio=jnp.exp(log_mean),
+    (clip_eps_low, clip_eps_high, dual_clip),
+    jnp.exp(log_mean),
+  )
+  return loss_metrics.result(
+    ratio, advantages, terms, aggregation, length_scale
   )
 
 
@@ -84,16 +82,15 @@ def grpo_loss(
   """
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   _, advantages = ratios.of_rows(advantages, mask)
-  return _token_loss(
-    ratio,
-    mask,
-    advantages,
+  terms = _clipped(
     ratio.x,
+    advantages[:, None],
     jnp.exp(ratio.x),
-    (clip_eps_low, clip_eps_high),
-    dual_clip,
-    aggregation,
-    length_scale,
+    (clip_eps_low, clip_eps_high, dual_clip),
+    ratios.token_mean(jnp.exp(ratio.x), mask),
+  )
+  return loss_metrics.result(
+    ratio, advantages, terms, aggregation, length_scale
   )
 
 
@@ -126,9 +123,7 @@ def cispo_loss(
   weight = jnp.exp(jnp.clip(x, low_edge, top))
   below, above = x < low_edge, x > high_edge
   bound = clips.Clipped(x, below, above, below | above)
-  return _weighted_loss(
-    ratio, mask, advantages, weight, bound, aggregation, length_scale
-  )
+  return _weighted(ratio, advantages, weight, bound, aggregation, length_scale)
 
 
 def reinforce_loss(
@@ -148,15 +143,8 @@ def reinforce_loss(
   """
   ratio = ratios.log_ratio(logprobs, old_logprobs, mask, log_ratio_max)
   _, advantages = ratios.of_rows(advantages, mask)
-  return _weighted_loss(
-    ratio,
-    mask,
-    advantages,
-    jnp.ones_like(ratio.x),
-    _not_clipped(ratio.x),
-    aggregation,
-    length_scale,
-  )
+  weight, bound = jnp.ones_like(ratio.x), _not_clipped(ratio.x)
+  return _weighted(ratio, advantages, weight, bound, aggregation, length_scale)
 
 
 def sapo_loss(
@@ -189,76 +177,45 @@ def sapo_loss(
   gate = jax.nn.sigmoid(tau * (r - 1))
   objective = 4 / tau * gate * advantages[:, None]
   # sech^2(z / 2) = 4 sigmoid(z) (1 - sigmoid(z)).
-  clipped = _not_clipped(ratio.x)
-  metrics = loss_metrics.of_loss(
-    ratio,
-    mask,
-    advantages,
-    ratios.token_mean(jnp.exp(ratio.x), mask),
-    r * 4 * gate * jax.nn.sigmoid(-tau * (r - 1)),
-    clipped,
-    clipped.low,
+  slope = r * 4 * gate * jax.nn.sigmoid(-tau * (r - 1))
+  terms = _not_stopped(ratio, objective, slope)
+  return loss_metrics.result(
+    ratio, advantages, terms, aggregation, length_scale
   )
-  return -ratios.aggregate(
-    ratios.token_mean(objective, mask), mask, aggregation, length_scale
-  ), metrics
 
 
-def _token_loss(
-  ratio,
-  mask,
-  advantages,
-  log_value,
-  coefficients,
-  clip_eps,
-  dual_clip,
-  aggregation,
-  length_scale,
-  row_ratio=None,
-):
-  """Loss of tokens that are clipped one by one; advantages [B] or [B, T]."""
-  of_tokens = advantages[:, None] if advantages.ndim == 1 else advantages
-  low_edge, high_edge = clips.edges(clip_eps[0], clip_eps[1], log_value.dtype)
-  clipped = clips.one_sided(log_value, of_tokens, low_edge, high_edge)
-  objective, dual = clips.objective(clipped.values, of_tokens, dual_clip)
-  if row_ratio is None:
-    row_ratio = ratios.token_mean(jnp.exp(log_value), mask)
-  metrics = loss_metrics.of_loss(
-    ratio,
-    mask,
-    advantages,
-    row_ratio,
-    jnp.where(clipped.stopped | dual, 0, coefficients),
-    clipped,
-    dual,
-  )
-  return -ratios.aggregate(
-    ratios.token_mean(objective, mask), mask, aggregation, length_scale
-  ), metrics
+def _clipped(log_value, advantages, coefficients, clip, row_ratio):
+  """Terms of tokens that are clipped one by one; arrays [B, T] or [B, 1]."""
+  eps_low, eps_high, dual_clip = clip
+  low_edge, high_edge = clips.edges(eps_low, eps_high, log_value.dtype)
+  clipped = clips.one_sided(log_value, advantages, low_edge, high_edge)
+  objective, dual = clips.objective(clipped.values, advantages, dual_clip)
+  coefficients = jnp.where(clipped.stopped | dual, 0, coefficients)
+  return loss_metrics.Terms(objective, row_ratio, coefficients, clipped, dual)
 
 
-def _weighted_loss(
-  ratio, mask, advantages, weight, bound, aggregation, length_scale
-):
+def _weighted(ratio, advantages, weight, bound, aggregation, length_scale):
   """Loss of log-probabilities with constant weights; `bound` stops none."""
   objective = weight * advantages[:, None] * ratio.logprobs
-  metrics = loss_metrics.of_loss(
-    ratio,
-    mask,
-    advantages,
-    ratios.token_mean(jnp.exp(ratio.x), mask),
-    weight,
-    _not_clipped(ratio.x),
-    jnp.zeros_like(bound.low),
+  terms = _not_stopped(ratio, objective, weight)
+  loss, metrics = loss_metrics.result(
+    ratio, advantages, terms, aggregation, length_scale
   )
-  rows = jnp.any(mask, axis=1)
+  rows = jnp.any(ratio.mask, axis=1)
   for side in ('low', 'high', 'outside'):
     metrics[f'clip/{side}_frac'] = ratios.row_mean(
-      ratios.token_mean(getattr(bound, side), mask), rows
+      ratios.token_mean(getattr(bound, side), ratio.mask), rows
     )
-  return -ratios.aggregate(
-    ratios.token_mean(objective, mask), mask, aggregation, length_scale
-  ), metrics
+  return loss, metrics
+
+
+def _not_stopped(ratio, objective, coefficients):
+  """Terms of tokens of which none is clipped."""
+  clipped = _not_clipped(ratio.x)
+  row_ratio = ratios.token_mean(jnp.exp(ratio.x), ratio.mask)
+  return loss_metrics.Terms(
+    objective, row_ratio, coefficients, clipped, clipped.low
+  )
 
 
 def _not_clipped(x):
