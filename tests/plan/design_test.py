@@ -434,7 +434,7 @@ class ConfigsTest(parameterized.TestCase):
     ('plan_ladder', 4 * 7 * 12),
     ('plan_ladder:pilot', 9 * 8),
     ('plan_calm', 9 * 2 * 16),
-    ('plan_own', 9 * 2 * 16),
+    ('plan_own', 9 * 16),
     ('plan_moving', 10 * 16),
     ('plan_controls', 15 * 8),
     ('plan_logits', 2 * 4 * 12),
