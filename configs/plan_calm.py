@@ -89,7 +89,8 @@ def _pilot():
     for steps in (80, 110, 150)
   }
   for kind, rate in (('share', 1e-4), ('exact', 1e-4), ('exact', 3e-5)):
-    tasks[f'{kind}-after-80-rate-{rate:g}'] = tasks[f'{kind}-after-80'] | {
+    tasks[f'{kind}-after-80-rate-{rate:g}'] = {
+      **tasks[f'{kind}-after-80'],
       'optim.learning_rate': rate,
       'optim.adam_learning_rate': rate,
     }
