@@ -12,6 +12,7 @@ from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import losses
 from hmpo_jax.kernels import means
 from hmpo_jax.kernels import ratios
+from hmpo_jax.training import objective
 from hmpo_jax.training import policy
 from hmpo_jax.training import update
 
@@ -121,12 +122,10 @@ def compare_means(
   logprobs, pull_back = jax.vjp(forward, learned.params)
   old_logprobs = jnp.where(batch.is_on_policy, logprobs, batch.old_logprobs)
   batch = batch._replace(old_logprobs=old_logprobs)
-  orders = update.row_orders(
-    static, hparams, learned.controls, batch, logprobs, old_logprobs
-  )
   ratio = ratios.log_ratio(
     logprobs, old_logprobs, batch.mask, hparams.loss['log_ratio_max']
   )
+  orders = objective.row_orders(static, hparams, learned.controls, batch, ratio)
 
   def compare(settings):
     widths, dual_clip = settings
@@ -231,7 +230,7 @@ def _slopes(static, hparams, widths, batch, logprobs, orders):
     )
 
   def current(logprobs):
-    loss, _ = update.policy_loss(
+    loss, _ = objective.policy_loss(
       static, hparams, widths, batch, logprobs, batch.old_logprobs, orders
     )
     return loss

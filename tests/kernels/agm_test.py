@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmpo_jax.kernels import agm
+from hmpo_jax.training import objective
 from hmpo_jax.training import update
 from tests import small
 
@@ -128,7 +129,7 @@ class RangeTest(parameterized.TestCase):
       else {'loss__clip_eps_low': 0.4, 'loss__clip_eps_high': 0.4}
     )
     static, hparams, _ = small.start(small.config(**(widths | overrides)))
-    low, high = update._clip_range(static, update.start_controls(hparams))
+    low, high = objective._clip_range(static, update.start_controls(hparams))
     x = jnp.array([[0.1, -0.1]])
     result = _made(x, jnp.ones((1, 2), bool), low, high)
     log_a = math.log(math.cosh(0.1))
