@@ -48,7 +48,7 @@ def make(plan: records.Plan, seeds: pandas.DataFrame) -> pandas.DataFrame:
     for contrast in _others(plan.about)
   ]
   table = pandas.DataFrame(rows, columns=_COLUMNS)
-  table = table.astype(dict.fromkeys(_NUMBERS, float))
+  table = table.astype(dict.fromkeys(_TESTED + _BESIDE, float))
   return _judged(plan.about, table).drop(columns=['low_2alpha', 'high_2alpha'])
 
 
@@ -103,24 +103,8 @@ def pairs(
   return joined.iloc[:, 0].to_numpy(float), joined.iloc[:, 1].to_numpy(float)
 
 
-_NUMBERS = (
-  'mean',
-  'low',
-  'high',
-  'low_2alpha',
-  'high_2alpha',
-  'p',
-  'adjusted',
-  'smallest',
-  'gain',
-  'correlation',
-  'diverge',
-)
 _NAMED = ('name', 'variant', 'baseline', 'outcome', 'task', 'minus')
-_COLUMNS = (
-  *_NAMED,
-  'n',
-  'planned',
+_TESTED = (
   'mean',
   'low',
   'high',
@@ -128,12 +112,9 @@ _COLUMNS = (
   'high_2alpha',
   'p',
   'adjusted',
-  'verdict',
-  'smallest',
-  'gain',
-  'correlation',
-  'diverge',
 )
+_BESIDE = ('smallest', 'gain', 'correlation', 'diverge')
+_COLUMNS = (*_NAMED, 'n', 'planned', *_TESTED, 'verdict', *_BESIDE)
 
 
 def _others(about):
