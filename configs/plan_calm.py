@@ -1,6 +1,6 @@
 """Calm: what does the mean change where training is calm?
 
-Confirmatory in one contrast: does it hang on the reward which order is better?
+Confirmatory in one contrast: does it depend on the reward which order is better?
 One task pays each right token (`share`), the other only answers that are right
 as a whole (`exact`); both start from the same warm starts. The other arms,
 exploratory, split HMPO - GSPO at GSPO's settings into token weights and clip

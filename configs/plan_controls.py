@@ -2,7 +2,7 @@
 
 Exploratory. Under one update per rollout all ratios are 1, so that the arms of
 three orders must be one run; with permuted advantages, or a learning rate of 0,
-nothing can be learned. The rest asks what the means' differences hang on: a
+nothing can be learned. The rest asks what the means' differences depend on: a
 sampler that tells some log-probabilities wrong, a learning rate that decays, a
 warm start that Muon made.
 

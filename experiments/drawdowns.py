@@ -1,4 +1,4 @@
-"""Does the A-H gap foretell drawdowns beyond what else is known?
+"""Does the A-H gap predict drawdowns beyond what else is known?
 
   python experiments/drawdowns.py --workdir=runs/plan
 

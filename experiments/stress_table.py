@@ -54,7 +54,7 @@ _COLUMNS = (
   'heldout_reward_first',
   'heldout_reward_last',
 )  # of the summary
-_STEPS_AFTER = 20  # that are done again to measure the overshoot
+_STEPS_AFTER = 20  # that are recomputed to measure the overshoot
 
 
 def main(_) -> None:

@@ -1,6 +1,6 @@
 """Stands in for a plan's worker: makes run folders without training.
 
-What a run does hangs on its order p: 9 fails for a numerical cause, 8 kills the
+What a run does depends on its order p: 9 fails for a numerical cause, 8 kills the
 process, 7 ends it with a code, 6 waits to be asked to stop, 5 is refused;
 others finish.
 """

@@ -3,7 +3,7 @@
 Two groups for each shape (sequences, tokens, query heads, key heads, head
 width): the forward pass, and the forward pass with all gradients. One sequence
 in four is left-padded. GFLOP/s count the products of visible logits alone, each
-made once: what is above the diagonal, or made again, is overhead.
+made once: what is above the diagonal, or recomputed, is overhead.
 """
 
 import functools

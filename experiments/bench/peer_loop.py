@@ -70,7 +70,7 @@ class Steps:
     generate: Callable,
     lengths: Callable[[Any], Iterable[tuple[int, int]]],
   ) -> Callable:
-    """`generate`, whose time is told apart from the rest of the step.
+    """`generate`, whose time is separated from the rest of the step.
 
     Args:
       generate: returns when the responses are there.

@@ -1,4 +1,4 @@
-"""Whether one number foretells drawdowns beyond others, seed by seed.
+"""Whether one number predicts drawdowns beyond others, seed by seed.
 
 A logistic regression is fitted on all seeds but one and scores the steps of
 that one; the area under the ROC curve (AUC) of all such scores with the number,

@@ -98,7 +98,7 @@ def _write_tables(findings, folder):
 
 
 def _copy_origin(plan, workdir, out):
-  """What a report without its plan's folder can be made again from."""
+  """What a report without its plan's folder is made from."""
   shutil.copyfile(workdir / 'plan.json', out / 'plan.json')
   folder = _empty(out / 'configs')
   for run in plan.about['runs']:

@@ -15,10 +15,10 @@ from hmpo_jax.ops import products
 
 kernel_init = nn.initializers.normal(0.02)
 
-# Names of what is dear to compute again: all but norms, rotations and what lies
+# Names of what is expensive to recompute: all but norms, rotations and what lies
 # inside of the feed-forward layer.
 _HEADS, _MIDDLE = 'layer_heads', 'layer_middle'
-DEAR = (_HEADS, _MIDDLE, block_attention.MIXED, block_attention.LOG_SUMS)
+EXPENSIVE = (_HEADS, _MIDDLE, block_attention.MIXED, block_attention.LOG_SUMS)
 
 # From query [..., H, Dh], key and value [..., K, Dh] to what is mixed
 # [..., H, Dh] and whatever else the caller wants of the layer.

@@ -23,7 +23,7 @@ from hmpo_jax.optim import qk_weights
 
 # What is kept of a layer for the backward pass, by `config.model.remat`.
 _REMAT_POLICIES = {
-  'light': jax.checkpoint_policies.save_only_these_names(*layers_lib.DEAR),
+  'light': jax.checkpoint_policies.save_only_these_names(*layers_lib.EXPENSIVE),
   'dots': jax.checkpoint_policies.dots_saveable,
   'layer': jax.checkpoint_policies.nothing_saveable,
 }

@@ -27,7 +27,7 @@ class Program(NamedTuple):
   runs: list[design.Run]
   num_steps: int
   num_evaluations: int
-  # What its warm starts hang on, and no earlier program's.
+  # What its warm starts depend on, and no earlier program's.
   warm_starts: set[str]
 
 

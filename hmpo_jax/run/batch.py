@@ -32,7 +32,7 @@ from hmpo_jax.training import learner
 from hmpo_jax.training import programs as programs_lib
 from hmpo_jax.training import run_axis
 
-# What hangs on the loop and not on a run, so that a group has it in common.
+# What depends on the loop and not on a run, so that a group has it in common.
 _SHARED = ('num_steps', 'eval', 'checkpoint', 'mechanism')
 
 

@@ -1,4 +1,4 @@
-"""Steps of a finished or interrupted run, done again from its checkpoints."""
+"""Steps of a finished or interrupted run, recomputed from its checkpoints."""
 
 from collections.abc import Iterator
 import contextlib
@@ -34,7 +34,7 @@ _REWARD = 'reward.function'
 class Check(NamedTuple):
   """What `verify` found."""
 
-  start: int  # finished steps before the first that was done again
+  start: int  # finished steps before the first that was recomputed
   end: int  # the last one
   num_arrays: int  # of the state, compared at the end
   difference: str  # the first that differs and how; '' if all is equal
@@ -292,7 +292,7 @@ def _nonfinite(place, arrays):
 
 
 def _record_difference(step, values, record):
-  """Whether metrics done again are those of the record, as it writes them."""
+  """Whether metrics recomputed are those of the record, as it writes them."""
   for name, value in values.items():
     if tensorboard.is_for_board(name):
       continue

@@ -2,7 +2,7 @@
 
 Runs of one static configuration differ in what is traced: seed, order of the
 mean, clip range, learning rate. Their states and hyperparameters, stacked leaf
-by leaf, go through one compiled program, whose size doesn't hang on how many
+by leaf, go through one compiled program, whose size doesn't depend on how many
 they are.
 """
 

@@ -154,7 +154,7 @@ class AnswersTest(plan_case.PlanTestCase):
       part,
     )
 
-  def test_what_foretells_drawdowns_is_told_where_it_was_asked(self):
+  def test_what_predicts_drawdowns_is_told_where_it_was_asked(self):
     self._block('one', _ARMS)
     (self.results / 'one/tables/drawdowns.csv').write_text(
       'base,predictor,auc,increment,low,high,warned,lead,false_alarms\n'

@@ -142,7 +142,7 @@ class ReplayTest(_Folder):
     with run_records.Writer(self.folder, 0) as writer:
       for step, record in enumerate(records, 1):
         writer.write(step, record, {})
-    # Another start: what is replayed doesn't hang on it.
+    # Another start: what is replayed doesn't depend on it.
     replay = programs.Programs(self._config(num_steps=3, loss__p=-1.0))
     self.assertLen(np.unique(replay.hparams.exponent.path), 3)
     again = _steps(replay.static, first, replay.hparams)

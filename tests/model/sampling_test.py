@@ -1,6 +1,6 @@
-"""Sampled responses: where they end, how likely they were, what they hang on.
+"""Sampled responses: where they end, how likely they were, what they depend on.
 
-A chain is a model whose next token hangs on the last one alone, by a table.
+A chain is a model whose next token depends on the last one alone, by a table.
 """
 
 import functools

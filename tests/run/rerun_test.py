@@ -1,4 +1,4 @@
-"""Steps done again: verify finds one flipped bit, replay the first NaN."""
+"""Steps recomputed: verify finds one flipped bit, replay the first NaN."""
 
 import json
 import pathlib
