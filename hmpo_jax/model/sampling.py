@@ -63,7 +63,7 @@ def sample(
     temperature: [] divides the logits before the softmax.
     greedy: takes the likeliest token instead of drawing one.
     top_k: draws from the k likeliest tokens, 0 from all; see
-      kernels/truncation.py.
+      ops/truncation.py.
     top_p: draws from the likeliest tokens of that mass.
     bucket: tokens by which the cache grows, 0 for a quarter of the response but
       at least 16; whatever it is, the tokens are the same.

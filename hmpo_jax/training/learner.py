@@ -4,7 +4,7 @@ A step samples one rollout, turns rewards into group advantages, and makes
 several epochs of minibatch updates against the policy that sampled. Where the
 reward is a JAX function this is `train_step`; a reward on the host stands
 between its halves `collect` and `learn`. `static` is the hashable part of a
-configuration, `partition.static(config)`; all else is traced.
+configuration, `traced.static(config)`; all else is traced.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The policy of a configuration: its task, its model, its log-probabilities.
 
-`static` is `partition.static(config)`, the hashable part of a configuration.
+`static` is `traced.static(config)`, the hashable part of a configuration.
 """
 
 from collections.abc import Callable
