@@ -61,7 +61,7 @@ class BenchTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     # Here JAX has counted its devices already.
-    self.enter_context(mock.patch.object(bench.runs, 'one_device_per_core'))
+    self.enter_context(mock.patch.object(bench.run_axis, 'one_device_per_core'))
 
   def test_files_and_tables_hold_what_was_measured(self):
     suite = timing.Suite(lambda options: _ROWS[:], tuple, ('2x3',), 2)
