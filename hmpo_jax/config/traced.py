@@ -20,7 +20,7 @@ def hparams(config, replayed: np.ndarray | None = None) -> base.HParams:
 
   Args:
     config: validated.
-    replayed: [S] orders of exponent kind 'replayed', see trajectory.load; cut,
+    replayed: [S] orders of exponent kind 'replayed', see `replayed.load`; cut,
       or continued by the last one, to one for each step. Other kinds ignore it.
 
   Raises:

@@ -1,1 +1,1 @@
-"""Pure functions of arrays: means, losses, advantages, log-probabilities."""
+"""Pure functions of arrays: means, ratios, clips, losses, KL."""

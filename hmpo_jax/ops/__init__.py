@@ -1,1 +1,1 @@
-"""Array operations below the model: attention, products, vocabulary."""
+"""Array operations below the model: attention, log-probabilities."""

@@ -152,11 +152,11 @@ def muon_clip(
 
   Args:
     learning_rate: [] of the hidden matrices.
-    tau: see `qk_clip`.
-    attention: see `qk_clip`.
-    mode: see `qk_clip`.
-    alpha: see `qk_clip`.
-    monitor_tau: see `qk_clip`.
+    tau: [] largest attention logit that is left alone; see `qk_clip`.
+    attention: the weights of queries and keys; see `qk_clip`.
+    mode: 'weights', 'gain' or 'off'; see `qk_clip`.
+    alpha: [] the queries' share of the rescaling.
+    monitor_tau: [] updates with a logit above it are counted.
     **muon_options: of `muon.muon`.
 
   Returns:
@@ -190,9 +190,9 @@ def undone(
     params: after the update.
     factors: per head, gamma of that update: last_factor of the state; where it
       is 1 the parameters keep their bits.
-    attention: see `qk_clip`.
-    mode: see `qk_clip`; with 'off' nothing was rescaled.
-    alpha: see `qk_clip`.
+    attention: the weights of queries and keys, as for `qk_clip`.
+    mode: as for `qk_clip`; with 'off' nothing was rescaled.
+    alpha: [] the queries' share of the rescaling, as for `qk_clip`.
   """
   if mode == 'off':
     return params

@@ -60,7 +60,7 @@ class Contrast:
 
   @property
   def name(self) -> str:
-    """As the report calls it."""
+    """As reports call it: `hmpo - gspo on sort`."""
     return kinds.name_of(self.variant, self.baseline, self.task, self.minus)
 
 
@@ -79,7 +79,10 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """An experiment plan; see rules.py for what must hold."""
+  """Variants, tasks, seeds, and the contrasts that compare them.
+
+  `rules.check` says what must hold of it.
+  """
 
   question: str
   variants: Mapping[str, Variant]

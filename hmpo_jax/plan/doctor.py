@@ -1,4 +1,4 @@
-"""Can a plan answer its question, and what does it cost?"""
+"""What `compare.py --dry-run` says: can a plan answer, and what does it cost?"""
 
 from collections.abc import Mapping
 from collections.abc import Sequence

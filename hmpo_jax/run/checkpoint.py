@@ -1,5 +1,7 @@
 """Checkpoints of a run by orbax, sealed by digests, and single trees on disk.
 
+A checkpoint holds the `learner.TrainState` and what else `Session` gives it.
+
 Orbax restores array bytes that were flipped on disk without a word. So each
 checkpoint has a file of SHA-256 digests beside it, written last: a checkpoint
 without a seal was not finished, one that differs from its seal is damaged.

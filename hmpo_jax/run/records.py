@@ -46,7 +46,7 @@ class Writer:
       workdir: run folder.
       step: finished steps; what the files hold of later ones is dropped, and
         so is a last line that is not whole.
-      config: see `board.Board`.
+      config: of the run, which TensorBoard shows; None shows none.
 
     Raises:
       ConfigError: a file that doesn't hold these steps, each once.
@@ -99,7 +99,7 @@ class Writer:
       values: numbers, booleans or arrays by name, the same names each time. A
         value that is not finite is written as the last finite one of its name,
         0 if there was none, counted under `nonfinite_values` and named in
-        faults.jsonl. What `board.is_for_board` is shown alone.
+        faults.jsonl. What `tensorboard.is_for_board` is shown alone.
       timing: seconds and rates.
       fault: what else went wrong in the step, for its line of faults.jsonl,
         which is written before the record.

@@ -23,7 +23,7 @@ def make(records, extra, baselines, config):
   """What a run came to; no wall-clock times.
 
   Args:
-    records: of all its steps, as `metrics.read_measured` gives them.
+    records: of all its steps, as `records.read_measured` gives them.
     extra: held-out metrics of the first and the last evaluation, the settings
       that a controller has left, and why it ended the run, if it did.
     baselines: rewards that need no skill.

@@ -51,8 +51,8 @@ def train(config, workdir: str | pathlib.Path) -> dict:
   Raises:
     ConfigError: a value that can't run, or a folder of another configuration.
     Interrupted: a signal came; the step was finished and is in a checkpoint.
-    NumericalStop: see config.train.max_skips; also where every update of a run
-      was skipped for a numerical cause.
+    NumericalStop: config.train.max_skips updates in a row, or all of the run,
+      were skipped for a numerical cause.
     RewardStop: the reward function failed; all steps before are kept.
     OSError: the disk takes no more; what was written is whole.
   """

@@ -1,7 +1,7 @@
 """The process of a user's function, which may do there whatever it likes.
 
 It runs alone in the main thread, so that alarms, signals and process pools are
-its own. Of this package the process imports `answers` alone and so starts in
+its own. Of this package the process imports `replies` alone and so starts in
 some hundredths of a second; what else it imports is the user's.
 """
 
@@ -93,11 +93,11 @@ class Host:
       raise replies.Refused('gave an object without __call__')
 
   def numbers(self, *arguments):
-    """Calls it; see `answers.numbers`."""
+    """What it returns, as numbers; see `replies.numbers`."""
     return replies.numbers(self._function(*arguments))
 
   def decisions(self, *arguments):
-    """Calls it; see `answers.decisions`."""
+    """What it returns, as decisions; see `replies.decisions`."""
     return replies.decisions(self._function(*arguments))
 
   def _described(self, error):

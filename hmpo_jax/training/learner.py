@@ -19,7 +19,7 @@ from hmpo_jax.kernels import advantages as advantages_lib
 from hmpo_jax.kernels import clips
 from hmpo_jax.kernels import exponents
 from hmpo_jax.kernels import kl
-from hmpo_jax.model import sampling as rollout_lib
+from hmpo_jax.model import sampling
 from hmpo_jax.optim import factory
 from hmpo_jax.tasks import task as task_lib
 from hmpo_jax.training import clip_drift
@@ -99,7 +99,7 @@ def collect(static, state: TrainState, hparams: base.HParams) -> base.Rollout:
   )
   if static.rollout.old_logprobs == 'sampler':
     key = jax.random.fold_in(step_key(state), 5)  # after the `_step_keys`
-    rollout = rollout_lib.mismatched(
+    rollout = sampling.mismatched(
       key, rollout, hparams.mismatch_frac, hparams.mismatch_size
     )
   return rollout
@@ -276,7 +276,7 @@ def _sampler(static, state):
 
 def _sample(static, params, prompts, keys, temperature, greedy=False):
   task = policy.make_task(static)
-  return rollout_lib.sample(
+  return sampling.sample(
     policy.make_model(static),
     params,
     prompts,

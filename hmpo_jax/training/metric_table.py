@@ -2,7 +2,8 @@
 
 A step's update, TensorBoard, the reading of records, reports and
 docs/telemetry.md all read these rows, so that a metric is added by the kernel
-that computes it and by its row.
+that computes it and by its row. Titles of charts stand in run/tensorboard.py,
+labels of what a whole run came to in analysis/measures.py.
 """
 
 import fnmatch

@@ -1,6 +1,7 @@
 """The supervised start: a policy that gets a part of the answers right.
 
 Reinforcement learning then improves it, as it does a language model.
+run/first_params.py keeps its parameters in a cache and hands them to runs.
 """
 
 import functools
