@@ -42,7 +42,7 @@ class TreesTest(absltest.TestCase):
     tree = self._copy()
     here, equal = self._run(_ROOT, 'here'), self._run(tree, 'equal')
     self.assertFalse(same_bits.report(equal, here, []), self._said.getvalue())
-    file = tree / 'hmpo_jax' / 'warm_start.py'
+    file = tree / 'hmpo_jax' / 'training' / 'warm_start.py'
     text = file.read_text(encoding='utf-8')
     self.assertIn(_CONSTANT, text)
     file.write_text(text.replace(_CONSTANT, 'b2=0.951'), encoding='utf-8')
