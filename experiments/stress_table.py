@@ -27,6 +27,7 @@ from absl import flags
 import jax
 import numpy as np
 
+from hmpo_jax.analysis import overshoot
 from hmpo_jax.config import files as config_files
 from hmpo_jax.run import command_line
 from hmpo_jax.run import records as run_records
@@ -93,7 +94,7 @@ def _runs(workdir):
     told = {key: summary[key] for key in _COLUMNS}
     rows.append(
       {'task': length, 'arm': mode, 'seed': seed}
-      | against_tau(logits, tau)
+      | overshoot.against_tau(logits, tau)
       | told
       | {'skipped': sum(summary['skipped'].values())}
     )
@@ -138,7 +139,7 @@ def _overshoots(folder, tau):
       ).max_logits
 
     def of_pair(one, two, is_fresh):
-      found = factors(
+      found = overshoot.factors(
         np.asarray(logits(one.learned.params, one.batch)),
         np.asarray(logits(two.learned.params, one.batch)),
         np.asarray(logits(two.learned.params, two.batch)),
@@ -292,49 +293,6 @@ def _draw_factors(axes, fresh, same, spread):
   axes.set_xlabel('same minibatch after the update / tau')
   axes.set_ylabel('spread: next minibatch / same')
   axes.legend(frameon=False, fontsize='small', loc='lower left')
-
-
-def against_tau(logits: np.ndarray, tau: float) -> dict[str, float]:
-  """How a run's logits stand to tau.
-
-  Args:
-    logits: [steps, updates] largest attention logit of each update.
-    tau: threshold of the clip.
-
-  Returns:
-    steps_over_tau: share of the steps with an update above tau.
-    first_over: number of the first update above tau; that of updates if none.
-    below_115: share of the later updates that are below 1.15 tau; 1 if none.
-    largest_after: largest of the later ones over tau; 0 if none.
-  """
-  over = logits > tau
-  first = int(np.argmax(over)) if over.any() else over.size
-  after = logits.ravel()[first + 1 :] / tau
-  return {
-    'steps_over_tau': float(np.mean(over.any(axis=1))),
-    'first_over': first,
-    'below_115': float(np.mean(after < 1.15)) if after.size else 1.0,
-    'largest_after': float(np.max(after, initial=0)),
-  }
-
-
-def factors(
-  before: np.ndarray, same: np.ndarray, following: np.ndarray, tau: float
-) -> np.ndarray:
-  """What led to the logits of heads that exceed tau.
-
-  Args:
-    before: [N_l, H] logits that an update was given.
-    same: those of the same minibatch after it.
-    following: those of the next minibatch after it.
-    tau: threshold of the clip.
-
-  Returns:
-    [n, 3] left, growth and spread, whose product is following / tau.
-  """
-  left = np.minimum(before, tau)
-  parts = np.stack([left / tau, same / left, following / same], axis=-1)
-  return parts[following > tau]
 
 
 if __name__ == '__main__':

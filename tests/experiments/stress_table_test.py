@@ -11,7 +11,7 @@ import tempfile
 from absl.testing import absltest
 import numpy as np
 
-from experiments import stress_table
+from hmpo_jax.analysis import overshoot
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _SMALL = """
@@ -81,7 +81,7 @@ class ExperimentTest(absltest.TestCase):
 
 class AgainstTauTest(absltest.TestCase):
   def test_only_updates_after_the_first_above_tau_count(self):
-    found = stress_table.against_tau(
+    found = overshoot.against_tau(
       np.array([[1.0, 2.0], [60.0, 10.0], [11.0, 11.6], [9.0, 10.0]]), 10.0
     )
     self.assertEqual(found['first_over'], 2)
@@ -90,14 +90,14 @@ class AgainstTauTest(absltest.TestCase):
     self.assertAlmostEqual(found['largest_after'], 1.16)
 
   def test_nothing_above_tau(self):
-    found = stress_table.against_tau(np.ones((2, 3)), 10.0)
+    found = overshoot.against_tau(np.ones((2, 3)), 10.0)
     self.assertEqual(tuple(found.values()), (0.0, 6, 1.0, 0.0))
 
   def test_overshoot_is_a_product_for_heads_above_tau(self):
     before = np.array([[9.0, 12.0], [30.0, 5.0]])
     same = np.array([[9.0, 11.0], [10.0, 6.0]])
     following = np.array([[9.0, 10.0], [12.0, 18.0]])
-    found = stress_table.factors(before, same, following, 10.0)
+    found = overshoot.factors(before, same, following, 10.0)
     np.testing.assert_allclose(found, [[1.0, 1.0, 1.2], [0.5, 1.2, 3.0]])
 
 
