@@ -170,6 +170,7 @@ _RULES: tuple[Run | Look, ...] = (
     'makes an environment, for an installation',
   ),
   Look(r'(ruff (check|format)|mypy)\b.*', 'is run over everything by .ci/run'),
+  Look(r'pre-commit install', 'changes the checkout'),
   Look(r'mkdocs (build.*|serve)', 'is built by .ci/run; a server never ends'),
   Look(r'tensorboard --logdir=runs', 'is a server, which never ends'),
   Look(r'python docs/(api|metric)_tables\.py', 'writes the pages'),
