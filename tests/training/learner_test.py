@@ -94,7 +94,7 @@ class TrainStepTest(parameterized.TestCase):
         **{f'rollout__{key}': value for key, value in options.items()}
       )
     )
-    with mock.patch.object(learner.rollout_lib, 'sample') as sample:
+    with mock.patch.object(learner.sampling, 'sample') as sample:
       learner.collect(static, state, hparams)
     given = sample.call_args.kwargs
     self.assertEqual({key: given.get(key) for key in options}, options)
